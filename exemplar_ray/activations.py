@@ -1,0 +1,186 @@
+"""Activations: run a network up to the deepest wanted layer, pool each channel's map.
+
+A statistic pools a layer's output to one number a channel; a new one is one function in
+`STATISTICS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+import torch
+from torch import Tensor, nn
+
+from exemplar_ray.errors import UsageError, near_matches
+from exemplar_ray.spec import Layer, Preprocess, parse_channels
+
+STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda maps: maps.mean(dim=(2, 3)),
+    "max": lambda maps: maps.amax(dim=(2, 3)),
+}
+"""name -> function from a float32 [images, channels, height, width] to [images, channels]."""
+
+
+class Trunk:
+    """The part of a network that the wanted layers need, and its pooled activations.
+
+    The forward pass is the network's own and ends as soon as every wanted layer has run.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: Sequence[Layer],
+        statistics: Sequence[str],
+        preprocess: Preprocess,
+        device: torch.device,
+    ) -> None:
+        self.device = device
+        self._module = module.to(device).eval()
+        self._layers = {layer.name: layer for layer in layers}
+        self._statistics = statistics
+        self._preprocess = preprocess
+
+    def __call__(self, crops: Tensor) -> dict[tuple[str, str], Tensor]:
+        """Score one batch.
+
+        Args:
+            crops: uint8 [images, crop, crop, 3], as `images.crop` makes them.
+
+        Returns:
+            {(layer, statistic): float32 [images, wanted channels]} on the trunk's device.
+        """
+        pooled: dict[tuple[str, str], Tensor] = {}
+
+        def pool(name: str, output: Tensor) -> bool:
+            wanted = self._layers[name]
+            if len(wanted.channels) < wanted.channel_count:
+                index = torch.tensor(wanted.channels, device=output.device)
+                output = output.index_select(1, index)
+            for statistic in self._statistics:
+                values = STATISTICS[statistic](output) if output.dim() == 4 else output
+                pooled[name, statistic] = values.float()
+            return len(pooled) == len(self._layers) * len(self._statistics)
+
+        with _hooked(self._module, list(self._layers), pool), torch.inference_mode(), reference_precision():
+            _run(self._module, to_input(crops.to(self.device), self._preprocess))
+        return pooled
+
+
+def to_input(crops: Tensor, preprocess: Preprocess) -> Tensor:
+    """Turn uint8 [images, height, width, 3] crops into float32 [images, 3, height, width] input.
+
+    With scale 1 this is torchvision's `ToTensor` and `Normalize`, bit for bit.
+    """
+    x = crops.permute(0, 3, 1, 2).contiguous().float()
+    if preprocess.scale != 255.0:
+        x = x.div(255.0).mul(preprocess.scale)
+    mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (preprocess.mean, preprocess.std))
+    return x.sub(mean).div(std)
+
+
+@contextmanager
+def reference_precision() -> Iterator[None]:
+    """Compute in full float32: TensorFloat-32 off, algorithms not chosen by timing."""
+    cudnn = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = False
+    try:
+        with cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        matmul.allow_tf32 = before
+
+
+def check_statistics(statistics: Sequence[str]) -> None:
+    """Refuse a statistic that is not in `STATISTICS`.
+
+    Raises:
+        UsageError: with near matches.
+    """
+    for name in statistics:
+        if name not in STATISTICS:
+            raise UsageError(f"unknown statistic '{name}'; {near_matches(name, STATISTICS)}")
+
+
+def describe_layers(
+    module: nn.Module, names: Sequence[str], channels: str, preprocess: Preprocess
+) -> tuple[Layer, ...]:
+    """Find out what the wanted layers give, by a forward pass over one grey image.
+
+    Args:
+        module: a network in eval mode on the CPU.
+        names: module names, as `module.named_modules()` spells them.
+        channels: the wanted channels, as `spec.parse_channels` reads them.
+
+    Raises:
+        UsageError: a layer does not exist, does not run exactly once in a forward pass, or
+            its output has no channels; or a channel is out of range.
+    """
+    known = [name for name, _ in module.named_modules() if name]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown layer '{name}'; {near_matches(name, known)}")
+    shapes: dict[str, list[torch.Size | str]] = {name: [] for name in names}
+
+    def look(name: str, output: object) -> bool:
+        shapes[name].append(output.shape if isinstance(output, Tensor) else type(output).__name__)
+        return False
+
+    grey = torch.full((1, preprocess.crop, preprocess.crop, 3), 128, dtype=torch.uint8)
+    with _hooked(module, names, look), torch.inference_mode():
+        try:
+            _run(module, to_input(grey, preprocess))
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise UsageError(
+                f"the model fails on a {preprocess.crop} x {preprocess.crop} image: {str(error).splitlines()[0]}"
+            ) from error
+    return tuple(_describe(name, shapes[name], channels) for name in names)
+
+
+def _describe(name: str, shapes: list[torch.Size | str], channels: str) -> Layer:
+    if len(shapes) != 1:
+        raise UsageError(f"layer '{name}' runs {len(shapes)} times in a forward pass; name one that runs once")
+    shape = shapes[0]
+    if isinstance(shape, str):
+        raise UsageError(f"layer '{name}' gives a {shape}, not a tensor; name a layer inside it")
+    if len(shape) not in (2, 4):
+        raise UsageError(
+            f"layer '{name}' gives a tensor of shape {list(shape)}; a layer's output is "
+            "[images, channels, height, width] or [images, channels]"
+        )
+    try:
+        wanted = parse_channels(channels, shape[1])
+    except UsageError as error:
+        raise UsageError(f"layer '{name}': {error}") from None
+    return Layer(name, shape[1], tuple(shape[2:]) or None, wanted)
+
+
+class _EnoughError(Exception):
+    """Raised inside a forward pass to end it: every wanted layer has run."""
+
+
+def _run(module: nn.Module, x: Tensor) -> None:
+    with suppress(_EnoughError):
+        module(x)
+
+
+@contextmanager
+def _hooked(module: nn.Module, names: Sequence[str], seen: Callable[[str, Tensor], bool]) -> Iterator[None]:
+    """While inside, call `seen(name, output)` for each named layer; true ends the forward pass."""
+
+    def hook(name: str) -> Callable[..., None]:
+        def forward_hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            if seen(name, output):
+                raise _EnoughError
+
+        return forward_hook
+
+    handles = [module.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,236 @@
+"""The command line. Imports what a command needs when it runs: `status` needs no torch or Ray."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import fsspec
+import yaml
+from rich.console import Console
+
+import exemplar_ray
+from exemplar_ray.errors import UsageError, near_matches
+from exemplar_ray.progress import say
+
+COMPLETE, INCOMPLETE, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, with near matches for a misspelt flag."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ").split()
+        if message.startswith("unrecognized") and unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            close = difflib.get_close_matches(unknown[0], flags, n=1)
+            message += f"; did you mean {close[0]}?" if close else f"; see {self.prog} --help"
+        raise UsageError(message)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status.
+
+    0: complete; 1: finished but incomplete; 2: bad usage or a refused run folder;
+    130: interrupted.
+    """
+    console = Console()
+    errors = Console(stderr=True)
+    try:
+        options = _parser().parse_args(arguments)
+        return options.command(options, console)
+    except UsageError as error:
+        say(errors, "exemplar-ray: error: " + " ".join(str(error).split()))
+        return BAD_USAGE
+    except KeyboardInterrupt:
+        say(errors, "exemplar-ray: interrupted; finished shards are kept, run the same command to go on")
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="exemplar-ray", description=exemplar_ray.__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"exemplar-ray {exemplar_ray.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(command=function)
+        return sub
+
+    sub = command("sample-data", _sample_data, "write the embedded default data set: parquet shards, offline")
+    sub.add_argument("dir", metavar="DIR", help="a new or empty folder")
+
+    sub = command("shard", _shard, "any image folder or Hugging Face data set -> parquet shards")
+    sub.add_argument("source", metavar="SOURCE", help="a folder of images, or the name of a data set on the Hub")
+    sub.add_argument("dir", metavar="DIR", help="a new or empty folder")
+    sub.add_argument("--split", default="train", help="which split of a Hub data set (default: train)")
+    sub.add_argument("--rows-per-shard", type=int, default=4000, metavar="N", help="default: 4000")
+
+    sub = command("run", _run, "scan what is pending, merge, gather; running it again is the rerun")
+    sub.add_argument("--config", metavar="FILE.yaml", help="a file with any of the keys below; a flag wins")
+    _add_keys(sub, _RUN_KEYS)
+
+    sub = command("status", _status, "shards done, failed and pending, rows, skipped images, last errors")
+    sub.add_argument("run", metavar="RUN", help="a run folder")
+
+    sub = command("merge", _merge, "merge and gather what is there, without scanning")
+    sub.add_argument("run", metavar="RUN", help="a run folder")
+    sub.add_argument("--allow-partial", action="store_true", help="even if shards are missing; the result says so")
+    _add_keys(sub, {key: _RUN_KEYS[key] for key in ("address", "retries")})
+
+    sub = command("report", _report, "pictures: a page for every 10 channels, rows are channels, columns ranks")
+    sub.add_argument("run", metavar="RUN", help="a run folder with a result")
+    sub.add_argument("--out", metavar="DIR", help="where to write the pages (default: RUN/report)")
+    return parser
+
+
+# key -> (type, metavar, help); a type of `list` takes several values.
+_RUN_KEYS: dict[str, tuple[Any, str, str]] = {
+    "data": (list, "URI", "parquet shards: files, folders or globs, local, s3://, hf://, ..."),
+    "out": (str, "RUN", "the run folder, local or remote"),
+    "model": (
+        str,
+        "NAME",
+        "inceptionv1 (default), inceptionv1-tf, efficientnet-lite0, torchvision:NAME, or file.py:factory",
+    ),
+    "weights": (str, "WHICH", "pretrained (default), random:SEED, or the path of a state dict"),
+    "layer": (list, "NAME", "one or several module names (default: mixed4a)"),
+    "channels": (str, "WHICH", "all (default), 0-9, or 0,3,7"),
+    "statistic": (list, "NAME", "one or several of mean (default), max"),
+    "top_k": (int, "K", "exemplars a channel (default: 10)"),
+    "preprocess": (
+        yaml.safe_load,
+        "MAP",
+        "over the model's own, such as '{resize: 256, mean: [123, 117, 104]}'",
+    ),
+    "class_labels": (str, "FILE", 'names of the classes: {"0": ["n01440764", "tench"], ...}'),
+    "max_skipped": (int, "N", "undecodable images a shard may have before it fails (default: 0)"),
+    "address": (str, "ADDRESS", "the Ray cluster (default: RAY_ADDRESS, or a Ray of its own on this machine)"),
+    "batch_size": (int, "N", "images a forward pass (default: 32)"),
+    "cpus_per_task": (int, "N", "default: 1 without a GPU, the GPU's share of the CPUs with one"),
+    "gpus_per_task": (float, "N", "default: 1 where the cluster has GPUs, else 0"),
+    "retries": (int, "N", "attempts after a lost worker or a time-out (default: 3)"),
+}
+
+
+def _add_keys(parser: argparse.ArgumentParser, keys: dict[str, tuple[Any, str, str]]) -> None:
+    for key, (kind, metavar, text) in keys.items():
+        several = {"nargs": "+"} if kind is list else {"type": kind}
+        flag = "--" + key.replace("_", "-")
+        parser.add_argument(flag, metavar=metavar, help=text, default=argparse.SUPPRESS, **several)
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Lay the flags over the config file's keys."""
+    settings: dict[str, Any] = {}
+    if options.config:
+        settings = _read_config(options.config)
+    settings.update({key: value for key, value in vars(options).items() if key in _RUN_KEYS})
+    for key in ("data", "out"):
+        if not settings.get(key):
+            raise UsageError(f"--{key} is missing: give it as a flag or as a key of --config")
+    if isinstance(settings["data"], str):
+        settings["data"] = [settings["data"]]
+    for key in ("out", "class_labels", "address"):
+        if settings.get(key) is not None and not isinstance(settings[key], str):
+            raise UsageError(f"{key} is a text, not {settings[key]!r}")
+    if not isinstance(settings["data"], list) or not all(isinstance(uri, str) for uri in settings["data"]):
+        raise UsageError(f"data is one URI or several, not {settings['data']!r}")
+    skipped = settings.get("max_skipped", 0)
+    if not isinstance(skipped, int) or skipped < 0:
+        raise UsageError(f"max_skipped is a whole number from 0, not {skipped!r}")
+    return settings
+
+
+def _read_config(uri: str) -> dict[str, Any]:
+    try:
+        with fsspec.open(uri, "rb") as file:
+            config = yaml.safe_load(file) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"config '{uri}' cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise UsageError(f"config '{uri}' is a mapping of keys to values, not a {type(config).__name__}")
+    for key in config:
+        if key not in _RUN_KEYS:
+            raise UsageError(f"config '{uri}' has an unknown key '{key}'; {near_matches(str(key), _RUN_KEYS)}")
+    return config
+
+
+def _pick(cls: type, settings: dict[str, Any]) -> Any:
+    """Make a dataclass from those settings that are its fields."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    return cls(**{key: value for key, value in settings.items() if key in names})
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    from exemplar_ray import job
+    from exemplar_ray.cluster import Resources
+    from exemplar_ray.spec import RunSpec
+
+    settings = _settings(options)
+    outcome = job.run(
+        _pick(RunSpec, settings),
+        settings["data"],
+        settings["out"],
+        _pick(Resources, settings),
+        console,
+        class_labels=settings.get("class_labels"),
+        max_skipped=settings.get("max_skipped", 0),
+    )
+    return _finish(outcome, settings["out"], "exemplar-ray " + shlex.join(sys.argv[1:]), console)
+
+
+def _merge(options: argparse.Namespace, console: Console) -> int:
+    from exemplar_ray import job
+    from exemplar_ray.cluster import Resources
+
+    outcome = job.merge(options.run, _pick(Resources, vars(options)), console, options.allow_partial)
+    return _finish(outcome, options.run, "the run command", console)
+
+
+def _finish(outcome: Any, run_folder: str, rerun: str, console: Console) -> int:
+    if outcome.failed:
+        say(console, f"INCOMPLETE: {len(outcome.failed)} of {len(outcome.plan.shards)} shards have no result:")
+        for shard, reason in outcome.failed.items():
+            say(console, f"  {shard}: {reason}")
+        say(console, f"to scan only these again: {rerun}")
+        say(console, f"or to merge what is there: exemplar-ray merge {shlex.quote(run_folder)} --allow-partial")
+    return COMPLETE if outcome.complete else INCOMPLETE
+
+
+def _status(options: argparse.Namespace, console: Console) -> int:
+    from exemplar_ray.status import describe
+
+    lines, complete = describe(options.run)
+    for line in lines:
+        say(console, line)
+    return COMPLETE if complete else INCOMPLETE
+
+
+def _report(options: argparse.Namespace, console: Console) -> int:
+    from exemplar_ray.report.figure import write_pages
+
+    pages = write_pages(options.run, options.out)
+    say(console, f"{len(pages)} pages: {pages[0]}" + (f" ... {pages[-1]}" if len(pages) > 1 else ""))
+    return COMPLETE
+
+
+def _sample_data(options: argparse.Namespace, console: Console) -> int:
+    from exemplar_ray.sample_data import write_sample_data
+
+    paths, images = write_sample_data(options.dir)
+    say(console, f"{images} images in {len(paths)} shards: {options.dir}")
+    return COMPLETE
+
+
+def _shard(options: argparse.Namespace, console: Console) -> int:
+    from exemplar_ray.sharding import write_shards
+
+    paths, images = write_shards(options.source, options.dir, options.split, options.rows_per_shard)
+    say(console, f"{images} images in {len(paths)} shards: {options.dir}")
+    return COMPLETE

@@ -1,0 +1,251 @@
+"""Ray: connect, run tasks, take their results as they come, retry what is worth it.
+
+The only module that imports ray. Torch is imported in the tasks, not on the driver.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
+import ray
+
+from exemplar_ray.errors import UsageError
+from exemplar_ray.shards import Shard
+from exemplar_ray.spec import ResolvedSpec, RunSpec
+from exemplar_ray.topk import Scores
+
+Key = TypeVar("Key")
+
+# Tasks handed to Ray at once: enough for its autoscaler to see the demand, few enough that
+# the driver's memory does not grow with the number of shards.
+_MOST_IN_FLIGHT = 1000
+_LONGEST_WAIT_SECONDS = 60.0
+_MOST_CPUS_A_GPU_TASK = 8
+
+# OSErrors that trying again does not mend.
+_PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Where and how fast to compute. None of it changes the result.
+
+    None stands for what the cluster has: a GPU a task where there are GPUs; one CPU a task
+    without a GPU, the GPU's share of the CPUs with one.
+    """
+
+    address: str | None = None
+    batch_size: int = 32
+    cpus_per_task: int | None = None
+    gpus_per_task: float | None = None
+    retries: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "cpus_per_task"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise UsageError(f"{name} is a whole number from 1, not {value!r}")
+        if not isinstance(self.retries, int) or self.retries < 0:
+            raise UsageError(f"retries is a whole number from 0, not {self.retries!r}")
+        gpus = self.gpus_per_task
+        if gpus is not None and (not isinstance(gpus, (int, float)) or gpus < 0):
+            raise UsageError(f"gpus_per_task is a number from 0, not {gpus!r}")
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Key]):
+    """How one task ended: with a value, or with the reason why there is none."""
+
+    key: Key
+    value: Any = None
+    error: str | None = None
+    details: str = ""
+    attempts: int = 1
+
+
+class Cluster:
+    """A connection to Ray, started here or joined, for the time of a `with` block."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._wanted = resources
+        self._address = resources.address or os.environ.get("RAY_ADDRESS")
+
+    def __enter__(self) -> Cluster:
+        self._joined = ray.is_initialized()
+        if not self._joined:
+            try:
+                ray.init(
+                    # "local" starts a Ray of our own; without it ray.init would join whatever
+                    # cluster it finds on this machine.
+                    address=self._address or "local",
+                    include_dashboard=None if self._address else False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                )
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise UsageError(f"cannot connect to Ray at '{self._address or 'local'}': {error}") from error
+        totals = ray.cluster_resources()
+        wanted = self._wanted
+        self.gpus_per_task = float(totals.get("GPU", 0) >= 1) if wanted.gpus_per_task is None else wanted.gpus_per_task
+        self.cpus_per_task = wanted.cpus_per_task or self._cpus_a_task(totals)
+        if not self._address:
+            self._refuse_impossible(totals)
+        self.slots = self._slots(totals)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._joined:
+            ray.shutdown()
+
+    def _cpus_a_task(self, totals: dict[str, float]) -> int:
+        if not self.gpus_per_task:
+            return 1
+        share = totals.get("CPU", 1) / max(totals.get("GPU", 0), 1) * self.gpus_per_task
+        return int(min(max(share, 1), _MOST_CPUS_A_GPU_TASK))
+
+    def _refuse_impossible(self, totals: dict[str, float]) -> None:
+        """A Ray of our own does not grow: what it lacks, a task would wait for forever."""
+        wanted = {"CPU": self.cpus_per_task, "GPU": self.gpus_per_task}
+        for kind, count in wanted.items():
+            if count > totals.get(kind, 0):
+                raise UsageError(
+                    f"{count:g} {kind}s a task are more than the {totals.get(kind, 0):g} that this machine has; "
+                    f"lower --{kind.lower()}s-per-task, or give --address of a larger cluster"
+                )
+
+    def _slots(self, totals: dict[str, float]) -> int:
+        slots = totals.get("CPU", 0) / self.cpus_per_task
+        if self.gpus_per_task:
+            slots = min(slots, totals.get("GPU", 0) / self.gpus_per_task)
+        return int(slots)
+
+    def resolve(self, spec: RunSpec) -> ResolvedSpec:
+        """Build and look at the model in a task, where torch and the weights are.
+
+        Raises:
+            UsageError: see `resolve.resolve`.
+        """
+        [outcome] = self._run([("model", lambda: _resolve.options(num_cpus=1).remote(spec))])
+        if outcome.error:
+            raise RuntimeError(f"the model cannot be built: {outcome.error}\n{outcome.details}")
+        return outcome.value
+
+    def scan(
+        self,
+        spec: ResolvedSpec,
+        shards: Iterable[tuple[int, Shard]],
+        run_folder: str,
+        fingerprint: str,
+        max_skipped: int,
+    ) -> Iterator[Outcome[int]]:
+        """Scan shards, a task each; yield completion records, keyed by position, as they come."""
+        settings = {
+            "run_folder": run_folder,
+            "fingerprint": fingerprint,
+            "batch_size": self._wanted.batch_size,
+            "threads": self.cpus_per_task,
+            "use_gpu": self.gpus_per_task > 0,
+            "max_skipped": max_skipped,
+        }
+        task = _scan.options(num_cpus=self.cpus_per_task, num_gpus=self.gpus_per_task)
+        stored = ray.put(spec)
+        return self._run((p, lambda p=p, s=s: task.remote(stored, s, p, settings)) for p, s in shards)
+
+    def gather(self, spec: ResolvedSpec, candidates: Iterable[tuple[int, Shard, Scores]]) -> Iterator[Outcome[int]]:
+        """Gather, a task a shard; yield (images, exact scores), keyed by position, as they come."""
+        task = _gather.options(num_cpus=1)
+        stored = ray.put(spec)
+        return self._run((p, lambda s=s, c=c: task.remote(stored, s, c)) for p, s, c in candidates)
+
+    def _run(self, calls: Iterable[tuple[Key, Callable[[], ray.ObjectRef]]]) -> Iterator[Outcome[Key]]:
+        """Submit calls, yield outcomes as they come; retry transient failures with back-off.
+
+        Raises:
+            UsageError: a task raised one; nothing that follows would fare better.
+        """
+        new = iter(calls)
+        running: dict[ray.ObjectRef, tuple[Key, Callable[[], ray.ObjectRef], int]] = {}
+        resting: list[tuple[float, int, Key, Callable[[], ray.ObjectRef], int]] = []
+        exhausted, count = False, 0
+        try:
+            while running or resting or not exhausted:
+                while resting and resting[0][0] <= time.monotonic():
+                    _, _, key, call, attempt = heapq.heappop(resting)
+                    running[call()] = (key, call, attempt)
+                while len(running) < _MOST_IN_FLIGHT and not exhausted:
+                    following = next(new, None)
+                    exhausted = following is None
+                    if following is not None:
+                        running[following[1]()] = (*following, 1)
+                if not running:
+                    time.sleep(max(0.0, resting[0][0] - time.monotonic()) if resting else 0)
+                    continue
+                wait = max(0.0, resting[0][0] - time.monotonic()) if resting else None
+                done, _ = ray.wait(list(running), num_returns=1, timeout=wait, fetch_local=False)
+                for ref in done:
+                    key, call, attempt = running.pop(ref)
+                    try:
+                        yield Outcome(key, ray.get(ref), attempts=attempt)
+                        continue
+                    except ray.exceptions.RayError as error:
+                        failure = error
+                    _raise_if_usage(failure)
+                    if _is_transient(failure) and attempt <= self._wanted.retries:
+                        count += 1
+                        pause = min(0.5 * 2 ** (attempt - 1), _LONGEST_WAIT_SECONDS)
+                        heapq.heappush(resting, (time.monotonic() + pause, count, key, call, attempt + 1))
+                        continue
+                    yield Outcome(key, None, _reason(failure), str(failure), attempt)
+        finally:
+            for ref in running:
+                ray.cancel(ref, force=False)
+
+
+def _is_transient(error: ray.exceptions.RayError) -> bool:
+    """Whether another attempt may fare better: lost workers and nodes, I/O that timed out."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return isinstance(error.cause, OSError) and not isinstance(error.cause, _PERMANENT)
+    return True
+
+
+def _raise_if_usage(error: ray.exceptions.RayError) -> None:
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, UsageError):
+        raise UsageError(str(cause)) from error
+
+
+def _reason(error: ray.exceptions.RayError) -> str:
+    """Say in one line why a task failed."""
+    cause = getattr(error, "cause", None) or error
+    lines = str(cause).strip().splitlines()
+    text = lines[0] if lines else ""
+    return text if type(cause).__name__ == "ShardError" else f"{type(cause).__name__}: {text}"
+
+
+# Retries are the driver's (max_retries=0): it shows them and gives up after so many. A GPU
+# task gets a new process each time unless max_calls says otherwise; ours keep the network.
+@ray.remote(max_retries=0, max_calls=0)
+def _resolve(spec: RunSpec) -> ResolvedSpec:
+    from exemplar_ray.resolve import resolve
+
+    return resolve(spec)
+
+
+@ray.remote(max_retries=0, max_calls=0)
+def _scan(spec: ResolvedSpec, shard: Shard, position: int, settings: dict[str, Any]) -> dict[str, Any]:
+    from exemplar_ray.worker import ScanSettings, scan_and_commit
+
+    return scan_and_commit(spec, shard, position, ScanSettings(**settings))
+
+
+@ray.remote(max_retries=0, max_calls=0)
+def _gather(spec: ResolvedSpec, shard: Shard, candidates: Scores) -> tuple[pa.Table, Scores]:
+    from exemplar_ray.worker import gather
+
+    return gather(spec, shard, candidates)

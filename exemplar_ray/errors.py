@@ -1,0 +1,36 @@
+"""What can go wrong, by whose hand: the user's (UsageError) or one shard's (ShardError)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(Exception):
+    """Something the user asked for cannot be done; the message says what, and what to do.
+
+    The command line prints the message as one line and exits with status 2.
+    """
+
+
+class ShardError(Exception):
+    """One shard cannot be scanned or gathered, and trying again will not help.
+
+    The other shards go on; the message lands in the run folder under `failed/`.
+    """
+
+
+def near_matches(name: str, known: Iterable[str]) -> str:
+    """Return a hint for a misspelt name.
+
+    >>> near_matches("mixed4aa", ["mixed3a", "mixed4a"])
+    "did you mean 'mixed4a', 'mixed3a'?"
+    >>> near_matches("zzz", ["mean", "max"])
+    "known: 'mean', 'max'"
+    """
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + ", ".join(f"'{c}'" for c in close) + "?"
+    shown = ", ".join(f"'{k}'" for k in known[:12])
+    return "known: " + shown + (f", ... ({len(known)} in all)" if len(known) > 12 else "")

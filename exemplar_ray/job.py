@@ -1,0 +1,275 @@
+"""The job from end to end: plan, scan what is unfinished, merge, gather, write the answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+import exemplar_ray
+from exemplar_ray.cluster import Cluster, Resources
+from exemplar_ray.exemplars import ImageSpool, Ranking, rank_candidates, write_exemplars
+from exemplar_ray.labels import ClassLabels, read_class_labels
+from exemplar_ray.merge import fold
+from exemplar_ray.parts import candidates_kept, series_of
+from exemplar_ray.progress import ProgressDisplay, say
+from exemplar_ray.run_folder import EXEMPLARS, SUMMARY, Plan, RunFolder, State
+from exemplar_ray.shards import discover, inspect
+from exemplar_ray.spec import RunSpec
+from exemplar_ray.topk import Scores, concatenate
+
+_VERSIONED_PACKAGES = ("ray", "torch", "torchvision", "torch-lucent", "pyarrow", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class JobOutcome:
+    """How a job ended. `failed` maps the shards that have no part, or no images, to the reason."""
+
+    plan: Plan
+    complete: bool
+    failed: dict[str, str]
+
+
+def run(
+    spec: RunSpec,
+    data: Sequence[str],
+    out: str,
+    resources: Resources,
+    console: Console,
+    class_labels: str | None = None,
+    max_skipped: int = 0,
+) -> JobOutcome:
+    """Run or rerun a job: scan the shards that have no part, then merge and gather.
+
+    Where shards fail there is no answer yet: the parts stay, and running again goes on.
+
+    Raises:
+        UsageError: something that was asked for cannot be done; nothing was computed.
+    """
+    started = time.monotonic()
+    table = read_class_labels(class_labels) if class_labels else {}
+    folder = RunFolder(out)
+    shards, names = inspect(discover(data))
+    with Cluster(resources) as cluster:
+        plan = Plan(cluster.resolve(spec), shards, ClassLabels(names, table), _versions())
+        folder.adopt(plan)
+        state = folder.state(plan)
+        if not state.unfinished and _is_answered(folder, plan):
+            say(console, "nothing to do: every shard is scanned and the exemplars are written")
+            return JobOutcome(plan, True, {})
+        _announce(plan, state, cluster, console)
+        scan_started = time.monotonic()
+        images, failed = _scan(cluster, folder, plan, state, max_skipped, console)
+        if failed:
+            return JobOutcome(plan, False, failed)
+        cost = {"images_scanned": images, "scan_seconds": time.monotonic() - scan_started}
+        return _answer(cluster, folder, plan, folder.state(plan), console, started, cost)
+
+
+def merge(out: str, resources: Resources, console: Console, allow_partial: bool = False) -> JobOutcome:
+    """Merge and gather what a run folder has, without scanning.
+
+    Raises:
+        UsageError: there is no run, nothing is scanned yet.
+    """
+    started = time.monotonic()
+    folder = RunFolder(out)
+    plan = folder.read_plan()
+    state = folder.state(plan)
+    unfinished = {
+        plan.shards[p].name: state.failed[p]["reason"] if p in state.failed else "not scanned yet"
+        for p in state.unfinished
+    }
+    if unfinished and not allow_partial:
+        return JobOutcome(plan, False, unfinished)
+    with Cluster(resources) as cluster:
+        return _answer(cluster, folder, plan, state, console, started, {})
+
+
+def _versions() -> dict[str, str]:
+    """Return the driver's versions; the lock file keeps the workers' equal."""
+    versions = {"exemplar_ray": exemplar_ray.__version__, "python": platform.python_version()}
+    for package in _VERSIONED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _announce(plan: Plan, state: State, cluster: Cluster, console: Console) -> None:
+    spec = plan.spec
+    say(console, f"{spec.model_title}, {spec.weights_title}{'' if spec.trained else ' — UNTRAINED'}")
+    for layer in spec.layers:
+        size = f", maps {layer.map_size[0]}x{layer.map_size[1]}" if layer.map_size else ""
+        chosen = f"{len(layer.channels)} of " if len(layer.channels) < layer.channel_count else ""
+        say(console, f"layer {layer.name}: {chosen}{layer.channel_count} channels{size}")
+    done = f", {len(state.completed)} already scanned" if state.completed else ""
+    device = "a GPU" if cluster.gpus_per_task else f"{cluster.cpus_per_task} CPU"
+    say(console, f"{len(plan.shards)} shards{done}; {cluster.slots} tasks at once, {device} each")
+
+
+def _scan(
+    cluster: Cluster, folder: RunFolder, plan: Plan, state: State, max_skipped: int, console: Console
+) -> tuple[int, dict[str, str]]:
+    """Scan what is unfinished; return how many images that were, and {shard: reason} of failures."""
+    images = 0
+    failed: dict[str, str] = {}
+    todo = [(position, plan.shards[position]) for position in state.unfinished]
+    with ProgressDisplay(console, "scan", len(todo)) as display:
+        for outcome in cluster.scan(plan.spec, todo, folder.uri, plan.fingerprint, max_skipped):
+            shard = plan.shards[outcome.key]
+            reason = outcome.error
+            if reason is None and not folder.has_part(outcome.key):
+                reason = (
+                    f"its worker on {outcome.value['host']} wrote to a run folder that this machine does not see; "
+                    "--out must be a shared file system or an object store"
+                )
+            if reason is None:
+                record = outcome.value
+                notes = f"{record['skipped']} skipped" if record["skipped"] else ""
+                display.finished(shard.name, record["scored"], notes)
+                images += record["scored"]
+                continue
+            failed[shard.name] = reason
+            when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            record = {"shard": shard.to_json(), "reason": reason, "details": outcome.details}
+            folder.fail(outcome.key, {**record, "attempts": outcome.attempts, "finished": when})
+            display.failed(shard.name, reason)
+    return images, failed
+
+
+def _answer(
+    cluster: Cluster,
+    folder: RunFolder,
+    plan: Plan,
+    state: State,
+    console: Console,
+    started: float,
+    cost: dict[str, float],
+) -> JobOutcome:
+    """Merge the parts, gather the candidates, write exemplars and summary.
+
+    Args:
+        started: `time.monotonic()` when this invocation began.
+        cost: the images that this invocation scanned, and the seconds that took; {} for none.
+    """
+    scanned = fold(
+        (folder.read_part(p, record, plan) for p, record in state.completed.items()), candidates_kept(plan.spec)
+    )
+    with ImageSpool() as images:
+        exact, scanned, failed = _gather(cluster, plan, scanned, images, console)
+        if failed:
+            return JobOutcome(plan, False, failed)
+        ranking = rank_candidates(plan, scanned, exact)
+        done, total = len(state.completed), len(plan.shards)
+        partial = None if done == total else f"{done} of {total} shards"
+        with folder.writing(EXEMPLARS) as path:
+            write_exemplars(path, plan, ranking, images, partial)
+    summary = _summary(plan, state, ranking, len(np.unique(np.stack([exact.shard, exact.row]), axis=1).T), partial)
+    summary["this_invocation"] = {**cost, "seconds": time.monotonic() - started}
+    folder.write_json(SUMMARY, summary)
+    _report_cost(folder, summary, console)
+    return JobOutcome(plan, partial is None, {})
+
+
+def _gather(
+    cluster: Cluster, plan: Plan, scanned: Scores, images: ImageSpool, console: Console
+) -> tuple[Scores, Scores, dict[str, str]]:
+    """Gather shard by shard; return recomputed and scanned scores in one order, and failures."""
+    failed: dict[str, str] = {}
+    by_shard = {int(p): scanned.take(scanned.shard == p) for p in np.unique(scanned.shard)}
+    exact: dict[int, Scores] = {}
+    with ProgressDisplay(console, "gather", len(by_shard)) as display:
+        tasks = ((p, plan.shards[p], candidates) for p, candidates in by_shard.items())
+        for outcome in cluster.gather(plan.spec, tasks):
+            name = plan.shards[outcome.key].name
+            if outcome.error is not None:
+                failed[name] = outcome.error
+                display.failed(name, outcome.error)
+                continue
+            table, exact[outcome.key] = outcome.value
+            images.add(outcome.key, table)
+            display.finished(name, len(table))
+    order = sorted(exact)
+    return concatenate(exact[p] for p in order), concatenate(by_shard[p] for p in order), failed
+
+
+def _summary(plan: Plan, state: State, ranking: Ranking, gathered: int, partial: str | None) -> dict[str, Any]:
+    """Put together `summary.json`: rows read = scored + skipped, per shard and in all."""
+    series = series_of(plan.spec)
+    keep = ("rows", "scored", "skipped", "seconds", "host", "device")
+    shards = [
+        {"name": plan.shards[p].name, **{key: record[key] for key in keep}} for p, record in state.completed.items()
+    ]
+    totals = {key: sum(shard[key] for shard in shards) for key in ("rows", "scored", "skipped")}
+    return {
+        "fingerprint": plan.fingerprint,
+        "class_labels_sha256": _digest(plan.class_labels.to_json()),
+        "complete": partial is None,
+        "partial": partial,
+        "model": plan.spec.model_title,
+        "weights": plan.spec.weights_title,
+        "weights_sha256": plan.spec.weights_sha256,
+        "trained": plan.spec.trained,
+        **totals,
+        "skipped_images": [
+            {"shard": plan.shards[p].name, **image}
+            for p, record in state.completed.items()
+            for image in record["skipped_images"]
+        ],
+        "not_finite": [
+            {"shard": plan.shards[p].name, **entry}
+            for p, record in state.completed.items()
+            for entry in record["not_finite"]
+        ],
+        "channels": {layer.name: len(layer.channels) for layer in plan.spec.layers},
+        "exemplars": len(ranking.ranks),
+        "images_gathered": gathered,
+        "largest_error": ranking.largest_error,
+        "unsettled": [
+            {"layer": series[s][0], "statistic": series[s][1], "channel": channel} for s, channel in ranking.unsettled
+        ],
+        "task_seconds": round(sum(shard["seconds"] for shard in shards), 3),
+        "shards": shards,
+    }
+
+
+def _report_cost(folder: RunFolder, summary: dict[str, Any], console: Console) -> None:
+    skipped = f", {summary['skipped']} skipped" if summary["skipped"] else ""
+    say(console, f"{summary['scored']} images searched{skipped}, {summary['exemplars']} exemplars")
+    if summary["not_finite"]:
+        say(console, f"NaN or infinite activations on {len(summary['not_finite'])} channels: see {SUMMARY}")
+    if summary["unsettled"]:
+        say(console, f"NOT SETTLED: rounding may have changed the top K of {len(summary['unsettled'])} channels")
+    if summary["partial"]:
+        say(console, f"PARTIAL: {summary['partial']}")
+    cost = summary["this_invocation"]
+    rate = ""
+    if cost.get("images_scanned"):
+        scan_seconds = cost["scan_seconds"]
+        rate = f", of which scanning {scan_seconds:.1f} s: {cost['images_scanned'] / scan_seconds:.1f} images/s"
+    say(console, f"{cost['seconds']:.1f} s{rate}")
+    say(console, f"result: {folder.uri.rstrip('/')}/{EXEMPLARS}")
+
+
+def _is_answered(folder: RunFolder, plan: Plan) -> bool:
+    summary = folder.read_json(SUMMARY) or {}
+    return (
+        summary.get("complete") is True
+        and summary.get("fingerprint") == plan.fingerprint
+        and summary.get("class_labels_sha256") == _digest(plan.class_labels.to_json())
+        and folder.exists(EXEMPLARS)
+    )
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,83 @@
+"""Synset ids and class names: from an image's path, the shard's metadata, or a file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+
+from exemplar_ray.errors import UsageError
+
+# n01440764_18.JPEG, n02105855_2933_n02105855.JPEG, train_000_n01440764.JPEG
+_SYNSET_ID = re.compile(r"(?<![0-9A-Za-z])n\d{8}(?![0-9A-Za-z])")
+
+
+@dataclass(frozen=True)
+class ClassLabels:
+    """What is known of the classes beyond a row's label and path.
+
+    `names` come from the shards' ClassLabel metadata, `table` from the user's
+    `--class-labels` file (label as text -> [synset id, class name]), which wins.
+    """
+
+    names: Sequence[str] | None = None
+    table: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def synset_id(self, label: int | None, path: str | None) -> str | None:
+        """Return the WordNet id, such as n01440764, from the path, the file or the class name."""
+        in_path = _SYNSET_ID.search(path.replace("\\", "/").rsplit("/", 1)[-1]) if path else None
+        if in_path:
+            return in_path.group()
+        if str(label) in self.table:
+            return self.table[str(label)][0]
+        name = self.class_name(label)
+        return name if name and _SYNSET_ID.fullmatch(name) else None
+
+    def class_name(self, label: int | None) -> str | None:
+        """Return the class's name, from the file or the shards' metadata."""
+        if label is None:
+            return None
+        if str(label) in self.table:
+            return self.table[str(label)][1]
+        return self.names[label] if self.names and 0 <= label < len(self.names) else None
+
+    def all_names(self) -> list[str] | None:
+        """Return every class's name, index = label, or None where they are not all known."""
+        count = max(len(self.names or ()), *(int(label) + 1 for label in self.table), 0)
+        names = [self.class_name(label) for label in range(count)]
+        # Hugging Face's ClassLabel refuses names that stand twice ("crane" is two classes).
+        return names if names and all(names) and len(set(names)) == count else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; `from_json` reads them back."""
+        return {"names": list(self.names) if self.names else None, "table": self.table}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ClassLabels:
+        """Read back what `to_json` wrote."""
+        return cls(values["names"], {label: tuple(entry) for label, entry in values["table"].items()})
+
+
+def read_class_labels(uri: str) -> dict[str, tuple[str, str]]:
+    """Read a `--class-labels` file: `{"0": ["n01440764", "tench"], ...}`.
+
+    Raises:
+        UsageError: the file cannot be read or has another shape.
+    """
+    try:
+        with fsspec.open(uri, "rb") as file:
+            table = json.load(file)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"class labels '{uri}' cannot be read: {error}") from error
+    shape = 'class labels are JSON such as {"0": ["n01440764", "tench"]}'
+    if not isinstance(table, dict):
+        raise UsageError(f"{shape}; '{uri}' holds a {type(table).__name__}")
+    for label, entry in table.items():
+        pair = isinstance(entry, list) and len(entry) == 2 and all(isinstance(e, str) for e in entry)
+        if not label.isdecimal() or not pair:
+            raise UsageError(f"{shape}; '{uri}' has {label!r}: {entry!r}")
+    return {label: (entry[0], entry[1]) for label, entry in table.items()}

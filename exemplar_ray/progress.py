@@ -1,0 +1,78 @@
+"""What a person sees while a run goes on.
+
+On a terminal a live line with shards, images/s, time left and failures; elsewhere (a job's
+log) one line a finished shard.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class ProgressDisplay:
+    """Shows one phase (scan or gather) at a time; use as a context manager."""
+
+    def __init__(self, console: Console, phase: str, total: int) -> None:
+        self._console = console
+        self._phase = phase
+        self._total = total
+        self._done = 0
+        self._images = 0
+        self._failures = 0
+        self._started = time.monotonic()
+        self._live: Progress | None = None
+
+    def __enter__(self) -> ProgressDisplay:
+        if self._console.is_terminal:
+            self._live = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("shards  {task.fields[rate]}"),
+                TimeRemainingColumn(),
+                TextColumn("[red]{task.fields[failures]}[/red]"),
+                console=self._console,
+            )
+            self._task = self._live.add_task(self._phase, total=self._total, rate="", failures="")
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def finished(self, shard: str, images: int, notes: str = "") -> None:
+        """A shard is done.
+
+        Args:
+            shard: its name.
+            images: how many images that took.
+            notes: anything else worth a word.
+        """
+        self._images += images
+        self._advance(f"{shard}: {images} images{f', {notes}' if notes else ''}")
+
+    def failed(self, shard: str, reason: str) -> None:
+        """A shard failed for good."""
+        self._failures += 1
+        if self._live is not None:
+            self._live.console.print(f"FAILED {shard}: {reason}", style="red", markup=False, highlight=False)
+        self._advance(f"FAILED {shard}: {reason}")
+
+    def _advance(self, line: str) -> None:
+        self._done += 1
+        rate = f"{self._images / max(time.monotonic() - self._started, 1e-9):.1f} images/s"
+        if self._live is not None:
+            failures = f"{self._failures} failed" if self._failures else ""
+            self._live.update(self._task, completed=self._done, rate=rate, failures=failures)
+        else:
+            say(self._console, f"{self._phase} {self._done}/{self._total}  {line}  ({rate})")
+
+
+def say(console: Console, text: str, **style: Any) -> None:
+    """Print a line as it is: no markup, no colours by guesswork, no wrapping."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True, **style)

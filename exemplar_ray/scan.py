@@ -1,0 +1,169 @@
+"""Scan: one shard of images -> one part. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from exemplar_ray.activations import Trunk
+from exemplar_ray.errors import ShardError
+from exemplar_ray.images import UndecodableImageError, decode_and_crop
+from exemplar_ray.parts import candidates_kept, series_of
+from exemplar_ray.running_topk import RunningTopK
+from exemplar_ray.shards import ImageRow, Shard, ShardReader
+from exemplar_ray.spec import Preprocess, ResolvedSpec
+from exemplar_ray.topk import Scores, concatenate
+
+_REASONS_IN_MESSAGE = 3
+
+
+@dataclass
+class ScannedShard:
+    """What came out of one shard. `scored` and the skipped images add up to `rows`."""
+
+    scores: Scores
+    rows: int
+    scored: int
+    skipped_images: list[dict[str, object]] = field(default_factory=list)
+    """[{"row": int, "reason": str}], in order."""
+    not_finite: list[dict[str, object]] = field(default_factory=list)
+    """[{"layer", "statistic", "channel", "images"}] of channels that gave NaN or infinity."""
+
+
+def scan_shard(
+    trunk: Trunk,
+    spec: ResolvedSpec,
+    shard: Shard,
+    position: int,
+    *,
+    batch_size: int,
+    decode_threads: int,
+    max_skipped: int,
+) -> ScannedShard:
+    """Score every image of a shard and keep each channel's best candidates.
+
+    Every forward pass has the same batch shape (the last batch is padded), so an image's
+    activation does not depend on how many images were left over.
+
+    Args:
+        position: the shard's place in the sorted shard list.
+
+    Raises:
+        ShardError: more than `max_skipped` images cannot be decoded, the rows do not add up,
+            or the file is not the listed one.
+    """
+    series = series_of(spec)
+    running = {
+        (layer.name, statistic): RunningTopK(len(layer.channels), candidates_kept(spec), trunk.device)
+        for layer in spec.layers
+        for statistic in spec.statistics
+    }
+    skipped: list[dict[str, object]] = []
+    scored = 0
+
+    def score(crops: torch.Tensor, rows: list[int]) -> None:
+        on_device = torch.tensor(rows, device=trunk.device)
+        for key, values in trunk(crops).items():
+            running[key].update(values[: len(rows)], on_device)
+
+    size = spec.preprocess.crop
+    crops = torch.zeros((batch_size, size, size, 3), dtype=torch.uint8)
+    batch_rows: list[int] = []
+    with ShardReader(shard) as reader:
+        decoded = decode_ahead(reader.images(), spec.preprocess, decode_threads, 2 * batch_size)
+        for image, pixels in decoded:
+            if isinstance(pixels, UndecodableImageError):
+                skipped.append({"row": image.row, "reason": str(pixels)})
+                continue
+            # A shard that has failed is read to its end, so that the message can name every
+            # bad image, but nothing more is computed for it.
+            if len(skipped) > max_skipped:
+                continue
+            crops[len(batch_rows)] = torch.from_numpy(pixels)
+            batch_rows.append(image.row)
+            scored += 1
+            if len(batch_rows) == batch_size:
+                score(crops, batch_rows)
+                batch_rows = []
+        rows = reader.rows
+    if len(skipped) > max_skipped:
+        raise ShardError(_too_many_skipped(shard, skipped, max_skipped))
+    if batch_rows:
+        crops[len(batch_rows) :] = 0
+        score(crops, batch_rows)
+    if rows != scored + len(skipped):
+        raise ShardError(f"{shard.name}: {rows} rows, but {scored} scored and {len(skipped)} skipped")
+    return _collect(spec, series, running, position, rows, scored, skipped)
+
+
+def decode_ahead(
+    images: Iterable[ImageRow], preprocess: Preprocess, threads: int, ahead: int
+) -> Iterator[tuple[ImageRow, np.ndarray | UndecodableImageError]]:
+    """Decode and crop in threads, at most `ahead` images before the one being used.
+
+    Yields:
+        each row, in order, without its bytes, and its uint8 [crop, crop, 3] pixels or the
+        reason why it has none.
+    """
+    waiting: deque[tuple[ImageRow, Future[np.ndarray]]] = deque()
+
+    def finish() -> tuple[ImageRow, np.ndarray | UndecodableImageError]:
+        image, future = waiting.popleft()
+        error = future.exception()
+        if error is not None and not isinstance(error, UndecodableImageError):
+            raise error
+        return image, error or future.result()
+
+    with ThreadPoolExecutor(threads) as pool:
+        for image in images:
+            future = pool.submit(decode_and_crop, image.data, preprocess)
+            waiting.append((image._replace(data=None), future))
+            if len(waiting) > ahead:
+                yield finish()
+        while waiting:
+            yield finish()
+
+
+def _collect(
+    spec: ResolvedSpec,
+    series: list[tuple[str, str]],
+    running: dict[tuple[str, str], RunningTopK],
+    position: int,
+    rows: int,
+    scored: int,
+    skipped: list[dict[str, object]],
+) -> ScannedShard:
+    channels = {layer.name: np.array(layer.channels, dtype=np.int32) for layer in spec.layers}
+    scores = []
+    not_finite = []
+    for number, (layer, statistic) in enumerate(series):
+        place, activation, row, bad = (t.numpy() for t in running[layer, statistic].result())
+        count = len(row)
+        scores.append(
+            Scores(
+                series=np.full(count, number, dtype=np.int32),
+                channel=channels[layer][place],
+                activation=activation,
+                shard=np.full(count, position, dtype=np.int32),
+                row=row,
+            )
+        )
+        not_finite += [
+            {"layer": layer, "statistic": statistic, "channel": int(channels[layer][i]), "images": int(bad[i])}
+            for i in np.flatnonzero(bad)
+        ]
+    return ScannedShard(concatenate(scores), rows, scored, skipped, not_finite)
+
+
+def _too_many_skipped(shard: Shard, skipped: list[dict[str, object]], max_skipped: int) -> str:
+    shown = "; ".join(f"row {s['row']}: {s['reason']}" for s in skipped[:_REASONS_IN_MESSAGE])
+    more = f"; and {len(skipped) - _REASONS_IN_MESSAGE} more" if len(skipped) > _REASONS_IN_MESSAGE else ""
+    return (
+        f"{shard.name}: {len(skipped)} undecodable images, max_skipped is {max_skipped} ({shown}{more}); "
+        f"repair the shard, or run again with --max-skipped {len(skipped)}"
+    )

@@ -1,0 +1,93 @@
+"""What a worker process does for one task. Knows nothing of Ray; the network is kept between tasks."""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from exemplar_ray import parts
+from exemplar_ray.activations import Trunk
+from exemplar_ray.errors import UsageError
+from exemplar_ray.gather import REFERENCE_THREADS, gather_shard
+from exemplar_ray.models import load_network
+from exemplar_ray.run_folder import RunFolder
+from exemplar_ray.scan import scan_shard
+from exemplar_ray.shards import Shard
+from exemplar_ray.spec import ResolvedSpec
+from exemplar_ray.topk import Scores
+
+
+@dataclass(frozen=True)
+class ScanSettings:
+    """How a scan task works; none of it changes the result."""
+
+    run_folder: str
+    fingerprint: str
+    batch_size: int
+    threads: int
+    use_gpu: bool
+    max_skipped: int
+
+
+def scan_and_commit(spec: ResolvedSpec, shard: Shard, position: int, settings: ScanSettings) -> dict[str, Any]:
+    """Scan one shard, store its part and completion record, and return the record."""
+    started = time.perf_counter()
+    torch.set_num_threads(settings.threads)
+    trunk = _trunk(spec, _device(settings.use_gpu))
+    scanned = scan_shard(
+        trunk,
+        spec,
+        shard,
+        position,
+        batch_size=settings.batch_size,
+        decode_threads=settings.threads,
+        max_skipped=settings.max_skipped,
+    )
+    record = {
+        "fingerprint": settings.fingerprint,
+        "shard": shard.to_json(),
+        "rows": scanned.rows,
+        "scored": scanned.scored,
+        "skipped": len(scanned.skipped_images),
+        "skipped_images": scanned.skipped_images,
+        "not_finite": scanned.not_finite,
+        "seconds": round(time.perf_counter() - started, 3),
+        "host": socket.gethostname(),
+        "device": str(trunk.device),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    part = parts.to_bytes(scanned.scores, parts.series_of(spec))
+    return RunFolder(settings.run_folder).commit(position, part, record)
+
+
+def gather(spec: ResolvedSpec, shard: Shard, candidates: Scores) -> tuple[pa.Table, Scores]:
+    """Return one shard's candidate images and their recomputed scores, see `gather_shard`."""
+    torch.set_num_threads(REFERENCE_THREADS)
+    gathered = gather_shard(_trunk(spec, "cpu"), spec, shard, candidates)
+    return gathered.images, gathered.exact
+
+
+def _device(use_gpu: bool) -> str:
+    if use_gpu and not torch.cuda.is_available():
+        raise UsageError(
+            f"the task was given a GPU on {socket.gethostname()}, but torch {torch.__version__} sees none there; "
+            "check the driver, or run with --gpus-per-task 0"
+        )
+    return "cuda" if use_gpu else "cpu"
+
+
+@lru_cache(maxsize=2)
+def _trunk(spec: ResolvedSpec, device: str) -> Trunk:
+    network = load_network(spec.model, spec.weights)
+    if network.weights_sha256 != spec.weights_sha256:
+        raise UsageError(
+            f"the weights of '{spec.model}' on {socket.gethostname()} are not the run's: "
+            f"{network.weights_sha256[:12]} there, {spec.weights_sha256[:12]} in the run"
+        )
+    return Trunk(network.module, spec.layers, spec.statistics, spec.preprocess, torch.device(device))
