@@ -91,7 +91,7 @@ def gather_shard(trunk: Trunk, spec: ResolvedSpec, shard: Shard, candidates: Sco
         for image, pixels in decode_ahead(images, spec.preprocess, 1, REFERENCE_BATCH):
             if isinstance(pixels, UndecodableImageError):
                 raise ShardError(f"{shard.name} changed: row {image.row} was scanned and is now broken: {pixels}")
-            crops[len(batch_rows)] = torch.from_numpy(pixels)
+            crops.numpy()[len(batch_rows)] = pixels
             batch_rows.append(image.row)
             if len(batch_rows) == REFERENCE_BATCH:
                 rescore(batch_rows)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 import zlib
 
 import numpy as np
@@ -53,11 +52,8 @@ def decode(data: bytes | None) -> Image.Image:
     if not data:
         raise UndecodableImageError("no image bytes" if data is None else "empty image bytes")
     try:
-        with warnings.catch_warnings():
-            # Broken EXIF, palettes with transparency, large images: images like any other.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
-                return image.convert("RGB")
+        with Image.open(io.BytesIO(data)) as image:
+            return image.convert("RGB")
     except _UNDECODABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UndecodableImageError(reason) from error

@@ -27,7 +27,7 @@ from exemplar_ray.spec import Preprocess
 
 StateDict = Mapping[str, Tensor]
 
-_DOWNLOAD_TIMEOUT_SECONDS = 60
+_DOWNLOAD_TIMEOUT_SECONDS = 20
 
 
 @dataclass(frozen=True)

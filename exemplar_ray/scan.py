@@ -84,7 +84,7 @@ def scan_shard(
             # bad image, but nothing more is computed for it.
             if len(skipped) > max_skipped:
                 continue
-            crops[len(batch_rows)] = torch.from_numpy(pixels)
+            crops.numpy()[len(batch_rows)] = pixels
             batch_rows.append(image.row)
             scored += 1
             if len(batch_rows) == batch_size:

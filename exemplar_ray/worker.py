@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,6 +22,9 @@ from exemplar_ray.scan import scan_shard
 from exemplar_ray.shards import Shard
 from exemplar_ray.spec import ResolvedSpec
 from exemplar_ray.topk import Scores
+
+# Broken EXIF, palettes with transparency, large images: images like any other, no news.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,49 @@
+# Everything a fresh machine with Python 3.11 needs: `make demo`, `make test`.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Ray 2.59+ may turn token authentication on by itself; here it only ever listens on this machine.
+export RAY_AUTH_MODE ?= disabled
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test exactness benchmark lint format clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY) ## a virtual environment with the locked versions
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-compile --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup ## the main job on the embedded data set, and its pictures, in demo/
+	$(BIN)/python jobs/demo.py
+
+test: setup ## every test
+	$(BIN)/pytest
+
+exactness: setup ## compute the 800-image oracle anew (minutes), then compare with it
+	$(BIN)/python tests/notebook_loop.py inceptionv1 tests/oracle/inceptionv1-random-0.npz
+	$(BIN)/python tests/notebook_loop.py bvlc tests/oracle/bvlc-googlenet.npz
+	$(BIN)/pytest tests/test_exactness.py
+
+benchmark: setup ## the notebook's loop and the job, side by side
+	$(BIN)/python jobs/benchmark.py --data ../shared/data/imagenet-sample
+
+lint: setup ## style and common mistakes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup ## mend the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) demo build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,171 @@
+"""The notebook's figure: rows are channels, columns are ranks, a page for every 10 channels."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw, ImageFont
+
+from exemplar_ray.errors import UsageError
+from exemplar_ray.images import crop, decode
+from exemplar_ray.parts import series_of
+from exemplar_ray.run_folder import EXEMPLARS, SUMMARY, Plan, RunFolder
+from exemplar_ray.spec import format_channels
+
+CHANNELS_PER_PAGE = 10
+
+_PICTURE = 150
+_GAP = 10
+_CAPTION = 38
+_LABELS = 90
+_MARGIN = 24
+_LINE = 24
+_INK, _FAINT, _ALARM = "#1c1c1e", "#6b6b70", "#b3261e"
+
+
+def write_pages(run: str, out: str | None = None) -> list[str]:
+    """Draw every channel of a run, `CHANNELS_PER_PAGE` a page.
+
+    Args:
+        run: a run folder with a result.
+        out: where to write; RUN/report if None.
+
+    Returns:
+        The pages' URIs, in the order of the result.
+
+    Raises:
+        UsageError: the folder has no result.
+    """
+    folder = RunFolder(run)
+    plan = folder.read_plan()
+    summary = folder.read_json(SUMMARY)
+    if summary is None or summary["fingerprint"] != plan.fingerprint or not folder.exists(EXEMPLARS):
+        raise UsageError(f"'{run}' has no result yet; see exemplar-ray status {run}")
+    target = RunFolder(out or f"{run.rstrip('/')}/report")
+    pages = []
+    with folder.open(EXEMPLARS) as file:
+        exemplars = _pages_of_exemplars(pq.ParquetFile(file), plan)
+        for (layer, statistic, number), rows in exemplars:
+            [channels] = [known.channels for known in plan.spec.layers if known.name == layer]
+            shown = channels[number * CHANNELS_PER_PAGE : (number + 1) * CHANNELS_PER_PAGE]
+            page = draw_page(plan, summary, layer, statistic, shown, rows)
+            buffer = io.BytesIO()
+            page.save(buffer, "PNG")
+            name = f"{_file_name(layer)}-{statistic}-{shown[0]:04d}-{shown[-1]:04d}.png"
+            target.write(name, buffer.getvalue())
+            pages.append(f"{target.uri}/{name}")
+    return pages
+
+
+def _pages_of_exemplars(file: pq.ParquetFile, plan: Plan) -> Iterator[tuple[tuple[str, str, int], list[dict]]]:
+    """Yield ((layer, statistic, page number), its rows); every page, also one without rows."""
+    places = {layer.name: {c: i for i, c in enumerate(layer.channels)} for layer in plan.spec.layers}
+
+    def page_of(row: dict[str, Any]) -> tuple[str, str, int]:
+        return row["layer"], row["statistic"], places[row["layer"]][row["channel"]] // CHANNELS_PER_PAGE
+
+    expected = iter(
+        (layer, statistic, number)
+        for layer, statistic in series_of(plan.spec)
+        for number in range((len(places[layer]) + CHANNELS_PER_PAGE - 1) // CHANNELS_PER_PAGE)
+    )
+    rows = (row for batch in file.iter_batches(batch_size=CHANNELS_PER_PAGE) for row in batch.to_pylist())
+    for page, group in groupby(rows, key=page_of):
+        for waited_for in expected:
+            if waited_for == page:
+                break
+            yield waited_for, []
+        yield page, list(group)
+    for page in expected:
+        yield page, []
+
+
+def draw_page(
+    plan: Plan,
+    summary: dict[str, Any],
+    layer: str,
+    statistic: str,
+    channels: Sequence[int],
+    rows: Sequence[dict[str, Any]],
+) -> Image.Image:
+    """Draw one page: a head that says what was searched, then a row of pictures a channel.
+
+    The pictures are what the network saw, the crop, not the whole image.
+
+    Args:
+        summary: the run's `summary.json`.
+        channels: the channels of the page's rows, from top to bottom.
+        rows: their exemplars, as `exemplars.parquet` has them.
+    """
+    head = _head(plan, summary, layer, statistic, channels)
+    columns = min(plan.spec.top_k, max((row["rank"] for row in rows), default=1))
+    top = _MARGIN + _LINE * len(head) + 2 * _GAP
+    width = max(2 * _MARGIN + _LABELS + columns * (_PICTURE + _GAP), 1000)
+    page = Image.new("RGB", (width, top + len(channels) * (_PICTURE + _CAPTION + _GAP) + _MARGIN), "white")
+    draw = ImageDraw.Draw(page)
+    for i, (text, colour) in enumerate(head):
+        draw.text((_MARGIN, _MARGIN + i * _LINE), text, colour, ImageFont.load_default(20 if i == 0 else 16))
+    unsettled = {
+        entry["channel"] for entry in summary["unsettled"] if (entry["layer"], entry["statistic"]) == (layer, statistic)
+    }
+    bold, small = ImageFont.load_default(22), ImageFont.load_default(13)
+    for place, channel in enumerate(channels):
+        y = top + place * (_PICTURE + _CAPTION + _GAP)
+        draw.text((_MARGIN, y + _PICTURE // 2 - 14), str(channel), _INK, bold)
+        if channel in unsettled:
+            draw.text((_MARGIN, y + _PICTURE // 2 + 14), "not settled", _ALARM, small)
+        exemplars = [row for row in rows if row["channel"] == channel]
+        if not exemplars:
+            draw.text((_MARGIN + _LABELS, y), "no image gives a finite activation", _ALARM, small)
+        for row in exemplars:
+            x = _MARGIN + _LABELS + (row["rank"] - 1) * (_PICTURE + _GAP)
+            page.paste(_picture(row["image"]["bytes"], plan), (x, y))
+            draw.text((x, y + _PICTURE + 3), f"{row['activation']:.5g}", _INK, ImageFont.load_default(15))
+            draw.text((x, y + _PICTURE + 21), _shortened(row["class_name"] or "", small), _FAINT, small)
+    return page
+
+
+def _head(
+    plan: Plan, summary: dict[str, Any], layer: str, statistic: str, channels: Sequence[int]
+) -> list[tuple[str, str]]:
+    spec = plan.spec
+    [count] = [known.channel_count for known in spec.layers if known.name == layer]
+    skipped = f", {summary['skipped']} skipped" if summary["skipped"] else ""
+    head = [
+        (f"{spec.model_title}  ·  {layer}  ·  {statistic}", _INK),
+        (f"{spec.weights_title} (sha256 {spec.weights_sha256[:12]})", _FAINT),
+        (
+            f"channels {format_channels(channels)} of {count}  ·  {summary['scored']:,} images searched in "
+            f"{len(summary['shards'])} shards{skipped}  ·  columns: rank 1-{spec.top_k}, strongest first",
+            _FAINT,
+        ),
+    ]
+    if not spec.trained:
+        head.insert(1, ("UNTRAINED NETWORK: random weights, these channels mean nothing", _ALARM))
+    if summary["partial"]:
+        head.insert(1, (f"PARTIAL RESULT: only {summary['partial']}", _ALARM))
+    return head
+
+
+def _picture(data: bytes, plan: Plan) -> Image.Image:
+    seen = Image.fromarray(crop(decode(data), plan.spec.preprocess))
+    return seen.resize((_PICTURE, _PICTURE), Image.Resampling.LANCZOS)
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont) -> str:
+    """Cut a text to a picture's width, on one line."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= _PICTURE:
+        return text
+    while text and font.getlength(text + "...") > _PICTURE:
+        text = text[:-1]
+    return text + "..."
+
+
+def _file_name(layer: str) -> str:
+    return re.sub(r"[^\w.-]", "_", layer)

@@ -1,0 +1,139 @@
+"""Fixtures: a tiny network and data set for fast runs, a real Ray cluster, the shared inputs."""
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# Before anything imports ray: the tests' Ray listens on this machine only.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+from exemplar_ray.cli import main
+from exemplar_ray.sharding import LabelledImage, write_images
+
+TESTS = Path(__file__).parent
+PROJECT = TESTS.parent
+SHARED = PROJECT.parent / "shared"
+SAMPLE = SHARED / "data" / "imagenet-sample"
+BVLC = SHARED / "models" / "bvlc_googlenet.py"
+
+needs_shared = pytest.mark.skipif(not SAMPLE.exists() or not BVLC.exists(), reason="needs ../shared")
+
+TINY_NETWORK = f"{TESTS / 'tiny_network.py'}:trained"
+TINY_FLAGS = ["--model", TINY_NETWORK, "--layer", "mixed", "--top-k", "3"]
+TINY_FLAGS += ["--preprocess", "{resize: 36, crop: 32, mean: [117, 117, 117]}"]
+
+TINY_SHARDS = 8
+TINY_ROWS = 10
+TINY_CLASSES = ["tench", "goldfish", "great white shark"]
+
+
+def encode(pixels, kind="PNG", **options):
+    """Encode uint8 pixels or a Pillow image."""
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def random_picture(seed, width=48, height=40):
+    """A smooth random RGB picture."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def write_tiny_data(folder, shards=TINY_SHARDS, rows=TINY_ROWS, first_seed=0):
+    """Write tiny shards; image paths carry synset ids as ImageNet's do."""
+    images = [
+        LabelledImage(encode(random_picture(first_seed + i)), f"n0144076{i % 3}_{i}.JPEG", i % 3)
+        for i in range(shards * rows)
+    ]
+    paths, _ = write_images(images, str(folder), TINY_CLASSES, rows)
+    return paths
+
+
+@pytest.fixture
+def tiny_data(tmp_path):
+    """A folder of 8 shards of 10 tiny images."""
+    write_tiny_data(tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run a command in this process; return (exit status, what it printed)."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out + captured.err
+
+    return run
+
+
+def free_port():
+    """A port that nothing listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def ray_head():
+    """A Ray head of our own with a job server: {"address", "dashboard"}. Stopped by its process group."""
+    port, dashboard = free_port(), free_port()
+    # Ray's socket names must be short, so not below pytest's long temporary folder.
+    with tempfile.TemporaryDirectory(prefix="xr-", ignore_cleanup_errors=True) as folder:
+        command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=2"]
+        command += [f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
+        command += ["--node-ip-address=127.0.0.1", f"--temp-dir={folder}", "--disable-usage-stats"]
+        log = open(Path(folder) / "start.log", "w+")  # noqa: SIM115
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            url = f"http://127.0.0.1:{dashboard}"
+            _wait_for(f"{url}/api/version", process, log)
+            yield {"address": f"127.0.0.1:{port}", "dashboard": url}
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+            log.close()
+
+
+def _wait_for(url, process, log, seconds=90):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            if process.poll() is not None:
+                break
+            time.sleep(0.5)
+    log.seek(0)
+    pytest.fail(f"Ray did not start: {log.read()}")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(ray_head):
+    """A connection to that head; commands run in this process use it."""
+    import ray
+
+    ray.init(address=ray_head["address"], log_to_driver=False, logging_level="ERROR")
+    yield ray_head
+    ray.shutdown()

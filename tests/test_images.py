@@ -1,0 +1,72 @@
+"""The reference preprocessing is bit for bit torchvision's; broken bytes are one kind of error."""
+
+import io
+
+import numpy as np
+import pytest
+from awkward_images import broken_images, scored_images
+from conftest import SAMPLE, needs_shared, random_picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision import transforms
+
+from exemplar_ray import images
+from exemplar_ray.images import UndecodableImageError, crop, decode, decode_and_crop
+from exemplar_ray.shards import ShardReader, discover
+from exemplar_ray.spec import Preprocess
+
+DEFAULT = Preprocess(mean=(117, 117, 117))
+BICUBIC = Preprocess(mean=(0, 0, 0), resize=80, crop=64, interpolation="bicubic")
+
+
+def torchvisions(image, preprocess):
+    mode = transforms.InterpolationMode(preprocess.interpolation)
+    pipeline = transforms.Compose([transforms.Resize(preprocess.resize, mode), transforms.CenterCrop(preprocess.crop)])
+    return np.asarray(pipeline(image))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    width=st.integers(1, 400),
+    height=st.integers(1, 400),
+    resize=st.integers(1, 90),
+    cut=st.integers(0, 30),
+    interpolation=st.sampled_from(["bilinear", "bicubic"]),
+)
+def test_crops_equal_torchvisions_bit_for_bit(width, height, resize, cut, interpolation):
+    preprocess = Preprocess((0, 0, 0), resize=resize, crop=max(1, resize - cut), interpolation=interpolation)
+    image = random_picture(width * 1000 + height, width, height)
+    np.testing.assert_array_equal(crop(image, preprocess), torchvisions(image, preprocess))
+
+
+@pytest.mark.parametrize("name", scored_images())
+@pytest.mark.parametrize("preprocess", [DEFAULT, BICUBIC], ids=["default", "bicubic"])
+def test_awkward_images_are_seen_as_the_reference_sees_them(name, preprocess):
+    data = scored_images()[name]
+    reference = torchvisions(Image.open(io.BytesIO(data)).convert("RGB"), preprocess)
+    np.testing.assert_array_equal(decode_and_crop(data, preprocess), reference)
+
+
+@needs_shared
+def test_real_images_are_seen_as_the_reference_sees_them():
+    with ShardReader(discover([str(SAMPLE)])[0]) as reader:
+        for image in reader.images():
+            reference = torchvisions(Image.open(io.BytesIO(image.data)).convert("RGB"), DEFAULT)
+            np.testing.assert_array_equal(decode_and_crop(image.data, DEFAULT), reference)
+
+
+@pytest.mark.parametrize("name", broken_images())
+def test_broken_images_are_undecodable_and_the_reason_is_one_line(name):
+    with pytest.raises(UndecodableImageError) as caught:
+        decode(broken_images()[name])
+    assert str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("width", "height"), [(700, 3), (3, 700), (512, 9)])
+def test_where_only_the_crop_is_computed_it_is_the_same_to_one_level(monkeypatch, width, height):
+    image = random_picture(9, width, height)
+    whole = crop(image, DEFAULT).astype(int)
+    monkeypatch.setattr(images, "_LARGEST_RESIZED", 0)
+    assert np.abs(crop(image, DEFAULT) - whole).max() <= 1

@@ -1,0 +1,210 @@
+"""One shard in, one part out; and the second look at what was found. No Ray."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from awkward_images import broken_images, scored_images
+from conftest import TINY_NETWORK, write_tiny_data
+
+from exemplar_ray import parts, scan
+from exemplar_ray.activations import Trunk
+from exemplar_ray.errors import ShardError
+from exemplar_ray.gather import gather_shard
+from exemplar_ray.images import decode_and_crop
+from exemplar_ray.models import load_network
+from exemplar_ray.resolve import resolve
+from exemplar_ray.sharding import LabelledImage, write_images
+from exemplar_ray.shards import discover, inspect
+from exemplar_ray.spec import RunSpec
+
+PREPROCESS = {"resize": 36, "crop": 32, "mean": [117, 117, 117]}
+
+
+def tiny(factory="trained", **changes):
+    """A resolved spec of a tiny network, and its trunk."""
+    model = TINY_NETWORK.replace(":trained", f":{factory}")
+    changes = {"layer": ("conv1", "mixed"), "statistic": ("max", "mean"), "top_k": 3, **changes}
+    spec = resolve(RunSpec(model=model, preprocess=PREPROCESS, **changes))
+    network = load_network(model, "pretrained").module
+    return spec, Trunk(network, spec.layers, spec.statistics, spec.preprocess, torch.device("cpu"))
+
+
+def shard_of(folder, images):
+    paths, _ = write_images([LabelledImage(data, name, None) for name, data in images], str(folder), None, 1000)
+    return inspect(discover([str(paths[0])]))[0][0]
+
+
+def scan_it(trunk, spec, shard, batch_size=4, max_skipped=0, position=0):
+    return scan.scan_shard(
+        trunk, spec, shard, position, batch_size=batch_size, decode_threads=2, max_skipped=max_skipped
+    )
+
+
+def by_hand(trunk, spec, images):
+    """Score each image alone; {(layer, statistic): [images, channels]}."""
+    crops = [torch.from_numpy(decode_and_crop(data, spec.preprocess).copy()) for _, data in images]
+    scored = [trunk(crop[None]) for crop in crops]
+    return {key: torch.cat([one[key] for one in scored]).numpy() for key in scored[0]}
+
+
+def test_awkward_images_are_all_scored_as_the_reference_scores_them(tmp_path):
+    images = list(scored_images().items())
+    spec, trunk = tiny(top_k=len(images))
+    scanned = scan_it(trunk, spec, shard_of(tmp_path / "d", images))
+    assert (scanned.rows, scanned.scored, scanned.skipped_images) == (len(images), len(images), [])
+    expected = by_hand(trunk, spec, images)
+    series = parts.series_of(spec)
+    for s, channel, activation, row in zip(
+        scanned.scores.series, scanned.scores.channel, scanned.scores.activation, scanned.scores.row, strict=True
+    ):
+        assert activation == pytest.approx(expected[series[s]][row, channel], rel=1e-5, abs=1e-6)
+    assert len(scanned.scores.row) == len(images) * (8 + 12) * 2
+
+
+def test_broken_images_are_counted_listed_and_leave_the_others_as_they_are(tmp_path):
+    good, broken = list(scored_images().items())[:9], list(broken_images().items())
+    mixed = [image for pair in zip(good, broken, strict=False) for image in pair] + good[len(broken) :]
+    spec, trunk = tiny()
+    scanned = scan_it(trunk, spec, shard_of(tmp_path / "mixed", mixed), max_skipped=len(broken))
+    alone = scan_it(trunk, spec, shard_of(tmp_path / "good", good))
+    assert scanned.rows == scanned.scored + len(scanned.skipped_images) == len(mixed)
+    assert [entry["row"] for entry in scanned.skipped_images] == [2 * i + 1 for i in range(len(broken))]
+    assert all(entry["reason"] for entry in scanned.skipped_images)
+    row_in_mixed = [mixed.index(image) for image in good]
+    assert scanned.scores.activation.tolist() == alone.scores.activation.tolist()
+    assert scanned.scores.row.tolist() == [row_in_mixed[row] for row in alone.scores.row]
+
+
+def test_too_many_broken_images_fail_the_shard_and_are_named(tmp_path):
+    images = [*list(scored_images().items())[:3], *list(broken_images().items())[:4]]
+    spec, trunk = tiny()
+    shard = shard_of(tmp_path / "d", images)
+    with pytest.raises(ShardError) as caught:
+        scan_it(trunk, spec, shard, max_skipped=3)
+    message = str(caught.value)
+    assert "4 undecodable images, max_skipped is 3 (row 3: empty image bytes; row 4: no image bytes; row 5:" in message
+    assert "and 1 more" in message
+    assert "--max-skipped 4" in message
+    assert scan_it(trunk, spec, shard, max_skipped=4).scored == 3
+
+
+def test_the_batch_size_and_the_padding_do_not_change_a_part(tmp_path):
+    spec, trunk = tiny()
+    [path] = write_tiny_data(tmp_path / "d", shards=1, rows=23)
+    [shard], _ = inspect(discover([str(path)]))
+    a_part = [parts.to_bytes(scan_it(trunk, spec, shard, n).scores, parts.series_of(spec)) for n in (4, 4, 5, 23, 64)]
+    assert a_part[0] == a_part[1]
+    scores = [parts.from_bytes(content, 0, parts.series_of(spec)) for content in a_part]
+    for other in scores[2:]:
+        assert other.row.tolist() == scores[0].row.tolist()
+        np.testing.assert_allclose(other.activation, scores[0].activation, rtol=1e-5)
+
+
+def test_nan_and_infinity_are_counted_by_channel_and_never_ranked(tmp_path):
+    spec, trunk = tiny("dividing", layer=("conv1",), statistic=("mean",))
+    [path] = write_tiny_data(tmp_path / "d", shards=1, rows=20)
+    [shard], _ = inspect(discover([str(path)]))
+    scanned = scan_it(trunk, spec, shard)
+    [bad] = scanned.not_finite
+    assert (bad["layer"], bad["statistic"], bad["channel"]) == ("conv1", "mean", 1)
+    images = [(None, row.data) for row in _rows(shard)]
+    expected = by_hand(trunk, spec, images)["conv1", "mean"]
+    assert bad["images"] == (~np.isfinite(expected[:, 1])).sum() > 0
+    kept = scanned.scores.row[scanned.scores.channel == 1]
+    assert set(kept) <= set(np.flatnonzero(np.isfinite(expected[:, 1])))
+    assert np.isfinite(scanned.scores.activation).all()
+
+
+def _rows(shard):
+    from exemplar_ray.shards import ShardReader
+
+    with ShardReader(shard) as reader:
+        return list(reader.images())
+
+
+def test_fewer_images_than_k_give_them_all(tmp_path):
+    spec, trunk = tiny(top_k=50)
+    [path] = write_tiny_data(tmp_path / "d", shards=1, rows=6)
+    scanned = scan_it(trunk, spec, inspect(discover([str(path)]))[0][0])
+    assert np.unique(scanned.scores.row).tolist() == list(range(6))
+    assert len(scanned.scores.row) == 6 * (8 + 12) * 2
+
+
+def test_parts_survive_their_bytes_and_others_are_refused(tmp_path):
+    spec, trunk = tiny()
+    [path] = write_tiny_data(tmp_path / "d", shards=1)
+    scanned = scan_it(trunk, spec, inspect(discover([str(path)]))[0][0], position=5)
+    content = parts.to_bytes(scanned.scores, parts.series_of(spec))
+    for before, after in zip(scanned.scores, parts.from_bytes(content, 5, parts.series_of(spec)), strict=True):
+        assert before.dtype == after.dtype
+        assert before.tolist() == after.tolist()
+    with pytest.raises(ValueError, match="a part of another run: it has"):
+        parts.from_bytes(content, 5, [("conv1", "mean")])
+    with pytest.raises(ValueError, match="not a part: its columns are image, label"):
+        parts.from_bytes(path.read_bytes(), 5, parts.series_of(spec))
+
+
+@pytest.fixture
+def scanned_shard(tmp_path):
+    """(spec, trunk, shard, candidates) of one tiny shard."""
+    spec, trunk = tiny()
+    [path] = write_tiny_data(tmp_path / "d", shards=1, rows=40)
+    [shard], _ = inspect(discover([str(path)]))
+    return spec, trunk, shard, scan_it(trunk, spec, shard).scores
+
+
+def test_gather_recomputes_every_candidate_from_its_image(scanned_shard):
+    spec, trunk, shard, candidates = scanned_shard
+    gathered = gather_shard(trunk, spec, shard, candidates)
+    assert gathered.exact.row.tolist() == candidates.row.tolist()
+    np.testing.assert_allclose(gathered.exact.activation, candidates.activation, rtol=1e-4)
+    rows = _rows(shard)
+    assert gathered.images["row"].to_pylist() == sorted(set(candidates.row.tolist()))
+    for row, data, path in zip(*(gathered.images[c].to_pylist() for c in ("row", "bytes", "path")), strict=True):
+        assert data == rows[row].data
+        assert path.endswith(f"_{row}.JPEG")
+
+
+def test_gather_does_not_believe_the_scan(scanned_shard):
+    spec, trunk, shard, candidates = scanned_shard
+    rounded = candidates._replace(activation=candidates.activation * np.float32(1 + 1e-5))
+    exact = gather_shard(trunk, spec, shard, rounded).exact
+    assert exact.activation.tolist() == gather_shard(trunk, spec, shard, candidates).exact.activation.tolist()
+
+
+@pytest.mark.parametrize("mix_up", ["rows", "channels", "one number", "nan"])
+def test_a_mix_up_of_rows_and_numbers_cannot_survive(scanned_shard, mix_up):
+    spec, trunk, shard, candidates = scanned_shard
+    activation = candidates.activation.copy()
+    if mix_up == "rows":
+        wrong = candidates._replace(row=(candidates.row + 1) % 40)
+    elif mix_up == "channels":
+        wrong = candidates._replace(channel=(candidates.channel + 1) % 8)
+    else:
+        activation[len(activation) // 2] = np.nan if mix_up == "nan" else activation[len(activation) // 2] * 1.01
+        wrong = candidates._replace(activation=activation)
+    with pytest.raises(ShardError, match="changed: row .* the scan recorded"):
+        gather_shard(trunk, spec, shard, wrong)
+
+
+def test_an_image_that_broke_after_the_scan_is_noticed(scanned_shard, tmp_path):
+    spec, trunk, shard, candidates = scanned_shard
+    images = [
+        LabelledImage(b"broken" if i == candidates.row[0] else r.data, None, 0) for i, r in enumerate(_rows(shard))
+    ]
+    paths, _ = write_images(images, str(tmp_path / "changed"), None, 1000)
+    with pytest.raises(ShardError, match=f"row {broken} was scanned and is now broken"):
+        gather_shard(trunk, spec, dataclasses.replace(shard, uri=str(paths[0])), candidates)
+
+
+def test_the_reference_does_not_depend_on_how_many_images_are_gathered_together(scanned_shard):
+    spec, trunk, shard, candidates = scanned_shard
+    torch.set_num_threads(1)
+    together = gather_shard(trunk, spec, shard, candidates).exact
+    for row in np.unique(candidates.row)[:5]:
+        mine = candidates.row == row
+        alone = gather_shard(trunk, spec, shard, candidates.take(mine)).exact
+        assert alone.activation.tolist() == together.take(mine).activation.tolist()
+

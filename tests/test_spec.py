@@ -1,0 +1,133 @@
+"""The user's words: what is accepted, what is refused, and with which sentence."""
+
+import pytest
+
+from exemplar_ray.errors import UsageError
+from exemplar_ray.spec import (
+    Layer,
+    Preprocess,
+    ResolvedSpec,
+    RunSpec,
+    fingerprint,
+    format_channels,
+    parse_channels,
+)
+
+
+def resolved(**changes):
+    values = {
+        "model": "inceptionv1",
+        "model_title": "InceptionV1",
+        "model_source_sha256": None,
+        "weights": "random:0",
+        "weights_title": "random weights, seed 0",
+        "weights_sha256": "a" * 64,
+        "trained": False,
+        "layers": (Layer("mixed4a", 508, (14, 14), tuple(range(508))),),
+        "statistics": ("mean",),
+        "top_k": 10,
+        "preprocess": Preprocess(mean=(117, 117, 117)),
+    }
+    return ResolvedSpec(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("text", "channels"),
+    [("all", (0, 1, 2, 3)), ("0-2", (0, 1, 2)), ("3,1", (1, 3)), ("0,0-1,1", (0, 1)), ("3", (3,))],
+)
+def test_channels(text, channels):
+    assert parse_channels(text, 4) == channels
+    assert parse_channels(format_channels(channels), 4) == channels
+
+
+@pytest.mark.parametrize("text", ["", "x", "1-", "-1", "1,,2", "1-2-3", "0.5", "²"])
+def test_what_is_no_channels(text):
+    with pytest.raises(UsageError, match="channels are"):
+        parse_channels(text, 4)
+
+
+@pytest.mark.parametrize("text", ["4", "0-508", "99999999999"])
+def test_channels_out_of_range_are_refused_with_the_valid_range(text):
+    with pytest.raises(UsageError, match="valid channels are 0-3"):
+        parse_channels(text, 4)
+
+
+def test_a_backward_range_is_refused():
+    with pytest.raises(UsageError, match="backwards"):
+        parse_channels("3-1", 4)
+
+
+def test_names_are_one_several_or_a_list_and_their_order_does_not_matter():
+    assert RunSpec(layer="b,a").layer == RunSpec(layer=["a", "b"]).layer == RunSpec(layer=["b", "a,a"]).layer
+    assert RunSpec(layer="mixed4a").layer == ("mixed4a",)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("top_k", 0, "top_k is a whole number from 1"),
+        ("top_k", True, "top_k is a whole number from 1"),
+        ("top_k", "ten", "top_k is a whole number from 1"),
+        ("layer", [], "layer is empty"),
+        ("layer", 3, "layer is one name or several"),
+        ("model", None, "model is a name"),
+        ("preprocess", "resize", "preprocess is a mapping"),
+    ],
+)
+def test_impossible_values_are_refused(key, value, message):
+    with pytest.raises(UsageError, match=message):
+        RunSpec(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mean": [1, 2]}, "mean is three numbers"),
+        ({"mean": "117"}, "mean is three numbers"),
+        ({"std": [1, 0, 1]}, "std must not be 0"),
+        ({"resize": 0}, "resize is a number of pixels"),
+        ({"crop": 300}, "crop .300. must not be larger"),
+        ({"scale": -1}, "scale is a number above 0"),
+        ({"interpolation": "bicubical"}, "did you mean 'bicubic'"),
+        ({"rezise": 256}, "did you mean 'resize'"),
+    ],
+)
+def test_impossible_preprocessing_is_refused(values, message):
+    with pytest.raises(UsageError, match=message):
+        Preprocess.of(Preprocess(mean=(117, 117, 117)), values)
+
+
+def test_the_users_keys_lie_over_the_models_own_preprocessing():
+    own = Preprocess(mean=(1, 2, 3), std=(4, 5, 6), resize=300)
+    assert Preprocess.of(own, {"crop": 200}) == Preprocess(mean=(1, 2, 3), std=(4, 5, 6), resize=300, crop=200)
+
+
+def test_a_model_without_preprocessing_needs_a_mean():
+    with pytest.raises(UsageError, match="--preprocess"):
+        Preprocess.of(None, {"resize": 256})
+    assert Preprocess.of(None, {"mean": [123, 117, 104]}).scale == 255
+
+
+def test_a_resolved_spec_survives_json():
+    spec = resolved(layers=(Layer("a", 9, (3, 4), (0, 1, 5)), Layer("fc", 5, None, (2,))))
+    assert ResolvedSpec.from_json(spec.to_json()) == spec
+
+
+def test_the_fingerprint_follows_what_decides_the_numbers_and_nothing_else():
+    base = fingerprint(resolved().identity())
+    same = [
+        {"weights": "somewhere/else.pth", "weights_title": "weights else.pth"},
+        {"model_title": "another title"},
+    ]
+    other = [
+        {"model": "inceptionv1-tf"},
+        {"weights_sha256": "b" * 64},
+        {"model_source_sha256": "c" * 64},
+        {"layers": (Layer("mixed4b", 508, (14, 14), tuple(range(508))),)},
+        {"layers": (Layer("mixed4a", 508, (14, 14), (0,)),)},
+        {"statistics": ("max",)},
+        {"top_k": 11},
+        {"preprocess": Preprocess(mean=(117, 117, 118))},
+    ]
+    assert all(fingerprint(resolved(**changes).identity()) == base for changes in same)
+    assert len({base, *(fingerprint(resolved(**changes).identity()) for changes in other)}) == len(other) + 1

@@ -1,0 +1,61 @@
+"""Networks small enough that a test's run takes no time; users' files for `file.py:factory`."""
+
+import torch
+from torch import nn
+
+
+class TinyNetwork(nn.Module):
+    """Two convolutions with names, two branches, logits; 32 x 32 input."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 5, stride=2, padding=2)
+        self.wide = nn.Conv2d(8, 8, 3, padding=1)
+        self.narrow = nn.Conv2d(8, 4, 1)
+        self.mixed = nn.Identity()
+        self.relu = nn.ReLU()
+        self.unused = nn.Linear(3, 3)
+        self.classifier = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.relu(self.conv1(x / 60))
+        x = self.mixed(torch.cat([self.relu(self.wide(x)), self.relu(self.narrow(x))], dim=1))
+        return self.classifier(x.mean(dim=(2, 3)))
+
+
+def trained():
+    """The same weights every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        return TinyNetwork()
+
+
+def trained_otherwise():
+    """Other weights than `trained`, the same every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(8)
+        return TinyNetwork()
+
+
+def untrained():
+    """Weights from torch's generator as it stands."""
+    return TinyNetwork()
+
+
+def dividing():
+    """Channel 1 of `conv1` gives NaN and infinity on some images."""
+
+    class Dividing(nn.Module):
+        def forward(self, x):
+            y = x.clone()
+            y[:, 1] = torch.sqrt(x[:, 1])
+            return y
+
+    network = trained()
+    network.conv1 = nn.Sequential(network.conv1, Dividing())
+    return network
+
+
+def no_network():
+    """Not a network at all."""
+    return "no network"
