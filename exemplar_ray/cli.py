@@ -27,10 +27,15 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ").split()
         if message.startswith("unrecognized") and unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            close = difflib.get_close_matches(unknown[0], flags, n=1)
+            close = difflib.get_close_matches(unknown[0], self._flags(), n=1)
             message += f"; did you mean {close[0]}?" if close else f"; see {self.prog} --help"
         raise UsageError(message)
+
+    def _flags(self) -> set[str]:
+        """Return every flag of this parser and of its commands."""
+        flags = {flag for action in self._actions for flag in action.option_strings}
+        commands = [action.choices for action in self._actions if isinstance(action.choices, dict)]
+        return flags.union(*(command._flags() for choices in commands for command in choices.values()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _yaml_value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is no YAML: {' '.join(str(error).split())}") from error
+
+
 # key -> (type, metavar, help); a type of `list` takes several values.
 _RUN_KEYS: dict[str, tuple[Any, str, str]] = {
     "data": (list, "URI", "parquet shards: files, folders or globs, local, s3://, hf://, ..."),
@@ -104,7 +116,7 @@ _RUN_KEYS: dict[str, tuple[Any, str, str]] = {
     "statistic": (list, "NAME", "one or several of mean (default), max"),
     "top_k": (int, "K", "exemplars a channel (default: 10)"),
     "preprocess": (
-        yaml.safe_load,
+        _yaml_value,
         "MAP",
         "over the model's own, such as '{resize: 256, mean: [123, 117, 104]}'",
     ),

@@ -166,7 +166,7 @@ class ResolvedSpec:
         Weights count by their hash, a model's file by its contents: what they are called on
         this machine does not matter.
         """
-        return {
+        identity = {
             "format": FORMAT_VERSION,
             "model": self.model_source_sha256 or self.model,
             "weights": self.weights_sha256,
@@ -176,6 +176,8 @@ class ResolvedSpec:
             "top_k": self.top_k,
             "preprocess": asdict(self.preprocess),
         }
+        # As it reads back from a file, where tuples are lists.
+        return json.loads(json.dumps(identity))
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:

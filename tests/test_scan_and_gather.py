@@ -191,9 +191,8 @@ def test_a_mix_up_of_rows_and_numbers_cannot_survive(scanned_shard, mix_up):
 
 def test_an_image_that_broke_after_the_scan_is_noticed(scanned_shard, tmp_path):
     spec, trunk, shard, candidates = scanned_shard
-    images = [
-        LabelledImage(b"broken" if i == candidates.row[0] else r.data, None, 0) for i, r in enumerate(_rows(shard))
-    ]
+    broken = candidates.row[0]
+    images = [LabelledImage(b"broken" if row.row == broken else row.data, None, 0) for row in _rows(shard)]
     paths, _ = write_images(images, str(tmp_path / "changed"), None, 1000)
     with pytest.raises(ShardError, match=f"row {broken} was scanned and is now broken"):
         gather_shard(trunk, spec, dataclasses.replace(shard, uri=str(paths[0])), candidates)
@@ -207,4 +206,3 @@ def test_the_reference_does_not_depend_on_how_many_images_are_gathered_together(
         mine = candidates.row == row
         alone = gather_shard(trunk, spec, shard, candidates.take(mine)).exact
         assert alone.activation.tolist() == together.take(mine).activation.tolist()
-

@@ -1,0 +1,138 @@
+"""The command line's manners: help for everything, one line for a mistake, light `status`."""
+
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from conftest import TINY_FLAGS
+from rich.console import Console
+
+from exemplar_ray.cli import _RUN_KEYS, _parser
+from exemplar_ray.progress import ProgressDisplay
+
+COMMANDS = ["sample-data", "shard", "run", "status", "merge", "report"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_and_flag_has_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        _parser().parse_args([command, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    sub = _parser()._subparsers._group_actions[0].choices[command]
+    assert all(action.help for action in sub._actions)
+    assert f"exemplar-ray {command}" in text
+
+
+def test_the_commands_are_those_of_the_contract():
+    assert list(_parser()._subparsers._group_actions[0].choices) == COMMANDS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required"),
+        (["rnu"], "invalid choice: 'rnu'"),
+        (["run", "--laeyr", "mixed4a"], "did you mean --layer?"),
+        (["run", "--top-k", "ten", "--data", "x", "--out", "y"], "invalid int value: 'ten'"),
+        (["run", "--out", "y"], "--data is missing"),
+        (["run", "--data", "x"], "--out is missing"),
+        (["run", "--config", "nowhere.yaml"], "config 'nowhere.yaml' cannot be read"),
+        (["run", "--data", "x", "--out", "y", "--max-skipped", "-1"], "max_skipped is a whole number from 0"),
+        (["run", "--data", "x", "--out", "y", "--batch-size", "0"], "batch_size is a whole number from 1"),
+        (["run", "--data", "x", "--out", "y", "--preprocess", "{a"], "invalid"),
+        (["status", "nowhere"], "'nowhere' is no run folder"),
+        (["merge", "nowhere"], "'nowhere' is no run folder"),
+        (["report", "nowhere"], "'nowhere' is no run folder"),
+        (["shard", "nowhere", "out"], "neither a folder nor a data set"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(cli, arguments, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    status, text = cli(*arguments)
+    assert status == 2
+    assert message in text
+    assert len(text.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("tpo_k: 3", "unknown key 'tpo_k'; did you mean 'top_k'"),
+        ("[1, 2]", "is a mapping of keys to values, not a list"),
+        ("a: b: c", "cannot be read"),
+        ("{data: [1], out: x}", "data is one URI or several"),
+        ("{data: x, out: [y]}", "out is a text"),
+        ("{data: x, out: y, top_k: three}", "top_k is a whole number"),
+        ("!!python/object/apply:os.system ['true']", "cannot be read"),
+    ],
+)
+def test_a_config_with_a_mistake_is_refused(cli, tmp_path, content, message):
+    (tmp_path / "run.yaml").write_text(content)
+    status, text = cli("run", "--config", tmp_path / "run.yaml")
+    assert (status, message in text) == (2, True), text
+
+
+def test_every_key_of_the_contract_is_a_flag_and_a_key_of_the_config():
+    contract = {
+        "data",
+        "out",
+        "model",
+        "weights",
+        "layer",
+        "channels",
+        "statistic",
+        "top_k",
+        "preprocess",
+        "max_skipped",
+    }
+    assert contract <= _RUN_KEYS.keys()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_status_needs_neither_ray_nor_torch(tiny_data, tmp_path, cli):
+    assert cli("run", "--data", tiny_data, "--out", tmp_path / "run", *TINY_FLAGS)[0] == 0
+    program = (
+        "import sys\n"
+        "for name in ('ray', 'torch', 'torchvision', 'lucent', 'datasets'): sys.modules[name] = None\n"
+        "from exemplar_ray.cli import main\n"
+        f"sys.exit(main(['status', {str(tmp_path / 'run')!r}]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "8 done" in done.stdout
+
+
+def test_the_driver_does_not_import_torch_and_only_one_module_imports_ray():
+    program = "import sys, exemplar_ray.job; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+    package = Path(sys.modules["exemplar_ray"].__file__).parent
+    importing = [
+        path.name
+        for path in package.rglob("*.py")
+        if any(line.split()[:2] in (["import", "ray"], ["from", "ray"]) for line in path.read_text().splitlines())
+    ]
+    assert importing == ["cluster.py"]
+
+
+def test_a_log_gets_one_line_a_shard_and_a_terminal_a_live_display():
+    log = StringIO()
+    with ProgressDisplay(Console(file=log, force_terminal=False), "scan", 2) as display:
+        display.finished("a.parquet", 100, "2 skipped")
+        display.failed("b [bold].parquet", "no [red] luck")
+    first, second = log.getvalue().splitlines()
+    assert first.startswith("scan 1/2  a.parquet: 100 images, 2 skipped")
+    assert second.startswith("scan 2/2  FAILED b [bold].parquet: no [red] luck")
+    terminal = StringIO()
+    with ProgressDisplay(Console(file=terminal, force_terminal=True, width=120), "scan", 2) as display:
+        display.finished("a.parquet", 100)
+        display.failed("b.parquet", "no luck")
+    shown = terminal.getvalue()
+    assert "2/2" in shown
+    assert "images/s" in shown
+    assert "1 failed" in shown
+    assert "FAILED b.parquet: no luck" in shown

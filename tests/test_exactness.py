@@ -1,0 +1,85 @@
+"""Exact on real images: the notebook's loop is the oracle.
+
+The oracle's numbers over all 800 images are in `tests/oracle` (`make exactness` computes
+them anew); over the first shard the loop runs here and now.
+"""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import BVLC, SAMPLE, TESTS, needs_shared
+from notebook_loop import MEANS, network, notebook_loop, sample_images
+
+pytestmark = [needs_shared, pytest.mark.usefixtures("ray_cluster")]
+
+RELATIVE = 1e-4
+NETWORKS = {
+    "inceptionv1": ["--model", "inceptionv1", "--weights", "random:0", "--layer", "mixed4a"],
+    "bvlc": ["--model", f"{BVLC}:load", "--preprocess", "{mean: [123, 117, 104]}", "--layer", "mixed4a", "classifier"],
+}
+ORACLES = {"inceptionv1": "inceptionv1-random-0.npz", "bvlc": "bvlc-googlenet.npz"}
+CHANNELS = {"inceptionv1": 508, "bvlc": 512}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Run each network over the 800 images, once: name -> exemplars without images."""
+    from exemplar_ray.cli import main
+
+    folder = tmp_path_factory.mktemp("exactness")
+    tables = {}
+
+    def run(name):
+        if name not in tables:
+            assert main(["run", "--data", str(SAMPLE), "--out", str(folder / name), *NETWORKS[name]]) == 0
+            file = folder / name / "exemplars.parquet"
+            tables[name] = pq.read_table(file, columns=[c for c in pq.read_schema(file).names if c != "image"])
+            file.unlink()
+        return tables[name]
+
+    return run
+
+
+def assert_equals_oracle(exemplars, images, activations):
+    """Same images in the same order wherever the oracle's own gap is clear, and the same numbers."""
+    ours = exemplars.filter(pa.compute.equal(exemplars["layer"], "mixed4a"))
+    channels, top_k = len(images), 10
+    assert len(ours) == channels * top_k
+    shard = pa.compute.extract_regex(ours["shard"], r"train-(?P<n>\d+)-").combine_chunks().field("n").cast("int64")
+    numbers = (shard.to_numpy() * 100 + ours["row"].to_numpy()).reshape(channels, top_k)
+    found = ours["activation"].to_numpy().reshape(channels, top_k)
+    expected = activations[:, :top_k]
+    np.testing.assert_allclose(found, expected, rtol=RELATIVE)
+    clear_below = activations[:, :-1] - activations[:, 1:] > RELATIVE * np.abs(activations[:, :-1])
+    clear_above = np.hstack([np.ones((channels, 1), bool), clear_below[:, :-1]])
+    clear = clear_above & clear_below
+    assert clear.mean() > 0.8
+    assert (numbers == images[:, :top_k])[clear].all()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_channel_equals_the_oracle_over_the_800_images(runs, name):
+    oracle = np.load(TESTS / "oracle" / ORACLES[name])
+    assert oracle["images"].shape == (CHANNELS[name], 11)
+    assert_equals_oracle(runs(name), oracle["images"], oracle["activations"])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_channel_equals_the_loop_run_now_over_one_shard(tmp_path, cli, name):
+    shard = SAMPLE / "train-00000-of-00008.parquet"
+    status, text = cli("run", "--data", shard, "--out", tmp_path / "run", *NETWORKS[name], "--layer", "mixed4a")
+    assert status == 0, text
+    images, activations = notebook_loop(network(name), MEANS[name], sample_images([shard]))
+    assert_equals_oracle(pq.read_table(tmp_path / "run" / "exemplars.parquet"), images, activations)
+
+
+def test_the_strongest_image_of_a_class_logit_is_of_that_class(runs):
+    """478 of the 800 classes present, by an independent script over the same images."""
+    exemplars = runs("bvlc")
+    logits = exemplars.filter(
+        pa.compute.and_(pa.compute.equal(exemplars["layer"], "classifier"), pa.compute.equal(exemplars["rank"], 1))
+    )
+    assert len(logits) == 1000
+    own = pa.compute.sum(pa.compute.equal(logits["channel"].cast("int64"), logits["label"])).as_py()
+    assert abs(own - 478) <= 3

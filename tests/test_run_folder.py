@@ -1,0 +1,201 @@
+"""The run folder: whole files or none, records that count and records that do not, refusals."""
+
+import os
+from dataclasses import replace
+
+import fsspec
+import numpy as np
+import pytest
+from test_spec import resolved
+
+from exemplar_ray import parts
+from exemplar_ray.errors import UsageError
+from exemplar_ray.labels import ClassLabels
+from exemplar_ray.run_folder import Plan, RunFolder
+from exemplar_ray.shards import Shard
+from exemplar_ray.spec import Layer
+from exemplar_ray.topk import Scores
+
+SERIES = [("mixed4a", "mean")]
+
+
+def make_plan(**changes):
+    shards = [Shard(f"train-{i}.parquet", f"/data/train-{i}.parquet", 1000 + i, 10, f"footer{i}") for i in range(3)]
+    spec = resolved(layers=(Layer("mixed4a", 508, (14, 14), (0, 1)),), top_k=2)
+    return replace(Plan(spec, shards, ClassLabels(), {"python": "3.11"}), **changes)
+
+
+def a_part(seed=0):
+    n = 4
+    zeros = np.zeros(n, np.int32)
+    scores = Scores(zeros, np.array([0, 0, 1, 1], np.int32), np.arange(n, dtype=np.float32) + seed, zeros, np.arange(n))
+    return parts.to_bytes(scores, SERIES)
+
+
+def a_record(plan, position):
+    return {
+        "fingerprint": plan.fingerprint,
+        "shard": plan.shards[position].to_json(),
+        "rows": 10,
+        "scored": 10,
+        "skipped": 0,
+        "skipped_images": [],
+        "not_finite": [],
+    }
+
+
+@pytest.fixture(params=["local disk", "object store"])
+def folder(request, tmp_path):
+    """A new run folder, on a disk and on fsspec's in-memory object store."""
+    if request.param == "local disk":
+        yield RunFolder(str(tmp_path / "run"))
+        return
+    memory = fsspec.filesystem("memory")
+    yield RunFolder("memory://bucket/run")
+    memory.rm("/bucket", recursive=True)
+
+
+def test_a_plan_is_adopted_and_read_back(folder):
+    plan = make_plan()
+    folder.adopt(plan)
+    assert folder.read_plan() == plan
+    folder.adopt(plan)
+    assert folder.state(plan).pending == [0, 1, 2]
+
+
+def test_commits_complete_and_failures_stay_until_then(folder):
+    plan = make_plan()
+    folder.adopt(plan)
+    folder.fail(1, {"shard": plan.shards[1].to_json(), "reason": "no such luck"})
+    state = folder.state(plan)
+    assert (list(state.completed), list(state.failed), state.pending) == ([], [1], [0, 2])
+    assert state.unfinished == [0, 1, 2]
+    record = folder.commit(1, a_part(), a_record(plan, 1))
+    state = folder.state(plan)
+    assert (list(state.completed), list(state.failed), state.pending) == ([1], [], [0, 2])
+    assert folder.read_part(1, record, plan).shard.tolist() == [1] * 4
+    assert folder.names("failed") == []
+
+
+def test_a_part_without_its_record_and_a_record_without_its_part_do_not_count(folder):
+    plan = make_plan()
+    folder.adopt(plan)
+    folder.write("parts/000000.parquet", a_part())
+    folder.write_json("parts/000001.json", a_record(plan, 1))
+    assert folder.state(plan).pending == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "name", ["000000.json.tmp", ".000000.json.abc.tmp", "0.json", "x.json", "000009.json", "000000 copy.json"]
+)
+def test_stray_files_are_not_read_as_results(folder, name):
+    plan = make_plan()
+    folder.adopt(plan)
+    folder.write("parts/000000.parquet", a_part())
+    folder.write_json(f"parts/{name}", a_record(plan, 0))
+    assert folder.state(plan).pending == [0, 1, 2]
+
+
+def test_torn_and_foreign_records_do_not_count(folder):
+    plan = make_plan()
+    folder.adopt(plan)
+    for position in range(3):
+        folder.commit(position, a_part(), a_record(plan, position))
+    folder.write("parts/000000.json", b'{"fingerprint": "')
+    folder.write_json("parts/000001.json", {**a_record(plan, 1), "fingerprint": "of another run"})
+    assert folder.state(plan).pending == [0, 1]
+
+
+def test_a_part_that_is_not_the_committed_one_is_refused(folder):
+    plan = make_plan()
+    folder.adopt(plan)
+    record = folder.commit(0, a_part(), a_record(plan, 0))
+    folder.write("parts/000000.parquet", a_part(seed=1))
+    with pytest.raises(UsageError, match=r"parts/000000.parquet' is not the part that was committed"):
+        folder.read_part(0, record, plan)
+
+
+def spec_with(**changes):
+    return replace(make_plan().spec, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"spec": spec_with(layers=(Layer("mixed4b", 508, (14, 14), (0, 1)),))}, "layer"),
+        ({"spec": spec_with(layers=(Layer("mixed4a", 508, (14, 14), (0, 2)),))}, "channels"),
+        ({"spec": spec_with(top_k=3)}, "top_k"),
+        ({"spec": spec_with(weights_sha256="b" * 64)}, "weights"),
+        ({"spec": spec_with(model="inceptionv1-tf")}, "model"),
+        ({"spec": spec_with(statistics=("max",))}, "statistic"),
+        ({"spec": spec_with(preprocess=replace(make_plan().spec.preprocess, resize=300))}, "preprocess"),
+        ({"shards": make_plan().shards[:2]}, "data"),
+        ({"shards": [replace(shard, name="x" + shard.name) for shard in make_plan().shards]}, "data"),
+    ],
+)
+def test_another_plan_is_refused_naming_the_keys_that_differ(folder, changes, key):
+    folder.adopt(make_plan())
+    before = folder.read_json("run.json")
+    with pytest.raises(UsageError, match=f"these keys differ: .*{key}"):
+        folder.adopt(make_plan(**changes))
+    assert folder.read_json("run.json") == before
+
+
+@pytest.mark.parametrize("change", [{"size": 7}, {"footer": "other"}, {"footer": None, "rows": None}])
+def test_a_shard_may_change_until_it_is_scanned_and_not_after(folder, change):
+    plan = make_plan()
+    folder.adopt(plan)
+    folder.commit(0, a_part(), a_record(plan, 0))
+    shards = list(plan.shards)
+    shards[1] = replace(shards[1], **change)
+    folder.adopt(replace(plan, shards=shards))
+    assert folder.read_plan().shards[1] == shards[1]
+    shards[0] = replace(shards[0], **change)
+    with pytest.raises(UsageError, match=r"data differs: shard train-0.parquet changed after it was scanned"):
+        folder.adopt(replace(plan, shards=shards))
+
+
+def test_the_same_data_at_another_place_is_the_same_run(folder):
+    plan = make_plan()
+    folder.adopt(plan)
+    folder.commit(0, a_part(), a_record(plan, 0))
+    moved = [replace(shard, uri="s3://bucket/" + shard.name) for shard in plan.shards]
+    folder.adopt(replace(plan, shards=moved))
+    assert list(folder.state(plan).completed) == [0]
+
+
+def test_a_folder_with_other_files_is_not_taken(folder):
+    folder.write("thesis.tex", b"mine")
+    with pytest.raises(UsageError, match="has no run.json but holds thesis.tex"):
+        folder.adopt(make_plan())
+    with pytest.raises(UsageError, match="is no run folder"):
+        folder.read_plan()
+
+
+def test_an_exception_while_writing_leaves_the_old_file_and_nothing_else(folder):
+    folder.write("exemplars.parquet", b"old")
+    half_done = RuntimeError("half done")
+
+    def write_half():
+        with folder.writing("exemplars.parquet") as path:
+            with open(path, "wb") as file:
+                file.write(b"half of the n")
+            raise half_done
+
+    with pytest.raises(RuntimeError, match="half done"):
+        write_half()
+    with folder.open("exemplars.parquet") as file:
+        assert file.read() == b"old"
+    assert folder.names("") == ["exemplars.parquet"]
+    with folder.writing("exemplars.parquet") as path, open(path, "wb") as file:
+        file.write(b"new")
+    with folder.open("exemplars.parquet") as file:
+        assert file.read() == b"new"
+
+
+def test_reading_never_writes(tmp_path):
+    folder = RunFolder(str(tmp_path / "nothing"))
+    assert folder.names("parts") == []
+    assert not folder.exists("run.json")
+    assert folder.read_json("run.json") is None
+    assert not os.path.exists(tmp_path / "nothing")
