@@ -14,7 +14,7 @@ pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
 
 # With the versions in requirements.lock.
-SHA256 = "fill in"
+SHA256 = "dd5dd4e0b5b7205679721d726eae570dbbb8fe24568e9f60c1afe7f630292212"
 
 
 @pytest.fixture(scope="module")
