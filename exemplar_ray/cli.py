@@ -52,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         say(errors, "exemplar-ray: error: " + " ".join(str(error).split()))
         return BAD_USAGE
+    except OSError as error:
+        # Not a bug: a folder that cannot be written, a full disk, a server that is gone.
+        say(errors, f"exemplar-ray: error: {type(error).__name__}: " + " ".join(str(error).split()))
+        return BAD_USAGE
     except KeyboardInterrupt:
         say(errors, "exemplar-ray: interrupted; finished shards are kept, run the same command to go on")
         return INTERRUPTED

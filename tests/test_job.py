@@ -340,3 +340,57 @@ def test_ties_go_to_the_earlier_shard_and_row(tmp_path, cli):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert np.isclose(summary["largest_error"], 0)
     assert summary["unsettled"] == []
+
+
+def test_a_worker_that_dies_in_a_shard_is_replaced(tiny_data, finished, tmp_path, cli):
+    """Its first forward pass over a batch kills the process with SIGKILL; the second attempt goes on."""
+    marker = tmp_path / "killed once"
+    (tmp_path / "deadly.py").write_text(
+        "import importlib.util, os, pathlib, signal\n"
+        f"spec = importlib.util.spec_from_file_location('tiny', {TINY_NETWORK.removesuffix(':trained')!r})\n"
+        "tiny = importlib.util.module_from_spec(spec); spec.loader.exec_module(tiny)\n"
+        f"marker = pathlib.Path({str(marker)!r})\n"
+        "class Deadly(tiny.TinyNetwork):\n"
+        "    def forward(self, x):\n"
+        "        if len(x) > 1 and not marker.exists():\n"
+        "            marker.touch(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return super().forward(x)\n"
+        "def trained():\n"
+        "    network = Deadly(); network.load_state_dict(tiny.trained().state_dict()); return network\n"
+    )
+    arguments = run_arguments(tiny_data, tmp_path / "survived", "--model", f"{tmp_path / 'deadly.py'}:trained")
+    status, text = cli(*arguments)
+    assert marker.exists()
+    assert status == 0, text
+    columns = ["channel", "rank", "activation", "shard", "row"]
+    survived = pq.read_table(tmp_path / "survived" / "exemplars.parquet", columns=columns)
+    undisturbed = pq.read_table(finished[1] / "exemplars.parquet", columns=columns)
+    assert survived.to_pylist() == undisturbed.to_pylist()
+
+
+def test_a_worker_that_always_dies_fails_its_shards_and_not_forever(tiny_data, tmp_path, cli):
+    (tmp_path / "deadly.py").write_text(
+        "import os, signal, torch\n"
+        "class Deadly(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(); self.mixed = torch.nn.Identity()\n"
+        "    def forward(self, x):\n"
+        "        if len(x) > 1:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return self.mixed(x)\n"
+    )
+    data = tiny_data / "train-00000-of-00008.parquet"
+    more = ["--model", f"{tmp_path / 'deadly.py'}:Deadly", "--retries", "1"]
+    status, text = cli(*run_arguments(data, tmp_path / "run", *more))
+    assert status == 1
+    assert "FAILED train-00000-of-00008.parquet: WorkerCrashedError" in text
+    record = json.loads((tmp_path / "run" / "failed" / "000000.json").read_text())
+    assert record["attempts"] == 2
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_line(tiny_data, tmp_path, cli):
+    (tmp_path / "file").write_text("not a folder")
+    status, text = cli(*run_arguments(tiny_data, tmp_path / "file" / "run"))
+    assert status == 2
+    assert "Not a directory" in text
+    assert len(text.strip().splitlines()) == 1
