@@ -5,4 +5,7 @@ part, `merge` folds parts into the winners, `gather` fetches the winners' images
 recomputes their activations. `cluster` runs the three on Ray; `cli` is the command line.
 """
 
+from exemplar_ray.open_run import open_run
+
+__all__ = ["open_run"]
 __version__ = "0.1.0"

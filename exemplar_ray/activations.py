@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from exemplar_ray.errors import UsageError, near_matches
-from exemplar_ray.spec import Layer, Preprocess, parse_channels
+from exemplar_ray.receptive_field import UntraceableError, receptive_fields
+from exemplar_ray.spec import Layer, Preprocess, ReceptiveField, parse_channels
 
 STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda maps: maps.mean(dim=(2, 3)),
@@ -52,20 +54,47 @@ class Trunk:
             {(layer, statistic): float32 [images, wanted channels]} on the trunk's device.
         """
         pooled: dict[tuple[str, str], Tensor] = {}
+        self._forward(crops, lambda layer, output: self._pool(layer, output, pooled))
+        return pooled
 
-        def pool(name: str, output: Tensor) -> bool:
+    def with_maps(self, crops: Tensor) -> tuple[dict[tuple[str, str], Tensor], dict[str, Tensor]]:
+        """Score one batch and keep the layers' outputs.
+
+        Returns:
+            What a call returns, and {layer: the wanted channels of its output}, float32
+            [images, wanted channels, height, width] or, for logits, [images, wanted channels].
+        """
+        pooled: dict[tuple[str, str], Tensor] = {}
+        outputs: dict[str, Tensor] = {}
+
+        def keep(layer: str, output: Tensor) -> None:
+            self._pool(layer, output, pooled)
+            # A copy: what follows in the network may work in place.
+            outputs[layer] = output.float().clone()
+
+        self._forward(crops, keep)
+        return pooled, outputs
+
+    def _pool(self, layer: str, output: Tensor, pooled: dict[tuple[str, str], Tensor]) -> None:
+        for statistic in self._statistics:
+            values = STATISTICS[statistic](output) if output.dim() == 4 else output
+            pooled[layer, statistic] = values.float()
+
+    def _forward(self, crops: Tensor, take: Callable[[str, Tensor], None]) -> None:
+        """Run the network until each layer's wanted channels have been taken."""
+        waiting = set(self._layers)
+
+        def seen(name: str, output: Tensor) -> bool:
             wanted = self._layers[name]
             if len(wanted.channels) < wanted.channel_count:
                 index = torch.tensor(wanted.channels, device=output.device)
                 output = output.index_select(1, index)
-            for statistic in self._statistics:
-                values = STATISTICS[statistic](output) if output.dim() == 4 else output
-                pooled[name, statistic] = values.float()
-            return len(pooled) == len(self._layers) * len(self._statistics)
+            take(name, output)
+            waiting.remove(name)
+            return not waiting
 
-        with _hooked(self._module, list(self._layers), pool), torch.inference_mode(), reference_precision():
+        with _hooked(self._module, list(self._layers), seen), torch.inference_mode(), reference_precision():
             _run(self._module, to_input(crops.to(self.device), self._preprocess))
-        return pooled
 
 
 def to_input(crops: Tensor, preprocess: Preprocess) -> Tensor:
@@ -137,7 +166,31 @@ def describe_layers(
             raise UsageError(
                 f"the model fails on a {preprocess.crop} x {preprocess.crop} image: {str(error).splitlines()[0]}"
             ) from error
-    return tuple(_describe(name, shapes[name], channels) for name in names)
+    layers = tuple(_describe(name, shapes[name], channels) for name in names)
+    fields = _fields_of_maps(module, layers, to_input(grey, preprocess))
+    return tuple(replace(layer, field=fields.get(layer.name)) for layer in layers)
+
+
+def _fields_of_maps(module: nn.Module, layers: Sequence[Layer], image: Tensor) -> dict[str, ReceptiveField]:
+    """Find the receptive fields of those layers that have maps; {} if the network cannot be traced."""
+    names = [layer.name for layer in layers if layer.map_size]
+
+    def outputs(x: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+
+        def seen(name: str, output: Tensor) -> bool:
+            found[name] = output
+            return len(found) == len(names)
+
+        with _hooked(module, names, seen):
+            _run(module, x)
+        return found
+
+    try:
+        with torch.no_grad():
+            return receptive_fields(outputs, image) if names else {}
+    except UntraceableError:
+        return {}
 
 
 def _describe(name: str, shapes: list[torch.Size | str], channels: str) -> Layer:

@@ -158,7 +158,7 @@ class Cluster:
         return self._run((p, lambda p=p, s=s: task.remote(stored, s, p, settings)) for p, s in shards)
 
     def gather(self, spec: ResolvedSpec, candidates: Iterable[tuple[int, Shard, Scores]]) -> Iterator[Outcome[int]]:
-        """Gather, a task a shard; yield (images, exact scores), keyed by position, as they come."""
+        """Gather, a task a shard; yield (images, exact scores, places), keyed by position, as they come."""
         task = _gather.options(num_cpus=1)
         stored = ray.put(spec)
         return self._run((p, lambda s=s, c=c: task.remote(stored, s, c)) for p, s, c in candidates)
@@ -245,7 +245,7 @@ def _scan(spec: ResolvedSpec, shard: Shard, position: int, settings: dict[str, A
 
 
 @ray.remote(max_retries=0, max_calls=0)
-def _gather(spec: ResolvedSpec, shard: Shard, candidates: Scores) -> tuple[pa.Table, Scores]:
+def _gather(spec: ResolvedSpec, shard: Shard, candidates: Scores) -> tuple[pa.Table, Scores, pa.Table]:
     from exemplar_ray.worker import gather
 
     return gather(spec, shard, candidates)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,32 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from exemplar_ray.labels import ClassLabels
-from exemplar_ray.parts import candidates_kept, series_of
+from exemplar_ray.geometry import Framing, field_box
+from exemplar_ray.parts import series_of
 from exemplar_ray.run_folder import Plan
 from exemplar_ray.topk import Scores, rank
 
 ROWS_PER_GROUP = 100
+
+# What gather hands over, image by image and candidate by candidate.
+IMAGES_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("label", pa.int64()),
+        ("path", pa.string()),
+        ("bytes", pa.large_binary()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
+
+PLACES_SCHEMA = pa.schema(
+    [
+        ("peak_y", pa.int32()),
+        ("peak_x", pa.int32()),
+        ("activation_map", pa.list_(pa.float16())),
+    ]
+)
 
 
 class ImageSpool:
@@ -41,27 +60,26 @@ class ImageSpool:
         self._folder.cleanup()
 
     def add(self, shard: int, images: pa.Table) -> None:
-        """Keep one shard's images (`gather.IMAGES_SCHEMA`)."""
+        """Keep one shard's images (`IMAGES_SCHEMA`)."""
         path = str(Path(self._folder.name) / f"{shard}.arrow")
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, images.schema) as writer:
             writer.write_table(images)
         self._tables[shard] = pa.ipc.open_file(pa.memory_map(path)).read_all()
         self._places[shard] = {row: place for place, row in enumerate(images["row"].to_pylist())}
 
-    def image(self, shard: int, row: int) -> tuple[int | None, str | None, bytes]:
-        """Return an image's label, path and original bytes."""
-        table, place = self._tables[shard], self._places[shard][row]
-        return tuple(table[name][place].as_py() for name in ("label", "path", "bytes"))
+    def image(self, shard: int, row: int) -> dict[str, Any]:
+        """Return one image's row of `IMAGES_SCHEMA`."""
+        return self._tables[shard].slice(self._places[shard][row], 1).to_pylist()[0]
 
 
 @dataclass(frozen=True)
 class Ranking:
     """The top K under the recomputed activations, and whether they are beyond doubt."""
 
-    scores: Scores
-    """Sorted by (series, channel, rank)."""
+    order: np.ndarray
+    """int64: where the exemplars stand among the candidates, by (series, channel, rank)."""
     ranks: np.ndarray
-    """int32, from 1."""
+    """int32, from 1; as long as `order`."""
     largest_error: float
     """Largest difference between a scanned and a recomputed activation."""
     unsettled: list[tuple[int, int]]
@@ -90,25 +108,30 @@ def rank_exactly(scanned: Scores, exact: Scores, top_k: int, kept: int) -> Ranki
     weakest_scanned = np.full(len(names), np.inf)
     np.minimum.at(weakest_scanned, which, scanned.activation)
 
-    ranked, ranks = rank(exact)
-    inside = ranks <= top_k
-    top, top_ranks = ranked.take(inside), ranks[inside]
+    order, ranks = rank(exact)
+    order, ranks = order[ranks <= top_k], ranks[ranks <= top_k]
     kth = np.full(len(names), np.inf)
-    _, which_top = np.unique(np.stack([top.series, top.channel], axis=1), axis=0, return_inverse=True)
-    np.minimum.at(kth, which_top.reshape(-1), top.activation)
+    np.minimum.at(kth, which[order], exact.activation[order])
 
     # Without any error, the scan's order is the exact order, ties included.
     doubtful = (count == kept) & (worst_error > 0) & (weakest_scanned + worst_error >= kth)
     unsettled = [(int(series), int(channel)) for series, channel in names[doubtful]]
-    return Ranking(top, top_ranks, float(error.max(initial=0.0)), unsettled)
+    return Ranking(order, ranks, float(error.max(initial=0.0)), unsettled)
 
 
-def rank_candidates(plan: Plan, scanned: Scores, exact: Scores) -> Ranking:
-    """Do `rank_exactly` with a run's K and candidate count."""
-    return rank_exactly(scanned, exact, plan.spec.top_k, candidates_kept(plan.spec))
+@dataclass(frozen=True)
+class Exemplars:
+    """The answer before it is written: the top K, in order, and where each one fired."""
+
+    scores: Scores
+    """Sorted by (series, channel, rank)."""
+    ranks: np.ndarray
+    """int32, from 1."""
+    places: pa.Table
+    """`PLACES_SCHEMA`, a row an exemplar."""
 
 
-def write_exemplars(path: str, plan: Plan, ranking: Ranking, images: ImageSpool, partial: str | None) -> None:
+def write_exemplars(path: str, plan: Plan, exemplars: Exemplars, images: ImageSpool, partial: str | None) -> None:
     """Write the table, one row group of `ROWS_PER_GROUP` rows after another.
 
     Equal arguments give equal bytes.
@@ -118,13 +141,11 @@ def write_exemplars(path: str, plan: Plan, ranking: Ranking, images: ImageSpool,
         partial: None, or what the result leaves out, for the file's metadata.
     """
     schema = exemplars_schema(plan, partial)
-    options = {"image.bytes": "none"}  # already compressed
-    columns = [f"image.{f.name}" if name == "image" else name for name in schema.names for f in _leaves(schema, name)]
-    compression = {column: options.get(column, "zstd") for column in columns}
-    dictionaries = [column for column in columns if column in ("layer", "statistic", "shard", "class_name")]
-    with pq.ParquetWriter(path, schema, compression=compression, use_dictionary=dictionaries) as writer:
-        for table in _row_groups(schema, plan, ranking, images):
-            writer.write_table(table)
+    dictionaries = ["layer", "statistic", "shard", "class_name"]
+    with pq.ParquetWriter(path, schema, compression=_compression(schema), use_dictionary=dictionaries) as writer:
+        for start in range(0, len(exemplars.ranks), ROWS_PER_GROUP):
+            rows = range(start, min(start + ROWS_PER_GROUP, len(exemplars.ranks)))
+            writer.write_table(_row_group(schema, plan, exemplars, rows, images))
 
 
 def exemplars_schema(plan: Plan, partial: str | None) -> pa.Schema:
@@ -143,10 +164,15 @@ def exemplars_schema(plan: Plan, partial: str | None) -> pa.Schema:
         ("synset_id", pa.string()),
         ("class_name", pa.string()),
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("peak_y", pa.int32()),
+        ("peak_x", pa.int32()),
+        ("activation_map", pa.list_(pa.float16())),
+        ("map_height", pa.int32()),
+        ("map_width", pa.int32()),
+        ("view_box", pa.list_(pa.float32(), 4)),
+        ("field_box", pa.list_(pa.float32(), 4)),
     ]
-    features: dict[str, Any] = {
-        name: {"dtype": "float32" if kind == pa.float32() else str(kind), "_type": "Value"} for name, kind in fields
-    }
+    features = {name: _hugging_face_feature(kind) for name, kind in fields}
     features["image"] = {"_type": "Image"}
     if names:
         features["label"] = {"names": names, "_type": "ClassLabel"}
@@ -159,41 +185,56 @@ def exemplars_schema(plan: Plan, partial: str | None) -> pa.Schema:
     return pa.schema([pa.field(name, kind) for name, kind in fields], metadata=metadata)
 
 
-def _leaves(schema: pa.Schema, name: str) -> list[pa.Field]:
-    kind = schema.field(name).type
-    return [kind.field(i) for i in range(kind.num_fields)] if pa.types.is_struct(kind) else [schema.field(name)]
+def _hugging_face_feature(kind: pa.DataType) -> dict[str, Any]:
+    """Return how `datasets` writes a column's type."""
+    if pa.types.is_list(kind):
+        return {"feature": _hugging_face_feature(kind.value_type), "_type": "List"}
+    if pa.types.is_fixed_size_list(kind):
+        return {"feature": _hugging_face_feature(kind.value_type), "length": kind.list_size, "_type": "List"}
+    names = {pa.float32(): "float32", pa.float16(): "float16"}
+    return {"dtype": names.get(kind, str(kind)), "_type": "Value"}
 
 
-def _row_groups(schema: pa.Schema, plan: Plan, ranking: Ranking, images: ImageSpool) -> Iterator[pa.Table]:
+def _compression(schema: pa.Schema) -> dict[str, str]:
+    """Return {parquet column: codec}: images are compressed already."""
+    compression = {name: "zstd" for name in schema.names if name not in ("image", "activation_map")}
+    lists = ("activation_map", "view_box", "field_box")
+    compression.update({f"{name}.list.element": "zstd" for name in lists})
+    return {**compression, "image.bytes": "none", "image.path": "zstd"}
+
+
+def _row_group(schema: pa.Schema, plan: Plan, exemplars: Exemplars, rows: range, images: ImageSpool) -> pa.Table:
+    scores = exemplars.scores.take(np.array(rows))
+    layers = [layer for layer in plan.spec.layers for _ in plan.spec.statistics]
     series = series_of(plan.spec)
-    for start in range(0, len(ranking.ranks), ROWS_PER_GROUP):
-        group = ranking.scores.take(np.arange(start, min(start + ROWS_PER_GROUP, len(ranking.ranks))))
-        ranks = ranking.ranks[start : start + ROWS_PER_GROUP]
-        yield _row_group(schema, plan.class_labels, plan, series, group, ranks, images)
-
-
-def _row_group(
-    schema: pa.Schema,
-    labels: ClassLabels,
-    plan: Plan,
-    series: list[tuple[str, str]],
-    group: Scores,
-    ranks: np.ndarray,
-    images: ImageSpool,
-) -> pa.Table:
-    found = [images.image(int(s), int(r)) for s, r in zip(group.shard, group.row, strict=True)]
+    found = [images.image(int(s), int(r)) for s, r in zip(scores.shard, scores.row, strict=True)]
+    places = exemplars.places.slice(rows.start, len(rows))
+    peaks = list(zip(places["peak_y"].to_pylist(), places["peak_x"].to_pylist(), strict=True))
+    framings = [Framing.of(image["width"], image["height"], plan.spec.preprocess) for image in found]
+    map_sizes = [layers[s].map_size or (None, None) for s in scores.series]
+    labels = plan.class_labels
     columns = {
-        "layer": [series[s][0] for s in group.series],
-        "statistic": [series[s][1] for s in group.series],
-        "channel": group.channel,
-        "rank": ranks,
-        "activation": group.activation,
-        "shard": [plan.shards[s].name for s in group.shard],
-        "row": group.row,
-        "image_path": [path for _, path, _ in found],
-        "label": [label for label, _, _ in found],
-        "synset_id": [labels.synset_id(label, path) for label, path, _ in found],
-        "class_name": [labels.class_name(label) for label, _, _ in found],
-        "image": [{"bytes": data, "path": path} for _, path, data in found],
+        "layer": [series[s][0] for s in scores.series],
+        "statistic": [series[s][1] for s in scores.series],
+        "channel": scores.channel,
+        "rank": exemplars.ranks[rows.start : rows.stop],
+        "activation": scores.activation,
+        "shard": [plan.shards[s].name for s in scores.shard],
+        "row": scores.row,
+        "image_path": [image["path"] for image in found],
+        "label": [image["label"] for image in found],
+        "synset_id": [labels.synset_id(image["label"], image["path"]) for image in found],
+        "class_name": [labels.class_name(image["label"]) for image in found],
+        "image": [{"bytes": image["bytes"], "path": image["path"]} for image in found],
+        "peak_y": places["peak_y"],
+        "peak_x": places["peak_x"],
+        "activation_map": places["activation_map"],
+        "map_height": [height for height, _ in map_sizes],
+        "map_width": [width for _, width in map_sizes],
+        "view_box": [framing.view_box for framing in framings],
+        "field_box": [
+            field_box(layers[s].field, peak, framing)
+            for s, peak, framing in zip(scores.series, peaks, framings, strict=True)
+        ],
     }
     return pa.table(columns, schema=schema)

@@ -6,6 +6,7 @@ against what the scan said of it. Knows nothing of Ray.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +15,11 @@ import torch
 
 from exemplar_ray.activations import Trunk
 from exemplar_ray.errors import ShardError
-from exemplar_ray.images import UndecodableImageError
+from exemplar_ray.exemplars import IMAGES_SCHEMA, PLACES_SCHEMA
+from exemplar_ray.images import UndecodableImageError, size_of
 from exemplar_ray.parts import series_of
 from exemplar_ray.scan import decode_ahead
-from exemplar_ray.shards import Shard, ShardReader
+from exemplar_ray.shards import ImageRow, Shard, ShardReader
 from exemplar_ray.spec import ResolvedSpec
 from exemplar_ray.topk import Scores
 
@@ -33,23 +35,18 @@ REFERENCE_THREADS = 1
 _TOLERANCE = 1e-3
 _TOLERANCE_OF_LARGEST = 1e-5
 
-IMAGES_SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("label", pa.int64()),
-        ("path", pa.string()),
-        ("bytes", pa.large_binary()),
-    ]
-)
-
 
 @dataclass(frozen=True)
 class GatheredShard:
-    """One shard's candidates: `images` (`IMAGES_SCHEMA`, a row an image, in row order), and
-    `exact`, the candidates in the order given, with recomputed activations."""
+    """What gather found out about one shard's candidates."""
 
     images: pa.Table
+    """`IMAGES_SCHEMA`: a row an image, in row order."""
     exact: Scores
+    """The candidates in the order given, with recomputed activations."""
+    places: pa.Table
+    """`PLACES_SCHEMA`: a row a candidate, in the same order: where in the layer's map the
+    channel is strongest, and the map, row by row. Null for layers without maps."""
 
 
 def gather_shard(trunk: Trunk, spec: ResolvedSpec, shard: Shard, candidates: Scores) -> GatheredShard:
@@ -65,24 +62,28 @@ def gather_shard(trunk: Trunk, spec: ResolvedSpec, shard: Shard, candidates: Sco
     """
     rows = np.unique(candidates.row)
     exact = candidates.activation.copy()
+    places: list[tuple[int, int, np.ndarray] | tuple[None, None, None]] = [(None, None, None)] * len(exact)
     size = spec.preprocess.crop
     crops = torch.zeros((REFERENCE_BATCH, size, size, 3), dtype=torch.uint8)
     series = series_of(spec)
-    places = {layer.name: {c: i for i, c in enumerate(layer.channels)} for layer in spec.layers}
+    channel_places = {layer.name: {c: i for i, c in enumerate(layer.channels)} for layer in spec.layers}
     table: dict[str, list] = {name: [] for name in IMAGES_SCHEMA.names}
 
     def rescore(batch_rows: list[int]) -> None:
-        pooled = {key: values.numpy() for key, values in trunk(crops).items()}
+        pooled, outputs = trunk.with_maps(crops)
         place_in_batch = {row: i for i, row in enumerate(batch_rows)}
         for i in np.flatnonzero(np.isin(candidates.row, batch_rows)):
-            key = series[candidates.series[i]]
-            channel = places[key[0]][int(candidates.channel[i])]
-            exact[i] = pooled[key][place_in_batch[int(candidates.row[i])], channel]
+            layer, statistic = series[candidates.series[i]]
+            at = place_in_batch[int(candidates.row[i])], channel_places[layer][int(candidates.channel[i])]
+            exact[i] = pooled[layer, statistic][at]
+            if outputs[layer].dim() == 4:
+                places[i] = _peak_and_map(outputs[layer][at].numpy())
 
-    def keep_bytes(images):
+    def keep_bytes(images: Iterable[ImageRow]) -> Iterator[ImageRow]:
         for image in images:
-            for name, value in zip(table, (image.row, image.label, image.path, image.data), strict=True):
-                table[name].append(value)
+            for name in ("row", "label", "path"):
+                table[name].append(getattr(image, name))
+            table["bytes"].append(image.data)
             yield image
 
     batch_rows: list[int] = []
@@ -101,9 +102,18 @@ def gather_shard(trunk: Trunk, spec: ResolvedSpec, shard: Shard, candidates: Sco
         rescore(batch_rows)
     if table["row"] != rows.tolist():
         raise ShardError(f"{shard.name} changed: {len(rows) - len(table['row'])} scanned rows are gone")
-    result = candidates._replace(activation=exact)
+    table["width"], table["height"] = zip(*map(size_of, table["bytes"]), strict=True)
+    # + 0 turns -0 into +0: one activation, one way to write it.
+    result = candidates._replace(activation=exact + np.float32(0))
     _refuse_mix_up(shard, series, candidates, result)
-    return GatheredShard(pa.table(table, schema=IMAGES_SCHEMA), result)
+    columns = dict(zip(PLACES_SCHEMA.names, zip(*places, strict=True), strict=True))
+    return GatheredShard(pa.table(table, schema=IMAGES_SCHEMA), result, pa.table(columns, schema=PLACES_SCHEMA))
+
+
+def _peak_and_map(activation_map: np.ndarray) -> tuple[int, int, np.ndarray]:
+    """Return row and column of the strongest unit (the first of equals), and the map, flattened."""
+    y, x = np.unravel_index(activation_map.argmax(), activation_map.shape)
+    return int(y), int(x), activation_map.astype(np.float16).reshape(-1)
 
 
 def _refuse_mix_up(shard: Shard, series: list[tuple[str, str]], scanned: Scores, exact: Scores) -> None:

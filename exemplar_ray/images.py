@@ -13,6 +13,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
+from exemplar_ray.geometry import Framing
 from exemplar_ray.spec import Preprocess
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -68,20 +69,19 @@ def crop(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
     Returns:
         uint8 [crop, crop, 3].
     """
-    width, height = image.size
-    short, long = min(width, height), max(width, height)
-    # Sizes and offsets as torchvision computes them: truncated, and rounded half to even.
-    resized_long = int(preprocess.resize * long / short)
-    size = (preprocess.resize, resized_long) if width <= height else (resized_long, preprocess.resize)
-    left = round((size[0] - preprocess.crop) / 2.0)
-    top = round((size[1] - preprocess.crop) / 2.0)
-    box = (left, top, left + preprocess.crop, top + preprocess.crop)
+    framing = Framing.of(*image.size, preprocess)
     resampling = _RESAMPLING[preprocess.interpolation]
-    if size[0] * size[1] <= _LARGEST_RESIZED:
-        return np.asarray(image.resize(size, resampling).crop(box))
-    scale = (width / size[0], height / size[1])
-    source = (box[0] * scale[0], box[1] * scale[1], box[2] * scale[0], box[3] * scale[1])
-    return np.asarray(image.resize((preprocess.crop, preprocess.crop), resampling, box=source))
+    if framing.resized[0] * framing.resized[1] > _LARGEST_RESIZED:
+        size = (framing.crop, framing.crop)
+        return np.asarray(image.resize(size, resampling, box=framing.view_box))
+    right, bottom = framing.left + framing.crop, framing.top + framing.crop
+    return np.asarray(image.resize(framing.resized, resampling).crop((framing.left, framing.top, right, bottom)))
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Return width and height in pixels of an image that `decode` takes, from its header."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.size
 
 
 def decode_and_crop(data: bytes | None, preprocess: Preprocess) -> np.ndarray:

@@ -12,11 +12,12 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from rich.console import Console
 
 import exemplar_ray
 from exemplar_ray.cluster import Cluster, Resources
-from exemplar_ray.exemplars import ImageSpool, Ranking, rank_candidates, write_exemplars
+from exemplar_ray.exemplars import PLACES_SCHEMA, Exemplars, ImageSpool, Ranking, rank_exactly, write_exemplars
 from exemplar_ray.labels import ClassLabels, read_class_labels
 from exemplar_ray.merge import fold
 from exemplar_ray.parts import candidates_kept, series_of
@@ -166,14 +167,15 @@ def _answer(
         (folder.read_part(p, record, plan) for p, record in state.completed.items()), candidates_kept(plan.spec)
     )
     with ImageSpool() as images:
-        exact, scanned, failed = _gather(cluster, plan, scanned, images, console)
+        scanned, exact, places, failed = _gather(cluster, plan, scanned, images, console)
         if failed:
             return JobOutcome(plan, False, failed)
-        ranking = rank_candidates(plan, scanned, exact)
+        ranking = rank_exactly(scanned, exact, plan.spec.top_k, candidates_kept(plan.spec))
+        exemplars = Exemplars(exact.take(ranking.order), ranking.ranks, places.take(ranking.order))
         done, total = len(state.completed), len(plan.shards)
         partial = None if done == total else f"{done} of {total} shards"
         with folder.writing(EXEMPLARS) as path:
-            write_exemplars(path, plan, ranking, images, partial)
+            write_exemplars(path, plan, exemplars, images, partial)
     summary = _summary(plan, state, ranking, len(np.unique(np.stack([exact.shard, exact.row]), axis=1).T), partial)
     summary["this_invocation"] = {**cost, "seconds": time.monotonic() - started}
     folder.write_json(SUMMARY, summary)
@@ -183,11 +185,12 @@ def _answer(
 
 def _gather(
     cluster: Cluster, plan: Plan, scanned: Scores, images: ImageSpool, console: Console
-) -> tuple[Scores, Scores, dict[str, str]]:
-    """Gather shard by shard; return recomputed and scanned scores in one order, and failures."""
+) -> tuple[Scores, Scores, pa.Table, dict[str, str]]:
+    """Gather shard by shard; return scanned scores, exact scores and places in one order, and failures."""
     failed: dict[str, str] = {}
     by_shard = {int(p): scanned.take(scanned.shard == p) for p in np.unique(scanned.shard)}
     exact: dict[int, Scores] = {}
+    places: dict[int, pa.Table] = {}
     with ProgressDisplay(console, "gather", len(by_shard)) as display:
         tasks = ((p, plan.shards[p], candidates) for p, candidates in by_shard.items())
         for outcome in cluster.gather(plan.spec, tasks):
@@ -196,11 +199,12 @@ def _gather(
                 failed[name] = outcome.error
                 display.failed(name, outcome.error)
                 continue
-            table, exact[outcome.key] = outcome.value
+            table, exact[outcome.key], places[outcome.key] = outcome.value
             images.add(outcome.key, table)
             display.finished(name, len(table))
     order = sorted(exact)
-    return concatenate(exact[p] for p in order), concatenate(by_shard[p] for p in order), failed
+    in_order = pa.concat_tables([PLACES_SCHEMA.empty_table(), *(places[p] for p in order)])
+    return concatenate(by_shard[p] for p in order), concatenate(exact[p] for p in order), in_order, failed
 
 
 def _summary(plan: Plan, state: State, ranking: Ranking, gathered: int, partial: str | None) -> dict[str, Any]:

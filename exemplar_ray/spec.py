@@ -110,16 +110,39 @@ class RunSpec:
 
 
 @dataclass(frozen=True)
+class Axis:
+    """What a layer's units see along one axis, in pixels of the network's input.
+
+    Unit i sees from `first + i * stride` up to, but not including, `first + i * stride + size`.
+    Pixels outside the input are padding.
+    """
+
+    first: int
+    size: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """What a layer's units see; an axis is None where every unit may see the whole image."""
+
+    y: Axis | None
+    x: Axis | None
+
+
+@dataclass(frozen=True)
 class Layer:
-    """One wanted layer: its output's channel count, map size, and the wanted channels.
+    """One wanted layer: its output's channel count, map size, wanted channels, receptive field.
 
     `map_size` is (height, width), or None where the layer's output has no map (logits).
+    `field` is None where there is no map, or where the network's arithmetic is not known.
     """
 
     name: str
     channel_count: int
     map_size: tuple[int, int] | None
     channels: tuple[int, ...]
+    field: ReceptiveField | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +177,7 @@ class ResolvedSpec:
                 channel_count=layer["channel_count"],
                 map_size=tuple(layer["map_size"]) if layer["map_size"] else None,
                 channels=parse_channels(layer["channels"], layer["channel_count"]),
+                field=_field_from_json(layer["field"]),
             )
             for layer in spec["layers"]
         )
@@ -228,6 +252,12 @@ def format_channels(channels: Sequence[int]) -> str:
         else:
             runs.append([channel, channel])
     return ",".join(f"{low}" if low == high else f"{low}-{high}" for low, high in runs)
+
+
+def _field_from_json(field: Mapping[str, Any] | None) -> ReceptiveField | None:
+    if field is None:
+        return None
+    return ReceptiveField(*(Axis(**field[axis]) if field[axis] else None for axis in ("y", "x")))
 
 
 def _names(key: str, value: Any) -> tuple[str, ...]:

@@ -44,34 +44,34 @@ def concatenate(scores: Iterable[Scores]) -> Scores:
     return Scores(*(np.concatenate(columns) for columns in zip(*several, strict=True)))
 
 
-def rank(scores: Scores) -> tuple[Scores, np.ndarray]:
-    """Sort by (series, channel, total order) and drop repetitions of an image.
+def rank(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+    """Sort by (series, channel, total order) and leave out repetitions of an image.
 
     Returns:
-        The sorted scores, and int32 ranks counted from 1 within each (series, channel).
+        Where the sorted scores stand in `scores` (int64 indices), and their int32 ranks,
+        counted from 1 within each (series, channel).
 
     Raises:
         ValueError: an activation is NaN or infinite; those are counted, never ranked.
     """
     if not np.isfinite(scores.activation).all():
         raise ValueError("only finite activations can be ranked")
-    # Adding +0 turns -0 into +0: the two are one activation, whatever its sign bit.
-    activation = scores.activation + np.float32(0)
-    scores = scores._replace(activation=activation)
-    order = np.lexsort((scores.row, scores.shard, -activation, scores.channel, scores.series))
-    scores = scores.take(order)
-    new_channel = _differs_from_previous(scores.series, scores.channel)
-    scores = scores.take(new_channel | _differs_from_previous(scores.shard, scores.row))
-    starts = np.flatnonzero(_differs_from_previous(scores.series, scores.channel))
-    lengths = np.diff(np.append(starts, len(scores.row)))
-    ranks = np.arange(len(scores.row)) - np.repeat(starts, lengths) + 1
-    return scores, ranks.astype(np.int32)
+    # -0 and +0 compare equal, so the two are one activation, whatever the sign bit.
+    order = np.lexsort((scores.row, scores.shard, -scores.activation, scores.channel, scores.series))
+    ordered = scores.take(order)
+    first_of_image = _differs_from_previous(ordered.series, ordered.channel, ordered.shard, ordered.row)
+    order, ordered = order[first_of_image], ordered.take(first_of_image)
+    starts = np.flatnonzero(_differs_from_previous(ordered.series, ordered.channel))
+    lengths = np.diff(np.append(starts, len(order)))
+    ranks = np.arange(len(order)) - np.repeat(starts, lengths) + 1
+    return order, ranks.astype(np.int32)
 
 
 def merge(several: Iterable[Scores], keep: int) -> Scores:
     """Merge partial top-Ks: the `keep` best images of each (series, channel), sorted."""
-    scores, ranks = rank(concatenate(several))
-    return scores.take(ranks <= keep)
+    scores = concatenate(several)
+    order, ranks = rank(scores)
+    return scores.take(order[ranks <= keep])
 
 
 def _differs_from_previous(*columns: np.ndarray) -> np.ndarray:

@@ -70,11 +70,12 @@ def scan_and_commit(spec: ResolvedSpec, shard: Shard, position: int, settings: S
     return RunFolder(settings.run_folder).commit(position, part, record)
 
 
-def gather(spec: ResolvedSpec, shard: Shard, candidates: Scores) -> tuple[pa.Table, Scores]:
-    """Return one shard's candidate images and their recomputed scores, see `gather_shard`."""
+def gather(spec: ResolvedSpec, shard: Shard, candidates: Scores) -> tuple[pa.Table, Scores, pa.Table]:
+    """Return the images, exact scores and places of one shard's candidates, see `GatheredShard`."""
     torch.set_num_threads(REFERENCE_THREADS)
     gathered = gather_shard(_trunk(spec, "cpu"), spec, shard, candidates)
-    return gathered.images, gathered.exact
+    # Not the object: the driver would need torch to unpickle it.
+    return gathered.images, gathered.exact, gathered.places
 
 
 def _device(use_gpu: bool) -> str:

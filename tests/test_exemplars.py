@@ -5,8 +5,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exemplar_ray.exemplars import ImageSpool, rank_exactly
-from exemplar_ray.gather import IMAGES_SCHEMA
+from exemplar_ray.exemplars import IMAGES_SCHEMA, ImageSpool, rank_exactly
 from exemplar_ray.topk import Scores, merge
 
 
@@ -19,7 +18,7 @@ def candidates(activations, channel=0):
 def test_the_recomputed_activations_decide_the_order():
     scanned, exact = candidates([5, 4, 3, 2]), candidates([4.9, 5.1, 3, 2])
     ranking = rank_exactly(scanned, exact, top_k=2, kept=4)
-    assert ranking.scores.row.tolist() == [1, 0]
+    assert ranking.order.tolist() == [1, 0]
     assert ranking.ranks.tolist() == [1, 2]
     assert abs(ranking.largest_error - 1.1) < 1e-6
 
@@ -43,7 +42,7 @@ def test_without_a_margin_any_error_is_doubt_and_none_is_none():
 def test_a_dead_channel_is_all_ties_and_settled():
     dead = candidates([0, 0, 0, 0])
     assert rank_exactly(dead, dead, top_k=2, kept=4).unsettled == []
-    assert rank_exactly(dead, dead, top_k=2, kept=4).scores.row.tolist() == [0, 1]
+    assert rank_exactly(dead, dead, top_k=2, kept=4).order.tolist() == [0, 1]
 
 
 @settings(max_examples=200, deadline=None)
@@ -64,12 +63,13 @@ def test_a_settled_channel_is_never_wrong(truth, errors, top_k, margin):
     bounded = np.abs(scanned.activation - truth).max() <= seen
     if bounded and not ranking.unsettled:
         expected = merge([candidates(truth)], top_k)
-        assert ranking.scores.activation.tolist() == expected.activation.tolist()
+        assert exact.activation[ranking.order].tolist() == expected.activation.tolist()
 
 
 def test_the_spool_gives_back_what_it_was_given():
     rows = {"row": [3, 8], "label": [1, None], "path": [None, "x.jpeg"], "bytes": [b"first", b"second" * 1000]}
+    rows |= {"width": [40, 50], "height": [30, 20]}
     with ImageSpool() as spool:
         spool.add(7, pa.table(rows, schema=IMAGES_SCHEMA))
-        assert spool.image(7, 3) == (1, None, b"first")
-        assert spool.image(7, 8) == (None, "x.jpeg", b"second" * 1000)
+        for place, row in enumerate(rows["row"]):
+            assert spool.image(7, row) == {name: values[place] for name, values in rows.items()}

@@ -100,6 +100,13 @@ def test_the_table_has_the_columns_of_the_contract_and_opens_in_datasets(finishe
         ("synset_id", pa.string()),
         ("class_name", pa.string()),
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("peak_y", pa.int32()),
+        ("peak_x", pa.int32()),
+        ("activation_map", pa.list_(pa.float16())),
+        ("map_height", pa.int32()),
+        ("map_width", pa.int32()),
+        ("view_box", pa.list_(pa.float32(), 4)),
+        ("field_box", pa.list_(pa.float32(), 4)),
     ]
     stamp = json.loads(schema.metadata[b"exemplar_ray"])
     assert stamp["fingerprint"] == json.loads((out / "run.json").read_text())["fingerprint"]
@@ -113,6 +120,8 @@ def test_the_table_has_the_columns_of_the_contract_and_opens_in_datasets(finishe
     assert data.features["label"] == datasets.ClassLabel(names=TINY_CLASSES)
     assert data[0]["image"].size == (48, 40)
     assert data.features["label"].int2str(data[0]["label"]) == data[0]["class_name"]
+    assert len(data[0]["activation_map"]) == 16 * 16
+    assert len(data[0]["field_box"]) == 4
 
 
 def test_summary_and_records_account_for_every_row(finished, cli):

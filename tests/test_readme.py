@@ -27,13 +27,13 @@ def test_the_commands_and_the_python_example_run_as_they_stand(tmp_path):
         ["bash", "-ec", QUICKSTART], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(list((tmp_path / "run" / "report").glob("*.png"))) == 2
-    shown = PYTHON + "\nprint(exemplars[0]['image'].size)\n"
+    assert len(list((tmp_path / "run" / "report").glob("*.png"))) == 1
+    shown = PYTHON + "\nprint(len(table), first.field.size, exemplars[0]['image'].size)\n"
     done = subprocess.run(
         [sys.executable, "-c", shown], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert re.search(r"\(\d+, \d+\)", done.stdout)
+    assert re.fullmatch(r"10 \(\d+, \d+\) \(\d+, \d+\)\n", done.stdout)
 
 
 @pytest.mark.parametrize("block", OTHERS)

@@ -59,3 +59,16 @@ def dividing():
 def no_network():
     """Not a network at all."""
     return "no network"
+
+
+class PatchFinder(nn.Module):
+    """One channel that answers to a magenta square of 8 x 8 input pixels, and one that is its negative."""
+
+    def __init__(self):
+        super().__init__()
+        self.find = nn.Conv2d(3, 2, 8, stride=4, padding=2, bias=False)
+        magenta = torch.tensor([1.0, -1.0, 1.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8) / 192
+        self.find.weight.data = torch.cat([magenta, -magenta])
+
+    def forward(self, x):
+        return self.find(x)

@@ -1,0 +1,81 @@
+"""From a unit of a layer's map to pixels of the original image. Plain arithmetic, no torch.
+
+Boxes are (x0, y0, x1, y1), x to the right, y downwards; x1 and y1 are where the box ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from exemplar_ray.spec import Axis, Preprocess, ReceptiveField
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How an image of some size is resized and cropped.
+
+    `resized` is (width, height) after resizing the shorter side; `left` and `top` are where
+    the crop lies in it. Sizes and offsets are those of torchvision's `Resize` and
+    `CenterCrop`: truncated, and rounded half to even.
+    """
+
+    width: int
+    height: int
+    resized: tuple[int, int]
+    left: int
+    top: int
+    crop: int
+
+    @classmethod
+    def of(cls, width: int, height: int, preprocess: Preprocess) -> Framing:
+        """Frame an image of `width` x `height` pixels."""
+        short, long = min(width, height), max(width, height)
+        resized_long = int(preprocess.resize * long / short)
+        resized = (preprocess.resize, resized_long) if width <= height else (resized_long, preprocess.resize)
+        left, top = (round((side - preprocess.crop) / 2.0) for side in resized)
+        return cls(width, height, resized, left, top, preprocess.crop)
+
+    def to_original(self, box: Box) -> Box:
+        """Take a box from pixels of the crop to pixels of the original image."""
+        x, y = self.width / self.resized[0], self.height / self.resized[1]
+        x0, y0, x1, y1 = box
+        return (self.left + x0) * x, (self.top + y0) * y, (self.left + x1) * x, (self.top + y1) * y
+
+    @property
+    def view_box(self) -> Box:
+        """What the network saw, in pixels of the original image."""
+        return self.to_original((0, 0, self.crop, self.crop))
+
+
+def unit_box(field: ReceptiveField, unit_y: int, unit_x: int, size: int) -> tuple[int, int, int, int]:
+    """Return the receptive field of one unit, clipped to the network's input.
+
+    Args:
+        field: of the unit's layer.
+        unit_y: row of the unit in the layer's map.
+        unit_x: column.
+        size: height and width of the network's input, in pixels.
+
+    Returns:
+        A box in pixels of the input.
+    """
+    x0, x1 = _clipped(field.x, unit_x, size)
+    y0, y1 = _clipped(field.y, unit_y, size)
+    return x0, y0, x1, y1
+
+
+def field_box(field: ReceptiveField | None, unit: tuple[int | None, int | None], framing: Framing) -> Box | None:
+    """Return the receptive field of a unit (row, column) in pixels of the original image, clipped
+    to what the network saw; None where the layer has no map or its field is not known."""
+    if field is None or unit[0] is None:
+        return None
+    return framing.to_original(unit_box(field, *unit, framing.crop))
+
+
+def _clipped(axis: Axis | None, unit: int, length: int) -> tuple[int, int]:
+    if axis is None:
+        return 0, length
+    start = axis.first + unit * axis.stride
+    return min(max(start, 0), length), max(min(start + axis.size, length), 0)

@@ -1,0 +1,117 @@
+"""Read a finished run: exemplars as tables, their images as PIL, crops cut out. Needs no torch, no Ray.
+
+run = open_run("run")
+run.exemplars(layer="mixed4a", channel=476)[0].image
+run.table().to_pandas()
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from exemplar_ray.errors import UsageError, near_matches
+from exemplar_ray.run_folder import EXEMPLARS, SUMMARY, RunFolder
+
+
+class Exemplar(dict):
+    """One row of `exemplars.parquet`, with its pictures."""
+
+    @property
+    def image(self) -> Image.Image:
+        """The original image, RGB."""
+        return Image.open(io.BytesIO(self["image"]["bytes"])).convert("RGB")
+
+    @property
+    def view(self) -> Image.Image:
+        """What the network saw, cut out of the original."""
+        return cut(self.image, self["view_box"])
+
+    @property
+    def field(self) -> Image.Image | None:
+        """The receptive field of the unit that fired most; None where the layer has no map."""
+        return cut(self.image, self["field_box"]) if self["field_box"] is not None else None
+
+
+class Run:
+    """A finished run. Make one with `open_run`."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self.plan = folder.read_plan()
+        self.summary: dict[str, Any] = folder.read_json(SUMMARY) or {}
+        if self.summary.get("fingerprint") != self.plan.fingerprint or not folder.exists(EXEMPLARS):
+            raise UsageError(f"'{folder.uri}' has no result yet; see exemplar-ray status {folder.uri}")
+
+    @property
+    def partial(self) -> str | None:
+        """What the result leaves out ("7 of 8 shards"), or None if it is complete."""
+        return self.summary["partial"]
+
+    def table(self, columns: Sequence[str] | None = None, **equal: Any) -> pa.Table:
+        """Return exemplars as an Arrow table: `.to_pandas()`, or `polars.from_arrow(...)`.
+
+        Args:
+            columns: which columns; None for all but `image`, whose bytes are most of the file.
+            equal: values that columns must have, such as layer="mixed4a", channel=476, rank=1.
+
+        Raises:
+            UsageError: there is no such column.
+        """
+        with self._folder.open(EXEMPLARS) as file:
+            parquet = pq.ParquetFile(file)
+            known = parquet.schema_arrow.names
+            wanted = list(columns) if columns is not None else [name for name in known if name != "image"]
+            for name in [*wanted, *equal]:
+                if name not in known:
+                    raise UsageError(f"exemplars have no column '{name}'; {near_matches(name, known)}")
+            groups = self._groups_with(parquet, equal)
+            read = list(dict.fromkeys([*wanted, *equal]))
+            table = parquet.read_row_groups(groups, columns=read)
+        for name, value in equal.items():
+            table = table.filter(pc.equal(table[name], pa.scalar(value, table[name].type)))
+        return table.select(wanted)
+
+    def exemplars(self, **equal: Any) -> list[Exemplar]:
+        """Return exemplars with their images, strongest first within a channel; see `table`."""
+        table = self.table(pq.read_schema(self._folder.open(EXEMPLARS)).names, **equal)
+        return [Exemplar(row) for row in table.to_pylist()]
+
+    def _groups_with(self, parquet: pq.ParquetFile, equal: dict[str, Any]) -> list[int]:
+        """Return the row groups that can hold the wanted rows, by their statistics."""
+        places = {parquet.metadata.schema.column(i).path: i for i in range(parquet.metadata.num_columns)}
+
+        def may_hold(group: int) -> bool:
+            row_group = parquet.metadata.row_group(group)
+            for name, value in equal.items():
+                statistics = row_group.column(places[name]).statistics if name in places else None
+                if statistics is None or not statistics.has_min_max:
+                    continue
+                if not statistics.min <= value <= statistics.max:
+                    return False
+            return True
+
+        return [group for group in range(parquet.num_row_groups) if may_hold(group)]
+
+
+def open_run(run: str) -> Run:
+    """Open a run folder, local or remote.
+
+    Raises:
+        UsageError: there is no run, or it has no result yet.
+    """
+    return Run(RunFolder(run))
+
+
+def cut(image: Image.Image, box: Sequence[float]) -> Image.Image:
+    """Cut a box (x0, y0, x1, y1) out of an image, rounded to whole pixels, at least one."""
+    x0, y0, x1, y1 = (math.floor(value + 0.5) for value in box)
+    x0, y0 = min(x0, image.width - 1), min(y0, image.height - 1)
+    return image.crop((x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)))
