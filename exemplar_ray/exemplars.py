@@ -127,6 +127,8 @@ class Exemplars:
     """Sorted by (series, channel, rank)."""
     ranks: np.ndarray
     """int32, from 1."""
+    percentiles: np.ndarray
+    """float64: share of scored images below, 0..100."""
     places: pa.Table
     """`PLACES_SCHEMA`, a row an exemplar."""
 
@@ -164,6 +166,7 @@ def exemplars_schema(plan: Plan, partial: str | None) -> pa.Schema:
         ("synset_id", pa.string()),
         ("class_name", pa.string()),
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("percentile", pa.float64()),
         ("peak_y", pa.int32()),
         ("peak_x", pa.int32()),
         ("activation_map", pa.list_(pa.float16())),
@@ -191,7 +194,7 @@ def _hugging_face_feature(kind: pa.DataType) -> dict[str, Any]:
         return {"feature": _hugging_face_feature(kind.value_type), "_type": "List"}
     if pa.types.is_fixed_size_list(kind):
         return {"feature": _hugging_face_feature(kind.value_type), "length": kind.list_size, "_type": "List"}
-    names = {pa.float32(): "float32", pa.float16(): "float16"}
+    names = {pa.float16(): "float16", pa.float32(): "float32", pa.float64(): "float64"}
     return {"dtype": names.get(kind, str(kind)), "_type": "Value"}
 
 
@@ -226,6 +229,7 @@ def _row_group(schema: pa.Schema, plan: Plan, exemplars: Exemplars, rows: range,
         "synset_id": [labels.synset_id(image["label"], image["path"]) for image in found],
         "class_name": [labels.class_name(image["label"]) for image in found],
         "image": [{"bytes": image["bytes"], "path": image["path"]} for image in found],
+        "percentile": exemplars.percentiles[rows.start : rows.stop],
         "peak_y": places["peak_y"],
         "peak_x": places["peak_x"],
         "activation_map": places["activation_map"],

@@ -13,16 +13,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.console import Console
 
 import exemplar_ray
+from exemplar_ray.channels import channels_table, percentiles
 from exemplar_ray.cluster import Cluster, Resources
 from exemplar_ray.exemplars import PLACES_SCHEMA, Exemplars, ImageSpool, Ranking, rank_exactly, write_exemplars
 from exemplar_ray.labels import ClassLabels, read_class_labels
 from exemplar_ray.merge import fold
 from exemplar_ray.parts import candidates_kept, series_of
 from exemplar_ray.progress import ProgressDisplay, say
-from exemplar_ray.run_folder import EXEMPLARS, SUMMARY, Plan, RunFolder, State
+from exemplar_ray.run_folder import CHANNELS, EXEMPLARS, SUMMARY, Plan, RunFolder, State
 from exemplar_ray.shards import discover, inspect
 from exemplar_ray.spec import RunSpec
 from exemplar_ray.topk import Scores, concatenate
@@ -163,19 +165,24 @@ def _answer(
         started: `time.monotonic()` when this invocation began.
         cost: the images that this invocation scanned, and the seconds that took; {} for none.
     """
-    scanned = fold(
-        (folder.read_part(p, record, plan) for p, record in state.completed.items()), candidates_kept(plan.spec)
-    )
+    merged = fold(((p, folder.read_part(p, record, plan)) for p, record in state.completed.items()), plan.spec)
     with ImageSpool() as images:
-        scanned, exact, places, failed = _gather(cluster, plan, scanned, images, console)
+        scanned, exact, places, failed = _gather(cluster, plan, merged.scores, images, console)
         if failed:
             return JobOutcome(plan, False, failed)
         ranking = rank_exactly(scanned, exact, plan.spec.top_k, candidates_kept(plan.spec))
-        exemplars = Exemplars(exact.take(ranking.order), ranking.ranks, places.take(ranking.order))
+        exemplars = Exemplars(
+            scores=exact.take(ranking.order),
+            ranks=ranking.ranks,
+            percentiles=percentiles(plan, merged, exact, ranking.order),
+            places=places.take(ranking.order),
+        )
         done, total = len(state.completed), len(plan.shards)
         partial = None if done == total else f"{done} of {total} shards"
         with folder.writing(EXEMPLARS) as path:
             write_exemplars(path, plan, exemplars, images, partial)
+    with folder.writing(CHANNELS) as path:
+        pq.write_table(channels_table(plan, merged), path, compression="zstd")
     summary = _summary(plan, state, ranking, len(np.unique(np.stack([exact.shard, exact.row]), axis=1).T), partial)
     summary["this_invocation"] = {**cost, "seconds": time.monotonic() - started}
     folder.write_json(SUMMARY, summary)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from exemplar_ray.errors import UsageError, near_matches
-from exemplar_ray.run_folder import EXEMPLARS, SUMMARY, RunFolder
+from exemplar_ray.run_folder import CHANNELS, EXEMPLARS, SUMMARY, RunFolder
 
 
 class Exemplar(dict):
@@ -65,24 +65,32 @@ class Run:
         Raises:
             UsageError: there is no such column.
         """
-        with self._folder.open(EXEMPLARS) as file:
-            parquet = pq.ParquetFile(file)
-            known = parquet.schema_arrow.names
-            wanted = list(columns) if columns is not None else [name for name in known if name != "image"]
-            for name in [*wanted, *equal]:
-                if name not in known:
-                    raise UsageError(f"exemplars have no column '{name}'; {near_matches(name, known)}")
-            groups = self._groups_with(parquet, equal)
-            read = list(dict.fromkeys([*wanted, *equal]))
-            table = parquet.read_row_groups(groups, columns=read)
-        for name, value in equal.items():
-            table = table.filter(pc.equal(table[name], pa.scalar(value, table[name].type)))
-        return table.select(wanted)
+        return self._read(EXEMPLARS, columns, equal, besides=("image",))
+
+    def channels(self, columns: Sequence[str] | None = None, **equal: Any) -> pa.Table:
+        """Return what is known of each channel over all images (`channels.parquet`); see `table`."""
+        return self._read(CHANNELS, columns, equal)
 
     def exemplars(self, **equal: Any) -> list[Exemplar]:
         """Return exemplars with their images, strongest first within a channel; see `table`."""
-        table = self.table(pq.read_schema(self._folder.open(EXEMPLARS)).names, **equal)
-        return [Exemplar(row) for row in table.to_pylist()]
+        return [Exemplar(row) for row in self._read(EXEMPLARS, None, equal).to_pylist()]
+
+    def _read(
+        self, name: str, columns: Sequence[str] | None, equal: dict[str, Any], besides: Sequence[str] = ()
+    ) -> pa.Table:
+        """Read rows of one of the run's tables; without `columns`, all columns but those in `besides`."""
+        with self._folder.open(name) as file:
+            parquet = pq.ParquetFile(file)
+            known = parquet.schema_arrow.names
+            wanted = list(columns) if columns is not None else [c for c in known if c not in besides]
+            for column in [*wanted, *equal]:
+                if column not in known:
+                    raise UsageError(f"{name} has no column '{column}'; {near_matches(column, known)}")
+            read = list(dict.fromkeys([*wanted, *equal]))
+            table = parquet.read_row_groups(self._groups_with(parquet, equal), columns=read)
+        for column, value in equal.items():
+            table = table.filter(pc.equal(table[column], pa.scalar(value, table[column].type)))
+        return table.select(wanted)
 
     def _groups_with(self, parquet: pq.ParquetFile, equal: dict[str, Any]) -> list[int]:
         """Return the row groups that can hold the wanted rows, by their statistics."""

@@ -1,24 +1,29 @@
 """A part: what the scan of one shard leaves behind, and the bytes it is stored as.
 
-A part holds numbers only, the shard's best candidates of every wanted channel. It is kept
-apart from `scan` so that the merge can read parts without torch.
+A part holds numbers only: the shard's best candidates of every wanted channel, and tallies of
+all its images. It is kept apart from `scan` so that the merge can read parts without torch.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from exemplar_ray.spec import ResolvedSpec
+from exemplar_ray.spec import Layer, ResolvedSpec
+from exemplar_ray.tallies import TALLIES, Tally
 from exemplar_ray.topk import Scores
 
 # A scan keeps this many candidates a channel beyond K. Gather recomputes all of them, so
 # images whose activations the scan's rounding put in the wrong order still come out right.
 CANDIDATE_MARGIN = 2
+
+# How the name of the file with the candidates ends, after the shard's number and a dot.
+CANDIDATES = "parquet"
 
 SCHEMA = pa.schema(
     [
@@ -41,37 +46,92 @@ def candidates_kept(spec: ResolvedSpec) -> int:
     return spec.top_k + CANDIDATE_MARGIN
 
 
-def to_bytes(scores: Scores, series: Sequence[tuple[str, str]]) -> bytes:
-    """Serialise one shard's scores as parquet; equal scores give equal bytes."""
-    layers, statistics = zip(*series, strict=True)
-    which = pa.array(scores.series)
-    table = pa.table(
-        [
-            pa.array(layers).take(which),
-            pa.array(statistics).take(which),
-            scores.channel,
-            scores.activation,
-            scores.row,
-        ],
-        schema=SCHEMA,
-    )
+@dataclass(frozen=True)
+class Part:
+    """What is known of some images: one shard's scan, or what several of them merge to."""
+
+    scores: Scores
+    """Each channel's best candidates, at most `candidates_kept` of them."""
+    tallies: dict[str, list[Tally]]
+    """name -> one tally for each of the run's (layer, statistic) pairs."""
+
+    @classmethod
+    def empty(cls, spec: ResolvedSpec) -> Part:
+        """Return the part of no images."""
+        counts = [len(layer.channels) for layer in spec.layers for _ in spec.statistics]
+        return cls(Scores.empty(), {name: [tally.empty(n) for n in counts] for name, tally in TALLIES.items()})
+
+
+def to_files(part: Part, spec: ResolvedSpec) -> dict[str, bytes]:
+    """Serialise a part as parquet files; equal parts give equal bytes.
+
+    Returns:
+        {how the file's name ends: its content}: the candidates and a file a tally, each with
+        the layer, statistic and channel of every row.
+    """
+    files = {CANDIDATES: _to_parquet(_candidates_table(part.scores, series_of(spec)))}
+    for name, tallies in part.tallies.items():
+        tables = [
+            _with_channel_names(tally.to_table(), layer, statistic)
+            for tally, (layer, statistic) in zip(tallies, _layers_and_statistics(spec), strict=True)
+        ]
+        files[f"{name}.parquet"] = _to_parquet(pa.concat_tables(tables))
+    return files
+
+
+def from_files(files: Mapping[str, bytes], shard: int, spec: ResolvedSpec) -> Part:
+    """Read a part back.
+
+    Args:
+        files: what `to_files` returned.
+        shard: the shard's position in the sorted shard list.
+
+    Raises:
+        ValueError: the files are not a part of such a run.
+    """
+    scores = _scores(pq.read_table(pa.BufferReader(files[CANDIDATES])), shard, series_of(spec))
+    tallies: dict[str, list[Tally]] = {}
+    for name, tally in TALLIES.items():
+        table = pq.read_table(pa.BufferReader(files[f"{name}.parquet"])).drop_columns(["layer", "statistic", "channel"])
+        tallies[name], start = [], 0
+        for layer, _ in _layers_and_statistics(spec):
+            tallies[name].append(tally.from_table(table.slice(start, len(layer.channels))))
+            start += len(layer.channels)
+    return Part(scores, tallies)
+
+
+def channel_names(layer: Layer, statistic: str) -> dict[str, pa.Array]:
+    """Return the columns that name every wanted channel of a layer, for tables with a row a channel."""
+    count = len(layer.channels)
+    return {
+        "layer": pa.array([layer.name] * count, pa.string()),
+        "statistic": pa.array([statistic] * count, pa.string()),
+        "channel": pa.array(layer.channels, pa.int32()),
+    }
+
+
+def _layers_and_statistics(spec: ResolvedSpec) -> list[tuple[Layer, str]]:
+    return [(layer, statistic) for layer in spec.layers for statistic in spec.statistics]
+
+
+def _with_channel_names(table: pa.Table, layer: Layer, statistic: str) -> pa.Table:
+    return pa.table({**channel_names(layer, statistic), **{name: table[name] for name in table.column_names}})
+
+
+def _to_parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()
 
 
-def from_bytes(content: bytes, shard: int, series: Sequence[tuple[str, str]]) -> Scores:
-    """Read a part back.
+def _candidates_table(scores: Scores, series: Sequence[tuple[str, str]]) -> pa.Table:
+    layers, statistics = zip(*series, strict=True)
+    which = pa.array(scores.series)
+    columns = [pa.array(layers).take(which), pa.array(statistics).take(which)]
+    return pa.table([*columns, scores.channel, scores.activation, scores.row], schema=SCHEMA)
 
-    Args:
-        content: what `to_bytes` returned.
-        shard: the shard's position in the sorted shard list.
-        series: the run's (layer, statistic) pairs.
 
-    Raises:
-        ValueError: the bytes are not a part of such a run.
-    """
-    table = pq.read_table(pa.BufferReader(content))
+def _scores(table: pa.Table, shard: int, series: Sequence[tuple[str, str]]) -> Scores:
     if table.schema.remove_metadata() != SCHEMA:
         raise ValueError(f"not a part: its columns are {', '.join(table.schema.names)}")
     number = {pair: i for i, pair in enumerate(series)}
@@ -90,5 +150,5 @@ def from_bytes(content: bytes, shard: int, series: Sequence[tuple[str, str]]) ->
 
 
 def digest(content: bytes) -> str:
-    """Return the SHA-256 (hex) that a completion record keeps of its part."""
+    """Return the SHA-256 (hex) that a completion record keeps of a part's file."""
     return hashlib.sha256(content).hexdigest()

@@ -1,10 +1,12 @@
 """The run on disk or object store. Everything there is to know of a run is in its folder.
 
     RUN/run.json                      the plan: spec, fingerprint, versions, shard list
-    RUN/parts/000003.parquet          one shard's part
+    RUN/parts/000003.parquet          one shard's part: its candidates
+    RUN/parts/000003.moments.parquet  and its tallies, a file each
     RUN/parts/000003.json             its completion record, written after the part
     RUN/failed/000003.json            why a shard failed, until it succeeds
     RUN/exemplars.parquet             the answer
+    RUN/channels.parquet              the distribution of every channel
     RUN/summary.json                  what was read, what it cost; written last
 
 Files appear whole or not at all: on a local disk through a temporary name, fsync and
@@ -33,10 +35,10 @@ from exemplar_ray.errors import UsageError
 from exemplar_ray.labels import ClassLabels
 from exemplar_ray.shards import Shard
 from exemplar_ray.spec import ResolvedSpec, fingerprint
-from exemplar_ray.topk import Scores
 
 PLAN = "run.json"
 EXEMPLARS = "exemplars.parquet"
+CHANNELS = "channels.parquet"
 SUMMARY = "summary.json"
 _NAME = re.compile(r"(\d{6,})\.json")
 _READING_THREADS = 16
@@ -169,14 +171,19 @@ class RunFolder:
 
     # Shards ------------------------------------------------------------------------------
 
-    def commit(self, position: int, part: bytes, record: dict[str, Any]) -> dict[str, Any]:
+    def commit(self, position: int, files: dict[str, bytes], record: dict[str, Any]) -> dict[str, Any]:
         """Store one shard's part, then its completion record.
 
+        Args:
+            files: the part, as `parts.to_files` returns it.
+
         Returns:
-            The record as stored, with the part's size and SHA-256.
+            The record as stored, with the files' sizes and SHA-256.
         """
-        record = {**record, "part_bytes": len(part), "part_sha256": parts.digest(part)}
-        self.write(f"parts/{_number(position)}.parquet", part)
+        stored = {ending: {"bytes": len(content), "sha256": parts.digest(content)} for ending, content in files.items()}
+        record = {**record, "files": stored}
+        for ending, content in files.items():
+            self.write(f"parts/{_number(position)}.{ending}", content)
         self.write_json(f"parts/{_number(position)}.json", record)
         self.remove(f"failed/{_number(position)}.json")
         return record
@@ -192,7 +199,7 @@ class RunFolder:
     def state(self, plan: Plan) -> State:
         """Find out what is done, from the completion records alone.
 
-        A record counts if it is whole, of this plan, and its part is there.
+        A record counts if it is whole, of this plan, and its part's files are there.
         """
         expected = plan.fingerprint
         with ThreadPoolExecutor(_READING_THREADS) as pool:
@@ -200,7 +207,9 @@ class RunFolder:
             completed = {
                 position: record
                 for position, record in self._records("parts", stored, plan, pool)
-                if f"{_number(position)}.parquet" in stored and record.get("fingerprint") == expected
+                if record.get("fingerprint") == expected
+                and record.get("files")
+                and stored.issuperset(f"{_number(position)}.{ending}" for ending in record["files"])
             }
             failed = {
                 position: record
@@ -219,20 +228,21 @@ class RunFolder:
             if content is not None:
                 yield int(match[1]), content
 
-    def read_part(self, position: int, record: dict[str, Any], plan: Plan) -> Scores:
+    def read_part(self, position: int, record: dict[str, Any], plan: Plan) -> parts.Part:
         """Read one committed part, checked against its completion record.
 
         Raises:
             UsageError: the part is not the one that was committed.
         """
         name = f"parts/{_number(position)}"
-        content = self._fs.cat_file(self._path(f"{name}.parquet"))
-        if parts.digest(content) != record["part_sha256"]:
-            raise UsageError(
-                f"'{self.uri}/{name}.parquet' is not the part that was committed; "
-                f"remove {name}.json and run again to scan its shard again"
-            )
-        return parts.from_bytes(content, position, parts.series_of(plan.spec))
+        files = {ending: self._fs.cat_file(self._path(f"{name}.{ending}")) for ending in record["files"]}
+        for ending, content in files.items():
+            if parts.digest(content) != record["files"][ending]["sha256"]:
+                raise UsageError(
+                    f"'{self.uri}/{name}.{ending}' is not the part that was committed; "
+                    f"remove {name}.json and run again to scan its shard again"
+                )
+        return parts.from_files(files, position, plan.spec)
 
     # Files -------------------------------------------------------------------------------
 

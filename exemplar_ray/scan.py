@@ -13,12 +13,14 @@ import torch
 from exemplar_ray.activations import Trunk
 from exemplar_ray.errors import ShardError
 from exemplar_ray.images import UndecodableImageError, decode_and_crop
-from exemplar_ray.parts import candidates_kept, series_of
+from exemplar_ray.parts import Part, candidates_kept, series_of
 from exemplar_ray.running_topk import RunningTopK
 from exemplar_ray.shards import ImageRow, Shard, ShardReader
 from exemplar_ray.spec import Preprocess, ResolvedSpec
+from exemplar_ray.tallies import Tally
 from exemplar_ray.topk import Scores, concatenate
 
+ROWS_PER_BLOCK = 1024
 _REASONS_IN_MESSAGE = 3
 
 
@@ -26,7 +28,7 @@ _REASONS_IN_MESSAGE = 3
 class ScannedShard:
     """What came out of one shard. `scored` and the skipped images add up to `rows`."""
 
-    scores: Scores
+    part: Part
     rows: int
     scored: int
     skipped_images: list[dict[str, object]] = field(default_factory=list)
@@ -66,10 +68,14 @@ def scan_shard(
     skipped: list[dict[str, object]] = []
     scored = 0
 
+    tallying = _Tallying(spec)
+
     def score(crops: torch.Tensor, rows: list[int]) -> None:
         on_device = torch.tensor(rows, device=trunk.device)
-        for key, values in trunk(crops).items():
-            running[key].update(values[: len(rows)], on_device)
+        pooled = {key: values[: len(rows)] for key, values in trunk(crops).items()}
+        for key, values in pooled.items():
+            running[key].update(values, on_device)
+        tallying.add(pooled, len(rows))
 
     size = spec.preprocess.crop
     crops = torch.zeros((batch_size, size, size, 3), dtype=torch.uint8)
@@ -98,7 +104,37 @@ def scan_shard(
         score(crops, batch_rows)
     if rows != scored + len(skipped):
         raise ShardError(f"{shard.name}: {rows} rows, but {scored} scored and {len(skipped)} skipped")
-    return _collect(spec, series, running, position, rows, scored, skipped)
+    scores, not_finite = _collect(spec, series, running, position)
+    return ScannedShard(Part(scores, tallying.finish()), rows, scored, skipped, not_finite)
+
+
+class _Tallying:
+    """Gathers activations on the device and tallies them on the CPU, a block of rows at a time:
+    one copy a block, not one a batch, and memory for only so many rows."""
+
+    def __init__(self, spec: ResolvedSpec) -> None:
+        self._series = series_of(spec)
+        self._tallies = Part.empty(spec).tallies
+        self._waiting: dict[tuple[str, str], list[torch.Tensor]] = {key: [] for key in self._series}
+        self._rows = 0
+
+    def add(self, pooled: dict[tuple[str, str], torch.Tensor], rows: int) -> None:
+        for key, values in pooled.items():
+            self._waiting[key].append(values)
+        self._rows += rows
+        if self._rows >= ROWS_PER_BLOCK:
+            self.finish()
+
+    def finish(self) -> dict[str, list[Tally]]:
+        """Tally what is waiting; return the tallies."""
+        for number, key in enumerate(self._series):
+            if self._waiting[key]:
+                block = torch.cat(self._waiting[key]).cpu().numpy()
+                for tallies in self._tallies.values():
+                    tallies[number].update(block)
+        self._waiting = {key: [] for key in self._series}
+        self._rows = 0
+        return self._tallies
 
 
 def decode_ahead(
@@ -134,10 +170,8 @@ def _collect(
     series: list[tuple[str, str]],
     running: dict[tuple[str, str], RunningTopK],
     position: int,
-    rows: int,
-    scored: int,
-    skipped: list[dict[str, object]],
-) -> ScannedShard:
+) -> tuple[Scores, list[dict[str, object]]]:
+    """Return the kept candidates, and the counts of activations that are not finite."""
     channels = {layer.name: np.array(layer.channels, dtype=np.int32) for layer in spec.layers}
     scores = []
     not_finite = []
@@ -157,7 +191,7 @@ def _collect(
             {"layer": layer, "statistic": statistic, "channel": int(channels[layer][i]), "images": int(bad[i])}
             for i in np.flatnonzero(bad)
         ]
-    return ScannedShard(concatenate(scores), rows, scored, skipped, not_finite)
+    return concatenate(scores), not_finite
 
 
 def _too_many_skipped(shard: Shard, skipped: list[dict[str, object]], max_skipped: int) -> str:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from exemplar_ray.errors import UsageError, near_matches
+from exemplar_ray.tallies import TALLIES
 
 # Counted up when the meaning of a part or of the result changes, so that a run folder written
 # by an older version is refused instead of being continued with other numbers.
@@ -197,6 +198,7 @@ class ResolvedSpec:
             "layer": [layer.name for layer in self.layers],
             "channels": {layer.name: format_channels(layer.channels) for layer in self.layers},
             "statistic": list(self.statistics),
+            "tallies": sorted(TALLIES),
             "top_k": self.top_k,
             "preprocess": asdict(self.preprocess),
         }

@@ -66,8 +66,7 @@ def scan_and_commit(spec: ResolvedSpec, shard: Shard, position: int, settings: S
         "device": str(trunk.device),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    part = parts.to_bytes(scanned.scores, parts.series_of(spec))
-    return RunFolder(settings.run_folder).commit(position, part, record)
+    return RunFolder(settings.run_folder).commit(position, parts.to_files(scanned.part, spec), record)
 
 
 def gather(spec: ResolvedSpec, shard: Shard, candidates: Scores) -> tuple[pa.Table, Scores, pa.Table]:

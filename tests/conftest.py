@@ -18,6 +18,8 @@ from PIL import Image
 # Before anything imports ray: the tests' Ray listens on this machine only.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Nothing in the tests is on the Hub; without this its client waits and tries again.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 from exemplar_ray.cli import main
 from exemplar_ray.sharding import LabelledImage, write_images

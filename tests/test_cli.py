@@ -51,7 +51,6 @@ def test_the_commands_are_those_of_the_contract():
 )
 def test_a_mistake_is_one_line_and_status_2(cli, arguments, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     status, text = cli(*arguments)
     assert status == 2
     assert message in text

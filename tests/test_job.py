@@ -100,6 +100,7 @@ def test_the_table_has_the_columns_of_the_contract_and_opens_in_datasets(finishe
         ("synset_id", pa.string()),
         ("class_name", pa.string()),
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("percentile", pa.float64()),
         ("peak_y", pa.int32()),
         ("peak_x", pa.int32()),
         ("activation_map", pa.list_(pa.float16())),
@@ -134,7 +135,7 @@ def test_summary_and_records_account_for_every_row(finished, cli):
     for text in records(out).values():
         record = json.loads(text)
         assert record["rows"] == record["scored"] + record["skipped"] == TINY_ROWS
-        assert {"fingerprint", "shard", "seconds", "host", "part_sha256"} <= record.keys()
+        assert {"fingerprint", "shard", "seconds", "host", "files"} <= record.keys()
     status, text = cli("status", out)
     assert status == 0
     assert "8 in all, 8 done, 0 failed, 0 pending" in text

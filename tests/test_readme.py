@@ -15,7 +15,7 @@ from exemplar_ray.cli import _parser, _settings
 README = (PROJECT / "README.md").read_text()
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, flags=re.S)
 QUICKSTART, *OTHERS = [text for kind, text in BLOCKS if kind == "bash"]
-[PYTHON] = [text for kind, text in BLOCKS if kind == "python"]
+PYTHON, NEW_TALLY = [text for kind, text in BLOCKS if kind == "python"]
 
 
 def test_the_commands_and_the_python_example_run_as_they_stand(tmp_path):
@@ -55,3 +55,34 @@ def test_the_make_targets_it_names_exist():
     makefile = (PROJECT / "Makefile").read_text()
     for target in re.findall(r"(?:`|^    )make ([a-z]+)", README, flags=re.M):
         assert f"\n{target}:" in makefile
+
+
+def test_the_new_tally_is_computed_stored_merged_and_shown(monkeypatch, tmp_path):
+    """The README's example, registered: from a scan to the table of channels."""
+    from conftest import write_tiny_data
+    from test_scan_and_gather import scan_it, tiny
+
+    from exemplar_ray import parts
+    from exemplar_ray.channels import channels_table
+    from exemplar_ray.labels import ClassLabels
+    from exemplar_ray.merge import fold
+    from exemplar_ray.run_folder import Plan
+    from exemplar_ray.shards import discover, inspect
+    from exemplar_ray.tallies import TALLIES
+
+    names = {}
+    exec(NEW_TALLY, names)
+    spec, trunk = tiny()
+    before = spec.identity()
+    monkeypatch.setitem(TALLIES, "above_one", names["AboveOne"])
+    assert spec.identity() != before  # a folder without the tally is another run
+    write_tiny_data(tmp_path / "data", shards=3)
+    shards, _ = inspect(discover([str(tmp_path / "data")]))
+    scanned = [parts.to_files(scan_it(trunk, spec, shard).part, spec) for shard in shards]
+    merged = fold([(i, parts.from_files(files, i, spec)) for i, files in enumerate(scanned)], spec)
+    table = channels_table(Plan(spec, shards, ClassLabels(), {}), merged).to_pylist()
+    assert len(table) == 2 * (8 + 12)
+    assert 0 < sum(row["above_one"] for row in table) < 30 * len(table)
+    for row in table:
+        assert (row["above_one"] > 0) == (row["max"] > 1)
+        assert row["above_one"] <= round(row["active_fraction"] * 30)

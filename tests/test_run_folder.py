@@ -16,8 +16,6 @@ from exemplar_ray.shards import Shard
 from exemplar_ray.spec import Layer
 from exemplar_ray.topk import Scores
 
-SERIES = [("mixed4a", "mean")]
-
 
 def make_plan(**changes):
     shards = [Shard(f"train-{i}.parquet", f"/data/train-{i}.parquet", 1000 + i, 10, f"footer{i}") for i in range(3)]
@@ -26,10 +24,12 @@ def make_plan(**changes):
 
 
 def a_part(seed=0):
+    """The files of a part."""
     n = 4
+    spec = make_plan().spec
     zeros = np.zeros(n, np.int32)
     scores = Scores(zeros, np.array([0, 0, 1, 1], np.int32), np.arange(n, dtype=np.float32) + seed, zeros, np.arange(n))
-    return parts.to_bytes(scores, SERIES)
+    return parts.to_files(parts.Part(scores, parts.Part.empty(spec).tallies), spec)
 
 
 def a_record(plan, position):
@@ -73,15 +73,19 @@ def test_commits_complete_and_failures_stay_until_then(folder):
     record = folder.commit(1, a_part(), a_record(plan, 1))
     state = folder.state(plan)
     assert (list(state.completed), list(state.failed), state.pending) == ([1], [], [0, 2])
-    assert folder.read_part(1, record, plan).shard.tolist() == [1] * 4
+    assert folder.read_part(1, record, plan).scores.shard.tolist() == [1] * 4
     assert folder.names("failed") == []
 
 
 def test_a_part_without_its_record_and_a_record_without_its_part_do_not_count(folder):
     plan = make_plan()
     folder.adopt(plan)
-    folder.write("parts/000000.parquet", a_part())
-    folder.write_json("parts/000001.json", a_record(plan, 1))
+    folder.commit(0, a_part(), a_record(plan, 0))
+    folder.remove("parts/000000.json")
+    folder.commit(1, a_part(), a_record(plan, 1))
+    folder.remove("parts/000001.parquet")
+    folder.commit(2, a_part(), a_record(plan, 2))
+    folder.remove("parts/000002.histogram.parquet")
     assert folder.state(plan).pending == [0, 1, 2]
 
 
@@ -91,8 +95,9 @@ def test_a_part_without_its_record_and_a_record_without_its_part_do_not_count(fo
 def test_stray_files_are_not_read_as_results(folder, name):
     plan = make_plan()
     folder.adopt(plan)
-    folder.write("parts/000000.parquet", a_part())
-    folder.write_json(f"parts/{name}", a_record(plan, 0))
+    record = folder.commit(0, a_part(), a_record(plan, 0))
+    folder.remove("parts/000000.json")
+    folder.write_json(f"parts/{name}", record)
     assert folder.state(plan).pending == [0, 1, 2]
 
 
@@ -102,7 +107,7 @@ def test_torn_and_foreign_records_do_not_count(folder):
     for position in range(3):
         folder.commit(position, a_part(), a_record(plan, position))
     folder.write("parts/000000.json", b'{"fingerprint": "')
-    folder.write_json("parts/000001.json", {**a_record(plan, 1), "fingerprint": "of another run"})
+    folder.commit(1, a_part(), {**a_record(plan, 1), "fingerprint": "of another run"})
     assert folder.state(plan).pending == [0, 1]
 
 
@@ -110,9 +115,12 @@ def test_a_part_that_is_not_the_committed_one_is_refused(folder):
     plan = make_plan()
     folder.adopt(plan)
     record = folder.commit(0, a_part(), a_record(plan, 0))
-    folder.write("parts/000000.parquet", a_part(seed=1))
-    with pytest.raises(UsageError, match=r"parts/000000.parquet' is not the part that was committed"):
-        folder.read_part(0, record, plan)
+    for ending, content in a_part().items():
+        folder.write(f"parts/000000.{ending}", content + b" ")
+        with pytest.raises(UsageError, match=f"parts/000000.{ending}' is not the part that was committed"):
+            folder.read_part(0, record, plan)
+        folder.write(f"parts/000000.{ending}", content)
+    assert len(folder.read_part(0, record, plan).scores.row) == 4
 
 
 def spec_with(**changes):

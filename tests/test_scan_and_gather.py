@@ -57,10 +57,14 @@ def test_awkward_images_are_all_scored_as_the_reference_scores_them(tmp_path):
     expected = by_hand(trunk, spec, images)
     series = parts.series_of(spec)
     for s, channel, activation, row in zip(
-        scanned.scores.series, scanned.scores.channel, scanned.scores.activation, scanned.scores.row, strict=True
+        scanned.part.scores.series,
+        scanned.part.scores.channel,
+        scanned.part.scores.activation,
+        scanned.part.scores.row,
+        strict=True,
     ):
         assert activation == pytest.approx(expected[series[s]][row, channel], rel=1e-5, abs=1e-6)
-    assert len(scanned.scores.row) == len(images) * (8 + 12) * 2
+    assert len(scanned.part.scores.row) == len(images) * (8 + 12) * 2
 
 
 def test_broken_images_are_counted_listed_and_leave_the_others_as_they_are(tmp_path):
@@ -73,8 +77,8 @@ def test_broken_images_are_counted_listed_and_leave_the_others_as_they_are(tmp_p
     assert [entry["row"] for entry in scanned.skipped_images] == [2 * i + 1 for i in range(len(broken))]
     assert all(entry["reason"] for entry in scanned.skipped_images)
     row_in_mixed = [mixed.index(image) for image in good]
-    assert scanned.scores.activation.tolist() == alone.scores.activation.tolist()
-    assert scanned.scores.row.tolist() == [row_in_mixed[row] for row in alone.scores.row]
+    assert scanned.part.scores.activation.tolist() == alone.part.scores.activation.tolist()
+    assert scanned.part.scores.row.tolist() == [row_in_mixed[row] for row in alone.part.scores.row]
 
 
 def test_too_many_broken_images_fail_the_shard_and_are_named(tmp_path):
@@ -94,9 +98,9 @@ def test_the_batch_size_and_the_padding_do_not_change_a_part(tmp_path):
     spec, trunk = tiny()
     [path] = write_tiny_data(tmp_path / "d", shards=1, rows=23)
     [shard], _ = inspect(discover([str(path)]))
-    a_part = [parts.to_bytes(scan_it(trunk, spec, shard, n).scores, parts.series_of(spec)) for n in (4, 4, 5, 23, 64)]
-    assert a_part[0] == a_part[1]
-    scores = [parts.from_bytes(content, 0, parts.series_of(spec)) for content in a_part]
+    files = [parts.to_files(scan_it(trunk, spec, shard, n).part, spec) for n in (4, 4, 5, 23, 64)]
+    assert files[0] == files[1]
+    scores = [parts.from_files(content, 0, spec).scores for content in files]
     for other in scores[2:]:
         assert other.row.tolist() == scores[0].row.tolist()
         np.testing.assert_allclose(other.activation, scores[0].activation, rtol=1e-5)
@@ -112,9 +116,9 @@ def test_nan_and_infinity_are_counted_by_channel_and_never_ranked(tmp_path):
     images = [(None, row.data) for row in _rows(shard)]
     expected = by_hand(trunk, spec, images)["conv1", "mean"]
     assert bad["images"] == (~np.isfinite(expected[:, 1])).sum() > 0
-    kept = scanned.scores.row[scanned.scores.channel == 1]
+    kept = scanned.part.scores.row[scanned.part.scores.channel == 1]
     assert set(kept) <= set(np.flatnonzero(np.isfinite(expected[:, 1])))
-    assert np.isfinite(scanned.scores.activation).all()
+    assert np.isfinite(scanned.part.scores.activation).all()
 
 
 def _rows(shard):
@@ -128,22 +132,43 @@ def test_fewer_images_than_k_give_them_all(tmp_path):
     spec, trunk = tiny(top_k=50)
     [path] = write_tiny_data(tmp_path / "d", shards=1, rows=6)
     scanned = scan_it(trunk, spec, inspect(discover([str(path)]))[0][0])
-    assert np.unique(scanned.scores.row).tolist() == list(range(6))
-    assert len(scanned.scores.row) == 6 * (8 + 12) * 2
+    assert np.unique(scanned.part.scores.row).tolist() == list(range(6))
+    assert len(scanned.part.scores.row) == 6 * (8 + 12) * 2
 
 
 def test_parts_survive_their_bytes_and_others_are_refused(tmp_path):
     spec, trunk = tiny()
     [path] = write_tiny_data(tmp_path / "d", shards=1)
     scanned = scan_it(trunk, spec, inspect(discover([str(path)]))[0][0], position=5)
-    content = parts.to_bytes(scanned.scores, parts.series_of(spec))
-    for before, after in zip(scanned.scores, parts.from_bytes(content, 5, parts.series_of(spec)), strict=True):
+    files = parts.to_files(scanned.part, spec)
+    read = parts.from_files(files, 5, spec)
+    assert parts.to_files(read, spec) == files
+    for before, after in zip(scanned.part.scores, read.scores, strict=True):
         assert before.dtype == after.dtype
         assert before.tolist() == after.tolist()
+    for name, tallies in scanned.part.tallies.items():
+        for before, after in zip(tallies, read.tallies[name], strict=True):
+            assert before.to_table().equals(after.to_table())
     with pytest.raises(ValueError, match="a part of another run: it has"):
-        parts.from_bytes(content, 5, [("conv1", "mean")])
+        parts.from_files(files, 5, dataclasses.replace(spec, statistics=("mean",)))
     with pytest.raises(ValueError, match="not a part: its columns are image, label"):
-        parts.from_bytes(path.read_bytes(), 5, parts.series_of(spec))
+        parts.from_files({**files, parts.CANDIDATES: path.read_bytes()}, 5, spec)
+
+
+def test_tallies_are_the_same_however_many_rows_are_tallied_at_once(tmp_path, monkeypatch):
+    spec, trunk = tiny()
+    [path] = write_tiny_data(tmp_path / "d", shards=1, rows=23)
+    [shard], _ = inspect(discover([str(path)]))
+    expected = scan_it(trunk, spec, shard).part.tallies
+    for block in (1, 5, 22, 23):
+        monkeypatch.setattr(scan, "ROWS_PER_BLOCK", block)
+        tallies = scan_it(trunk, spec, shard).part.tallies
+        for one, other in zip(tallies["histogram"], expected["histogram"], strict=True):
+            assert one.to_table().equals(other.to_table())
+        for one, other in zip(tallies["moments"], expected["moments"], strict=True):
+            assert one.images.tolist() == [23] * len(one.images)
+            np.testing.assert_allclose(one.mean, other.mean, rtol=1e-12)
+            np.testing.assert_allclose(one.deviations, other.deviations, rtol=1e-9, atol=1e-15)
 
 
 @pytest.fixture
@@ -152,7 +177,7 @@ def scanned_shard(tmp_path):
     spec, trunk = tiny()
     [path] = write_tiny_data(tmp_path / "d", shards=1, rows=40)
     [shard], _ = inspect(discover([str(path)]))
-    return spec, trunk, shard, scan_it(trunk, spec, shard).scores
+    return spec, trunk, shard, scan_it(trunk, spec, shard).part.scores
 
 
 def test_gather_recomputes_every_candidate_from_its_image(scanned_shard):

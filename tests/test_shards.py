@@ -166,8 +166,7 @@ def test_a_hugging_face_data_set_becomes_shards(tmp_path):
 
 
 @pytest.mark.parametrize("source", ["empty", "no such data set/at all"])
-def test_a_source_without_images_is_refused(tmp_path, source, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_source_without_images_is_refused(tmp_path, source):
     (tmp_path / "empty").mkdir()
     source = str(tmp_path / "empty") if source == "empty" else source
     with pytest.raises(UsageError, match="no image files|neither a folder nor a data set"):

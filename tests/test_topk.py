@@ -5,9 +5,12 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from test_spec import resolved
 
 from exemplar_ray import merge as folding
+from exemplar_ray.parts import CANDIDATE_MARGIN, Part
 from exemplar_ray.running_topk import RunningTopK, pack, unpack
+from exemplar_ray.spec import Layer
 from exemplar_ray.topk import Scores, concatenate, merge, rank
 
 # Few distinct values, so that ties are the rule; the awkward ones among them.
@@ -81,16 +84,17 @@ def test_any_split_order_grouping_and_repetition_gives_what_sorting_gives(data, 
         pool = data.draw(st.permutations(pool), label="order")
     expected = sorted_everything(shards, keep)
     assert as_tuples(merge(pool, keep)) == expected
-    assert as_tuples(folding.fold(iter(parts), keep)) == expected
 
 
 def test_the_fold_is_the_same_however_many_parts_it_takes_at_once(monkeypatch):
     random = np.random.default_rng(0)
     parts = [scan(random.integers(0, 4, (20, 5)).astype(np.float32), p, 4, 7)[0] for p in range(50)]
+    spec = resolved(layers=(Layer("mixed4a", 5, (14, 14), tuple(range(5))),), top_k=4 - CANDIDATE_MARGIN)
     at_once = merge(parts, 4)
+    in_parts = [(p, Part(scores, Part.empty(spec).tallies)) for p, scores in enumerate(parts)]
     for size in (1, 2, 7, 49, 50, 51):
         monkeypatch.setattr(folding, "PARTS_PER_FOLD", size)
-        assert as_tuples(folding.fold(parts, 4)) == as_tuples(at_once)
+        assert as_tuples(folding.fold([*in_parts, *in_parts[:9]], spec).scores) == as_tuples(at_once)
 
 
 @settings(max_examples=300, deadline=None)

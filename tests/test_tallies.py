@@ -1,0 +1,212 @@
+"""Tallies: whatever the split, order and grouping, what numpy says of all activations at once."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny_network
+import torch
+from conftest import TINY_FLAGS, write_tiny_data
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exemplar_ray import open_run
+from exemplar_ray.images import decode_and_crop
+from exemplar_ray.spec import Preprocess
+from exemplar_ray.tallies import TALLIES
+from exemplar_ray.tallies.histogram import QUANTILES, RELATIVE_ERROR, Histogram, bin_of, middle_of
+from exemplar_ray.tallies.moments import Moments
+
+activations = st.one_of(
+    st.sampled_from([0.0, -0.0, 1.0, -1.0, float("nan"), float("inf"), float("-inf"), 1e-45, -3e38]),
+    st.floats(width=32, min_value=-1e6, max_value=1e6),
+)
+
+
+@st.composite
+def splits(draw):
+    """Activations [images, channels] and how they are split into shards."""
+    channels = draw(st.integers(1, 3))
+    images = draw(st.integers(0, 40))
+    values = draw(st.lists(activations, min_size=images * channels, max_size=images * channels))
+    cuts = draw(st.lists(st.integers(0, images), max_size=4).map(sorted))
+    return np.array(values, np.float32).reshape(images, channels), cuts
+
+
+def tallied(tally, values):
+    result = tally.empty(values.shape[1])
+    result.update(values)
+    return result
+
+
+def merged_in_any_way(tally, values, cuts, data):
+    pool = [tallied(tally, piece) for piece in np.split(values, cuts)] + [tally.empty(values.shape[1])]
+    pool = [tally.from_table(one.to_table()) for one in pool]
+    while len(pool) > 1:
+        pool = data.draw(st.permutations(pool), label="order")
+        pool = [pool[0].merge(pool[1]), *pool[2:]]
+    return pool[0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(splits(), st.data())
+def test_histograms_merge_exactly(split, data):
+    values, cuts = split
+    merged = merged_in_any_way(Histogram, values, cuts, data)
+    assert merged.to_table().equals(tallied(Histogram, values).to_table())
+    for channel, column in enumerate(values.T):
+        finite = column[np.isfinite(column)]
+        expected = dict(zip(*np.unique(bin_of(finite), return_counts=True), strict=True)) if len(finite) else {}
+        inside = merged.channel == channel
+        assert dict(zip(merged.bin[inside], merged.count[inside], strict=True)) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(splits(), st.data())
+def test_moments_merge_to_what_numpy_says(split, data):
+    values, cuts = split
+    columns = merged_in_any_way(Moments, values, cuts, data).columns()
+    for channel, column in enumerate(values.T):
+        finite = column[np.isfinite(column)].astype(np.float64)
+        assert columns["images"][channel] == len(finite)
+        if not len(finite):
+            assert all(np.isnan(columns[name][channel]) for name in columns if name != "images")
+            continue
+        scale = np.abs(finite).max()
+        assert columns["mean"][channel] == pytest.approx(finite.mean(), rel=1e-9, abs=1e-9 * scale)
+        assert columns["variance"][channel] == pytest.approx(finite.var(), rel=1e-9, abs=1e-9 * scale**2)
+        assert columns["min"][channel] == finite.min()
+        assert columns["max"][channel] == finite.max()
+        assert columns["active_fraction"][channel] == (finite > 0).mean()
+
+
+@settings(max_examples=200, deadline=None)
+@given(splits())
+def test_quantiles_are_within_the_stated_error(split):
+    values, _ = split
+    histogram = tallied(Histogram, values)
+    for q in QUANTILES:
+        quantiles = histogram.quantile(q)
+        for channel, column in enumerate(values.T):
+            finite = column[np.isfinite(column)]
+            if not len(finite):
+                assert np.isnan(quantiles[channel])
+                continue
+            exact = float(np.quantile(finite, q, method="inverted_cdf"))
+            assert abs(float(quantiles[channel]) - exact) <= RELATIVE_ERROR * abs(exact) + 1.2e-38
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+)
+def test_bins_grow_with_activations_and_their_middle_is_near(a, b):
+    low, high = bin_of(np.array(sorted([a, b]), np.float32))
+    assert low <= high
+    assert bin_of(np.array([-a], np.float32))[0] == -bin_of(np.array([a], np.float32))[0]
+    middle = float(middle_of(bin_of(np.array([a], np.float32)))[0])
+    assert abs(middle - a) <= RELATIVE_ERROR * abs(a) + 1.2e-38
+
+
+@pytest.mark.parametrize("name", TALLIES)
+def test_the_tally_of_nothing_changes_nothing_and_every_tally_survives_its_table(name):
+    tally = TALLIES[name]
+    values = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    one = tallied(tally, values)
+    assert tally.empty(4).merge(one).to_table().equals(one.to_table())
+    assert one.merge(tally.empty(4)).to_table().equals(one.to_table())
+    assert tally.from_table(one.to_table()).to_table().equals(one.to_table())
+    assert len(one.to_table()) == 4
+    assert all(len(column) == 4 for column in one.columns().values())
+    half = tallied(tally, values[:20])
+    half.update(values[20:])
+    for column, expected in one.columns().items():
+        np.testing.assert_allclose(half.columns()[column], expected, rtol=1e-6)
+
+
+def test_a_part_stays_small():
+    """508 channels, 4,000 images of which most are active: one shard of ImageNet."""
+    from test_spec import resolved
+
+    from exemplar_ray.parts import Part, to_files
+
+    values = np.random.default_rng(0).gamma(2, 0.3, (4000, 508)).astype(np.float32)
+    spec = resolved()
+    part = Part.empty(spec)
+    for tallies in part.tallies.values():
+        tallies[0].update(values)
+    assert sum(len(content) for content in to_files(part, spec).values()) < 1_000_000
+
+
+@pytest.fixture
+def run_and_activations(tiny_data, tmp_path, cli, ray_cluster):
+    """A run over three layers and two statistics, and every activation of it by hand."""
+    flags = [*TINY_FLAGS, "--layer", "conv1", "mixed", "classifier", "--statistic", "mean", "max"]
+    assert cli("run", "--data", tiny_data, "--out", tmp_path / "run", *flags)[0] == 0
+    network = tiny_network.trained().eval()
+    acts = {}
+    for layer in ("conv1", "mixed", "classifier"):
+        network.get_submodule(layer).register_forward_hook(lambda m, i, o, n=layer: acts.update({n: o[0].double()}))
+    preprocess = Preprocess(mean=(117, 117, 117), resize=36, crop=32)
+    expected = {}
+    for path in sorted(tiny_data.glob("*.parquet")):
+        for image in pq.read_table(path)["image"].to_pylist():
+            crop = torch.from_numpy(decode_and_crop(image["bytes"], preprocess).copy())
+            with torch.inference_mode():
+                network(crop.permute(2, 0, 1)[None].float() - 117)
+            for layer, output in acts.items():
+                mean, most = (output, output) if output.dim() == 1 else (output.mean((1, 2)), output.amax((1, 2)))
+                expected.setdefault((layer, "mean"), []).append(mean.numpy())
+                expected.setdefault((layer, "max"), []).append(most.numpy())
+    return open_run(str(tmp_path / "run")), {key: np.array(values) for key, values in expected.items()}
+
+
+def test_channels_say_what_brute_force_says(run_and_activations):
+    run, expected = run_and_activations
+    rows = run.channels().to_pylist()
+    assert [(row["layer"], row["statistic"], row["channel"]) for row in rows] == [
+        (layer, statistic, channel)
+        for layer, count in (("classifier", 5), ("conv1", 8), ("mixed", 12))
+        for statistic in ("max", "mean")
+        for channel in range(count)
+    ]
+    for row in rows:
+        values = expected[row["layer"], row["statistic"]][:, row["channel"]]
+        assert row["images"] == 80
+        assert row["mean"] == pytest.approx(values.mean(), rel=1e-5)
+        assert row["variance"] == pytest.approx(values.var(), rel=1e-3)
+        assert row["min"] == pytest.approx(values.min(), rel=1e-4, abs=1e-6)
+        assert row["max"] == pytest.approx(values.max(), rel=1e-4, abs=1e-6)
+        assert row["active_fraction"] == (values > 0).mean()
+        for q in QUANTILES:
+            exact = np.quantile(values, q, method="inverted_cdf")
+            assert row[f"q{round(100 * q):02d}"] == pytest.approx(exact, rel=RELATIVE_ERROR + 1e-4, abs=1e-6)
+    assert run.channels(layer="mixed", channel=3, statistic="max").num_rows == 1
+
+
+def test_percentiles_are_the_share_of_images_below(run_and_activations):
+    run, expected = run_and_activations
+    for row in run.table().to_pylist():
+        values = expected[row["layer"], row["statistic"]][:, row["channel"]]
+        below = (values < row["activation"] - 1e-5 * abs(row["activation"])).mean()
+        assert row["percentile"] == pytest.approx(100 * below)
+
+
+def test_a_dead_channels_exemplars_are_at_percentile_0(tmp_path, cli, ray_cluster):
+    write_tiny_data(tmp_path / "data", shards=2)
+    (tmp_path / "dead.py").write_text(
+        "import torch\n"
+        "class Dead(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(); self.layer = torch.nn.Identity()\n"
+        "    def forward(self, x):\n"
+        "        return self.layer(torch.relu(-x.abs() - 1))\n"
+    )
+    flags = [*TINY_FLAGS, "--model", f"{tmp_path / 'dead.py'}:Dead", "--layer", "layer"]
+    assert cli("run", "--data", tmp_path / "data", "--out", tmp_path / "run", *flags)[0] == 0
+    run = open_run(str(tmp_path / "run"))
+    assert run.table()["percentile"].to_pylist() == [0.0] * 9
+    assert run.channels()["active_fraction"].to_pylist() == [0.0] * 3
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["unsettled"] == []
