@@ -59,6 +59,9 @@ class ImageSpool:
         self._tables.clear()
         self._folder.cleanup()
 
+    def __len__(self) -> int:
+        return sum(len(table) for table in self._tables.values())
+
     def add(self, shard: int, images: pa.Table) -> None:
         """Keep one shard's images (`IMAGES_SCHEMA`)."""
         path = str(Path(self._folder.name) / f"{shard}.arrow")
@@ -200,10 +203,13 @@ def _hugging_face_feature(kind: pa.DataType) -> dict[str, Any]:
 
 def _compression(schema: pa.Schema) -> dict[str, str]:
     """Return {parquet column: codec}: images are compressed already."""
-    compression = {name: "zstd" for name in schema.names if name not in ("image", "activation_map")}
-    lists = ("activation_map", "view_box", "field_box")
-    compression.update({f"{name}.list.element": "zstd" for name in lists})
-    return {**compression, "image.bytes": "none", "image.path": "zstd"}
+    compression = {"image.bytes": "none", "image.path": "zstd"}
+    for field in schema:
+        if pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type):
+            compression[f"{field.name}.list.element"] = "zstd"
+        elif field.name != "image":
+            compression[field.name] = "zstd"
+    return compression
 
 
 def _row_group(schema: pa.Schema, plan: Plan, exemplars: Exemplars, rows: range, images: ImageSpool) -> pa.Table:

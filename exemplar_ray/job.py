@@ -19,6 +19,7 @@ from rich.console import Console
 import exemplar_ray
 from exemplar_ray.channels import channels_table, percentiles
 from exemplar_ray.cluster import Cluster, Resources
+from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars import PLACES_SCHEMA, Exemplars, ImageSpool, Ranking, rank_exactly, write_exemplars
 from exemplar_ray.labels import ClassLabels, read_class_labels
 from exemplar_ray.merge import fold
@@ -81,7 +82,7 @@ def merge(out: str, resources: Resources, console: Console, allow_partial: bool 
     """Merge and gather what a run folder has, without scanning.
 
     Raises:
-        UsageError: there is no run, nothing is scanned yet.
+        UsageError: there is no run, or nothing of it is scanned.
     """
     started = time.monotonic()
     folder = RunFolder(out)
@@ -93,6 +94,8 @@ def merge(out: str, resources: Resources, console: Console, allow_partial: bool 
     }
     if unfinished and not allow_partial:
         return JobOutcome(plan, False, unfinished)
+    if not state.completed:
+        raise UsageError(f"no shard of '{out}' is scanned yet, so there is nothing to merge; run it first")
     with Cluster(resources) as cluster:
         return _answer(cluster, folder, plan, state, console, started, {})
 
@@ -168,6 +171,7 @@ def _answer(
     merged = fold(((p, folder.read_part(p, record, plan)) for p, record in state.completed.items()), plan.spec)
     with ImageSpool() as images:
         scanned, exact, places, failed = _gather(cluster, plan, merged.scores, images, console)
+        gathered = len(images)
         if failed:
             return JobOutcome(plan, False, failed)
         ranking = rank_exactly(scanned, exact, plan.spec.top_k, candidates_kept(plan.spec))
@@ -183,7 +187,7 @@ def _answer(
             write_exemplars(path, plan, exemplars, images, partial)
     with folder.writing(CHANNELS) as path:
         pq.write_table(channels_table(plan, merged), path, compression="zstd")
-    summary = _summary(plan, state, ranking, len(np.unique(np.stack([exact.shard, exact.row]), axis=1).T), partial)
+    summary = _summary(plan, state, ranking, gathered, partial)
     summary["this_invocation"] = {**cost, "seconds": time.monotonic() - started}
     folder.write_json(SUMMARY, summary)
     _report_cost(folder, summary, console)

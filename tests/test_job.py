@@ -1,7 +1,11 @@
 """The command line from end to end, on a real Ray cluster, with a tiny network and data set."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -404,3 +408,33 @@ def test_a_run_folder_that_cannot_be_written_is_one_line(tiny_data, tmp_path, cl
     assert status == 2
     assert "Not a directory" in text
     assert len(text.strip().splitlines()) == 1
+
+
+def test_nothing_scanned_is_nothing_to_merge(tmp_path, cli):
+    write_tiny_data(tmp_path / "data", shards=1)
+    (tmp_path / "data" / "train-00000-of-00001.parquet").write_bytes(b"broken")
+    assert cli(*run_arguments(tmp_path / "data", tmp_path / "run", "--retries", "0"))[0] == 1
+    status, text = cli("merge", tmp_path / "run", "--allow-partial")
+    assert (status, "nothing to merge" in text) == (2, True)
+
+
+def test_a_killed_driver_is_rerun_to_the_same_bytes(finished, ray_cluster, tmp_path, cli):
+    data, undisturbed = finished
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "exemplar_ray", *map(str, run_arguments(data, out))]
+    driver = subprocess.Popen(
+        command, env={**os.environ, "RAY_ADDRESS": ray_cluster["address"]}, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("parts/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    driver.kill()
+    driver.wait()
+    assert not (out / "summary.json").exists()
+    done = records(out)
+    assert done
+    status, text = cli(*run_arguments(data, out))
+    assert status == 0, text
+    assert {name: records(out)[name] for name in done} == done
+    for name in ("exemplars.parquet", "channels.parquet"):
+        assert (out / name).read_bytes() == (undisturbed / name).read_bytes()
