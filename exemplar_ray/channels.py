@@ -1,4 +1,4 @@
-"""What is known of each channel over all images: `channels.parquet`, and exemplars' percentiles."""
+"""What is known of each channel over all images: `channels.parquet`, `classes.parquet`, percentiles."""
 
 from __future__ import annotations
 
@@ -18,6 +18,26 @@ def channels_table(plan: Plan, merged: Part) -> pa.Table:
         columns = channel_names(layer, statistic)
         for tallies in merged.tallies.values():
             columns.update({name: pa.array(values) for name, values in tallies[number].columns().items()})
+        tables.append(pa.table(columns))
+    return pa.concat_tables(tables)
+
+
+def classes_table(plan: Plan, merged: Part) -> pa.Table:
+    """Return a row a channel and class, sorted by layer, statistic, channel, label; none without labels."""
+    tables = []
+    pairs = [(layer, statistic) for layer in plan.spec.layers for statistic in plan.spec.statistics]
+    for (layer, statistic), tally in zip(pairs, merged.tallies["classes"], strict=True):
+        classes, channels = tally.images.shape
+        of_channel = np.repeat(np.arange(channels), classes)
+        class_names = [plan.class_labels.class_name(int(label)) for label in tally.labels]
+        columns = {
+            **{name: values.take(of_channel) for name, values in channel_names(layer, statistic).items()},
+            "label": np.tile(tally.labels, channels),
+            "class_name": pa.array(class_names * channels, pa.string()),
+            "images": tally.images.T.reshape(-1),
+            "mean": tally.mean.T.reshape(-1),
+            "max": tally.maximum.T.reshape(-1),
+        }
         tables.append(pa.table(columns))
     return pa.concat_tables(tables)
 

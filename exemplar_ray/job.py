@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 import exemplar_ray
-from exemplar_ray.channels import channels_table, percentiles
+from exemplar_ray.channels import channels_table, classes_table, percentiles
 from exemplar_ray.cluster import Cluster, Resources
 from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars import PLACES_SCHEMA, Exemplars, ImageSpool, Ranking, rank_exactly, write_exemplars
@@ -25,7 +25,7 @@ from exemplar_ray.labels import ClassLabels, read_class_labels
 from exemplar_ray.merge import fold
 from exemplar_ray.parts import candidates_kept, series_of
 from exemplar_ray.progress import ProgressDisplay, say
-from exemplar_ray.run_folder import CHANNELS, EXEMPLARS, SUMMARY, Plan, RunFolder, State
+from exemplar_ray.run_folder import CHANNELS, CLASSES, EXEMPLARS, SUMMARY, Plan, RunFolder, State
 from exemplar_ray.shards import discover, inspect
 from exemplar_ray.spec import RunSpec
 from exemplar_ray.topk import Scores, concatenate
@@ -185,8 +185,9 @@ def _answer(
         partial = None if done == total else f"{done} of {total} shards"
         with folder.writing(EXEMPLARS) as path:
             write_exemplars(path, plan, exemplars, images, partial)
-    with folder.writing(CHANNELS) as path:
-        pq.write_table(channels_table(plan, merged), path, compression="zstd")
+    for name, table in ((CHANNELS, channels_table(plan, merged)), (CLASSES, classes_table(plan, merged))):
+        with folder.writing(name) as path:
+            pq.write_table(table, path, compression="zstd")
     summary = _summary(plan, state, ranking, gathered, partial)
     summary["this_invocation"] = {**cost, "seconds": time.monotonic() - started}
     folder.write_json(SUMMARY, summary)

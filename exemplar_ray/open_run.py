@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from exemplar_ray.errors import UsageError, near_matches
-from exemplar_ray.run_folder import CHANNELS, EXEMPLARS, SUMMARY, RunFolder
+from exemplar_ray.run_folder import CHANNELS, CLASSES, EXEMPLARS, SUMMARY, RunFolder
 
 
 class Exemplar(dict):
@@ -70,6 +70,13 @@ class Run:
     def channels(self, columns: Sequence[str] | None = None, **equal: Any) -> pa.Table:
         """Return what is known of each channel over all images (`channels.parquet`); see `table`."""
         return self._read(CHANNELS, columns, equal)
+
+    def classes(self, columns: Sequence[str] | None = None, **equal: Any) -> pa.Table:
+        """Return how much each class excites each channel (`classes.parquet`); see `table`.
+
+        There are no rows where the data set has no labels.
+        """
+        return self._read(CLASSES, columns, equal)
 
     def exemplars(self, **equal: Any) -> list[Exemplar]:
         """Return exemplars with their images, strongest first within a channel; see `table`."""

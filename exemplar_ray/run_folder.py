@@ -7,6 +7,7 @@
     RUN/failed/000003.json            why a shard failed, until it succeeds
     RUN/exemplars.parquet             the answer
     RUN/channels.parquet              the distribution of every channel
+    RUN/classes.parquet               how much each class excites it
     RUN/summary.json                  what was read, what it cost; written last
 
 Files appear whole or not at all: on a local disk through a temporary name, fsync and
@@ -39,6 +40,7 @@ from exemplar_ray.spec import ResolvedSpec, fingerprint
 PLAN = "run.json"
 EXEMPLARS = "exemplars.parquet"
 CHANNELS = "channels.parquet"
+CLASSES = "classes.parquet"
 SUMMARY = "summary.json"
 _NAME = re.compile(r"(\d{6,})\.json")
 _READING_THREADS = 16

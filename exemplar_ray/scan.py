@@ -18,6 +18,7 @@ from exemplar_ray.running_topk import RunningTopK
 from exemplar_ray.shards import ImageRow, Shard, ShardReader
 from exemplar_ray.spec import Preprocess, ResolvedSpec
 from exemplar_ray.tallies import Tally
+from exemplar_ray.tallies.classes import NO_LABEL
 from exemplar_ray.topk import Scores, concatenate
 
 ROWS_PER_BLOCK = 1024
@@ -70,16 +71,16 @@ def scan_shard(
 
     tallying = _Tallying(spec)
 
-    def score(crops: torch.Tensor, rows: list[int]) -> None:
-        on_device = torch.tensor(rows, device=trunk.device)
-        pooled = {key: values[: len(rows)] for key, values in trunk(crops).items()}
+    def score(crops: torch.Tensor, batch: list[ImageRow]) -> None:
+        rows = torch.tensor([image.row for image in batch], device=trunk.device)
+        pooled = {key: values[: len(batch)] for key, values in trunk(crops).items()}
         for key, values in pooled.items():
-            running[key].update(values, on_device)
-        tallying.add(pooled, len(rows))
+            running[key].update(values, rows)
+        tallying.add(pooled, [NO_LABEL if image.label is None else image.label for image in batch])
 
     size = spec.preprocess.crop
     crops = torch.zeros((batch_size, size, size, 3), dtype=torch.uint8)
-    batch_rows: list[int] = []
+    batch: list[ImageRow] = []
     with ShardReader(shard) as reader:
         decoded = decode_ahead(reader.images(), spec.preprocess, decode_threads, 2 * batch_size)
         for image, pixels in decoded:
@@ -90,18 +91,18 @@ def scan_shard(
             # bad image, but nothing more is computed for it.
             if len(skipped) > max_skipped:
                 continue
-            crops.numpy()[len(batch_rows)] = pixels
-            batch_rows.append(image.row)
+            crops.numpy()[len(batch)] = pixels
+            batch.append(image)
             scored += 1
-            if len(batch_rows) == batch_size:
-                score(crops, batch_rows)
-                batch_rows = []
+            if len(batch) == batch_size:
+                score(crops, batch)
+                batch = []
         rows = reader.rows
     if len(skipped) > max_skipped:
         raise ShardError(_too_many_skipped(shard, skipped, max_skipped))
-    if batch_rows:
-        crops[len(batch_rows) :] = 0
-        score(crops, batch_rows)
+    if batch:
+        crops[len(batch) :] = 0
+        score(crops, batch)
     if rows != scored + len(skipped):
         raise ShardError(f"{shard.name}: {rows} rows, but {scored} scored and {len(skipped)} skipped")
     scores, not_finite = _collect(spec, series, running, position)
@@ -116,24 +117,26 @@ class _Tallying:
         self._series = series_of(spec)
         self._tallies = Part.empty(spec).tallies
         self._waiting: dict[tuple[str, str], list[torch.Tensor]] = {key: [] for key in self._series}
-        self._rows = 0
+        self._labels: list[int] = []
 
-    def add(self, pooled: dict[tuple[str, str], torch.Tensor], rows: int) -> None:
+    def add(self, pooled: dict[tuple[str, str], torch.Tensor], labels: list[int]) -> None:
+        """Take in a batch's activations and labels, row for row."""
         for key, values in pooled.items():
             self._waiting[key].append(values)
-        self._rows += rows
-        if self._rows >= ROWS_PER_BLOCK:
+        self._labels += labels
+        if len(self._labels) >= ROWS_PER_BLOCK:
             self.finish()
 
     def finish(self) -> dict[str, list[Tally]]:
         """Tally what is waiting; return the tallies."""
+        labels = np.array(self._labels, dtype=np.int64)
         for number, key in enumerate(self._series):
             if self._waiting[key]:
                 block = torch.cat(self._waiting[key]).cpu().numpy()
                 for tallies in self._tallies.values():
-                    tallies[number].update(block)
+                    tallies[number].update(block, labels)
         self._waiting = {key: [] for key in self._series}
-        self._rows = 0
+        self._labels = []
         return self._tallies
 
 

@@ -179,6 +179,7 @@ class ShardReader:
             self.close()
             raise ShardError(f"{shard.name} changed: {self.rows} rows, the shard list says {shard.rows}")
         self._image_columns = columns
+        self._label_columns = ["label"] if "label" in self._file.schema_arrow.names else []
 
     def __enter__(self) -> ShardReader:
         return self
@@ -191,19 +192,19 @@ class ShardReader:
         self._source.close()
 
     def images(self) -> Iterator[ImageRow]:
-        """Yield every row in order, without labels and paths (`label` and `path` are None)."""
+        """Yield every row in order, without paths (`path` is None)."""
         row = 0
-        columns = self._image_columns[:1]
+        columns = [*self._image_columns[:1], *self._label_columns]
         for group in range(self._file.num_row_groups):
             for batch in self._batches(group, columns):
-                for data in _image_bytes(batch):
-                    yield ImageRow(row, data, None, None)
+                for data, label in zip(_image_bytes(batch), self._labels(batch), strict=True):
+                    yield ImageRow(row, data, None, label)
                     row += 1
 
     def select(self, rows: Iterable[int]) -> Iterator[ImageRow]:
         """Yield the given rows in order, reading only the row groups that hold them."""
         wanted = np.unique(np.fromiter(rows, dtype=np.int64))
-        columns = [*self._image_columns, *(["label"] if "label" in self._file.schema_arrow.names else [])]
+        columns = [*self._image_columns, *self._label_columns]
         first = 0
         for group in range(self._file.num_row_groups):
             after = first + self._file.metadata.row_group(group).num_rows
@@ -214,9 +215,11 @@ class ShardReader:
                 picked = batch.take(pa.array(inside - start))
                 start += len(batch)
                 paths = _image_paths(picked)
-                labels = picked["label"].to_pylist() if "label" in columns else [None] * len(picked)
-                yield from map(ImageRow, inside.tolist(), _image_bytes(picked), paths, labels)
+                yield from map(ImageRow, inside.tolist(), _image_bytes(picked), paths, self._labels(picked))
             first = after
+
+    def _labels(self, batch: pa.RecordBatch) -> list[int | None]:
+        return batch["label"].to_pylist() if self._label_columns else [None] * len(batch)
 
     def _batches(self, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         return self._file.iter_batches(batch_size=ROWS_PER_READ, row_groups=[group], columns=columns, use_threads=False)

@@ -91,6 +91,7 @@ def test_rows_come_in_order_and_selected_ones_with_label_and_path(tmp_path):
         everything = list(reader.images())
         assert [row.row for row in everything] == list(range(250))
         assert [row.data for row in everything] == [image.data for image in images]
+        assert [row.label for row in everything] == [image.label for image in images]
         wanted = [249, 0, 31, 32, 99, 100, 150, 0]
         chosen = list(reader.select(wanted))
     assert [row.row for row in chosen] == sorted(set(wanted))

@@ -7,14 +7,17 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_network
 import torch
-from conftest import TINY_FLAGS, write_tiny_data
+from conftest import TINY_CLASSES, TINY_FLAGS, encode, random_picture, write_tiny_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exemplar_ray import open_run
 from exemplar_ray.images import decode_and_crop
+from exemplar_ray.sharding import LabelledImage, write_images
 from exemplar_ray.spec import Preprocess
 from exemplar_ray.tallies import TALLIES
+from exemplar_ray.tallies.classes import RELATIVE_ERROR as CLASS_ERROR
+from exemplar_ray.tallies.classes import Classes, rounded
 from exemplar_ray.tallies.histogram import QUANTILES, RELATIVE_ERROR, Histogram, bin_of, middle_of
 from exemplar_ray.tallies.moments import Moments
 
@@ -34,9 +37,14 @@ def splits(draw):
     return np.array(values, np.float32).reshape(images, channels), cuts
 
 
-def tallied(tally, values):
+def labels_of(values):
+    """Some labels, some of them missing, that depend on nothing but the row's place."""
+    return np.arange(len(values)) * 7 % 5 - 1
+
+
+def tallied(tally, values, labels=None):
     result = tally.empty(values.shape[1])
-    result.update(values)
+    result.update(values, labels_of(values) if labels is None else labels)
     return result
 
 
@@ -82,6 +90,52 @@ def test_moments_merge_to_what_numpy_says(split, data):
 
 
 @settings(max_examples=200, deadline=None)
+@given(splits(), st.data())
+def test_classes_merge_to_what_numpy_says(split, data):
+    values, cuts = split
+    labels = labels_of(values)
+    pool = [tallied(Classes, v, y) for v, y in zip(np.split(values, cuts), np.split(labels, cuts), strict=True)]
+    pool = [Classes.from_table(one.to_table()) for one in pool]
+    while len(pool) > 1:
+        pool = data.draw(st.permutations(pool), label="order")
+        pool = [pool[0].merge(pool[1]), *pool[2:]]
+    [merged] = pool
+    assert merged.labels.tolist() == sorted(set(labels.tolist()) - {-1})
+    for place, label in enumerate(merged.labels):
+        for channel, column in enumerate(values[labels == label].T):
+            finite = column[np.isfinite(column)].astype(np.float64)
+            assert merged.images[place, channel] == len(finite)
+            if not len(finite):
+                assert np.isnan(merged.mean[place, channel])
+                assert merged.maximum[place, channel] == -np.inf
+                continue
+            scale = np.abs(finite).max()
+            assert abs(merged.mean[place, channel] - finite.mean()) <= 2 * CLASS_ERROR * scale + 1e-38
+            assert abs(float(merged.maximum[place, channel]) - finite.max()) <= CLASS_ERROR * abs(finite.max()) + 1e-38
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.floats(width=32), min_size=1, max_size=20))
+def test_rounding_keeps_so_many_bits(values):
+    values = np.array(values, np.float32)
+    short = rounded(values)
+    assert (np.isnan(short) == np.isnan(values)).all()
+    finite = np.isfinite(values)
+    error = np.abs(short[finite].astype(np.float64) - values[finite])
+    assert (error <= CLASS_ERROR * np.abs(values[finite]) + 1.2e-38).all()
+    assert (rounded(short)[finite] == short[finite]).all()
+
+
+def test_selectivity_is_0_without_preference_and_1_for_a_single_class():
+    labels = np.repeat(np.arange(4), 3)
+    same, single, half, negative, dead = np.ones(12), labels == 2, 1 + (labels == 1), labels - 1.0, np.zeros(12)
+    tally = tallied(Classes, np.stack([same, single, half, negative, dead], axis=1).astype(np.float32), labels)
+    selectivity = tally.columns()["selectivity"]
+    np.testing.assert_allclose(selectivity, [0, 1, (2 - 1) / (2 + 1), np.nan, np.nan])
+    assert np.isnan(tallied(Classes, np.ones((3, 2), np.float32), np.zeros(3, np.int64)).columns()["selectivity"]).all()
+
+
+@settings(max_examples=200, deadline=None)
 @given(splits())
 def test_quantiles_are_within_the_stated_error(split):
     values, _ = split
@@ -120,24 +174,27 @@ def test_the_tally_of_nothing_changes_nothing_and_every_tally_survives_its_table
     assert tally.from_table(one.to_table()).to_table().equals(one.to_table())
     assert len(one.to_table()) == 4
     assert all(len(column) == 4 for column in one.columns().values())
-    half = tallied(tally, values[:20])
-    half.update(values[20:])
+    labels = labels_of(values)
+    half = tallied(tally, values[:20], labels[:20])
+    half.update(values[20:], labels[20:])
     for column, expected in one.columns().items():
         np.testing.assert_allclose(half.columns()[column], expected, rtol=1e-6)
 
 
 def test_a_part_stays_small():
-    """508 channels, 4,000 images of which most are active: one shard of ImageNet."""
+    """508 channels, 4,357 images of 1,000 classes, all active: one shard of ImageNet at its worst."""
     from test_spec import resolved
 
     from exemplar_ray.parts import Part, to_files
 
-    values = np.random.default_rng(0).gamma(2, 0.3, (4000, 508)).astype(np.float32)
+    random = np.random.default_rng(0)
+    values = random.gamma(2, 0.3, (4357, 508)).astype(np.float32)
     spec = resolved()
     part = Part.empty(spec)
     for tallies in part.tallies.values():
-        tallies[0].update(values)
-    assert sum(len(content) for content in to_files(part, spec).values()) < 1_000_000
+        tallies[0].update(values, random.integers(0, 1000, len(values)))
+    candidates = 80_000  # measured: 508 channels, 12 candidates each, take about 50 KB
+    assert sum(len(content) for content in to_files(part, spec).values()) + candidates < 2_000_000
 
 
 @pytest.fixture
@@ -150,9 +207,10 @@ def run_and_activations(tiny_data, tmp_path, cli, ray_cluster):
     for layer in ("conv1", "mixed", "classifier"):
         network.get_submodule(layer).register_forward_hook(lambda m, i, o, n=layer: acts.update({n: o[0].double()}))
     preprocess = Preprocess(mean=(117, 117, 117), resize=36, crop=32)
-    expected = {}
+    expected, labels = {}, []
     for path in sorted(tiny_data.glob("*.parquet")):
-        for image in pq.read_table(path)["image"].to_pylist():
+        table = pq.read_table(path)
+        for image, label in zip(table["image"].to_pylist(), table["label"].to_pylist(), strict=True):
             crop = torch.from_numpy(decode_and_crop(image["bytes"], preprocess).copy())
             with torch.inference_mode():
                 network(crop.permute(2, 0, 1)[None].float() - 117)
@@ -160,11 +218,13 @@ def run_and_activations(tiny_data, tmp_path, cli, ray_cluster):
                 mean, most = (output, output) if output.dim() == 1 else (output.mean((1, 2)), output.amax((1, 2)))
                 expected.setdefault((layer, "mean"), []).append(mean.numpy())
                 expected.setdefault((layer, "max"), []).append(most.numpy())
-    return open_run(str(tmp_path / "run")), {key: np.array(values) for key, values in expected.items()}
+            labels.append(label)
+    values = {key: np.array(several) for key, several in expected.items()}
+    return open_run(str(tmp_path / "run")), values, np.array(labels)
 
 
 def test_channels_say_what_brute_force_says(run_and_activations):
-    run, expected = run_and_activations
+    run, expected, _ = run_and_activations
     rows = run.channels().to_pylist()
     assert [(row["layer"], row["statistic"], row["channel"]) for row in rows] == [
         (layer, statistic, channel)
@@ -186,12 +246,41 @@ def test_channels_say_what_brute_force_says(run_and_activations):
     assert run.channels(layer="mixed", channel=3, statistic="max").num_rows == 1
 
 
+def test_classes_say_what_brute_force_says(run_and_activations):
+    run, expected, labels = run_and_activations
+    rows = run.classes().to_pylist()
+    assert len(rows) == 2 * (5 + 8 + 12) * 3
+    for row in rows:
+        values = expected[row["layer"], row["statistic"]][labels == row["label"], row["channel"]]
+        assert row["class_name"] == TINY_CLASSES[row["label"]]
+        assert row["images"] == len(values) > 20
+        scale = np.abs(values).max()
+        assert row["mean"] == pytest.approx(values.mean(), abs=2 * CLASS_ERROR * scale)
+        assert row["max"] == pytest.approx(values.max(), abs=2 * CLASS_ERROR * scale)
+    keys = [(row["layer"], row["statistic"], row["channel"], row["label"]) for row in rows]
+    assert keys == sorted(keys)
+    for row in run.channels(layer="mixed").to_pylist():
+        means = run.classes(layer="mixed", statistic=row["statistic"], channel=row["channel"])["mean"].to_numpy()
+        rest = (means.sum() - means.max()) / 2
+        assert row["selectivity"] == pytest.approx((means.max() - rest) / (means.max() + rest))
+
+
 def test_percentiles_are_the_share_of_images_below(run_and_activations):
-    run, expected = run_and_activations
+    run, expected, _ = run_and_activations
     for row in run.table().to_pylist():
         values = expected[row["layer"], row["statistic"]][:, row["channel"]]
         below = (values < row["activation"] - 1e-5 * abs(row["activation"])).mean()
         assert row["percentile"] == pytest.approx(100 * below)
+
+
+def test_data_without_labels_has_no_classes_and_no_selectivity(tmp_path, cli, ray_cluster):
+    images = [LabelledImage(encode(random_picture(i)), f"{i}.png", None) for i in range(12)]
+    write_images(images, str(tmp_path / "data"), None, 5)
+    assert cli("run", "--data", tmp_path / "data", "--out", tmp_path / "run", *TINY_FLAGS)[0] == 0
+    run = open_run(str(tmp_path / "run"))
+    assert run.classes().num_rows == 0
+    assert np.isnan(run.channels()["selectivity"].to_numpy()).all()
+    assert run.channels()["images"].to_pylist() == [12] * 12
 
 
 def test_a_dead_channels_exemplars_are_at_percentile_0(tmp_path, cli, ray_cluster):

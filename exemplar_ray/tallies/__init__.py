@@ -12,6 +12,7 @@ from typing import Protocol, Self
 import numpy as np
 import pyarrow as pa
 
+from exemplar_ray.tallies.classes import Classes
 from exemplar_ray.tallies.histogram import Histogram
 from exemplar_ray.tallies.moments import Moments
 
@@ -23,8 +24,11 @@ class Tally(Protocol):
     def empty(cls, channels: int) -> Self:
         """Return the tally of no images."""
 
-    def update(self, activations: np.ndarray) -> None:
-        """Take in float32 [images, channels]. NaN and infinity are left out."""
+    def update(self, activations: np.ndarray, labels: np.ndarray) -> None:
+        """Take in float32 [images, channels], and int64 [images] class ids (-1: no label).
+
+        NaN and infinity are left out.
+        """
 
     def merge(self, other: Self) -> Self:
         """Return the tally of both sets of images."""
@@ -43,4 +47,5 @@ class Tally(Protocol):
 TALLIES: dict[str, type[Tally]] = {
     "moments": Moments,
     "histogram": Histogram,
+    "classes": Classes,
 }

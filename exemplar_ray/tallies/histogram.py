@@ -38,8 +38,8 @@ class Histogram:
         """Return the histogram of no images."""
         return cls(channels, np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.int64))
 
-    def update(self, activations: np.ndarray) -> None:
-        """Take in float32 [images, channels]."""
+    def update(self, activations: np.ndarray, labels: np.ndarray) -> None:
+        """Take in float32 [images, channels]; labels do not matter."""
         finite = np.isfinite(activations)
         channel = np.broadcast_to(np.arange(activations.shape[1], dtype=np.int32), activations.shape)[finite]
         bins = bin_of(activations[finite])

@@ -36,8 +36,8 @@ class Moments:
         count, real, bound = np.zeros(channels, np.int64), np.zeros(channels), np.full(channels, np.inf, np.float32)
         return cls(count, real, real.copy(), bound, -bound, count.copy())
 
-    def update(self, activations: np.ndarray) -> None:
-        """Take in float32 [images, channels]."""
+    def update(self, activations: np.ndarray, labels: np.ndarray) -> None:
+        """Take in float32 [images, channels]; labels do not matter."""
         finite = np.isfinite(activations)
         images = finite.sum(axis=0)
         values = np.where(finite, activations, 0).astype(np.float64)
