@@ -90,18 +90,25 @@ class Cluster:
                 )
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise UsageError(f"cannot connect to Ray at '{self._address or 'local'}': {error}") from error
-        totals = ray.cluster_resources()
+        try:
+            self._size_tasks(ray.cluster_resources())
+        except UsageError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._joined:
+            ray.shutdown()
+
+    def _size_tasks(self, totals: dict[str, float]) -> None:
+        """Settle what a task asks for, from what was wanted and what there is in all."""
         wanted = self._wanted
         self.gpus_per_task = float(totals.get("GPU", 0) >= 1) if wanted.gpus_per_task is None else wanted.gpus_per_task
         self.cpus_per_task = wanted.cpus_per_task or self._cpus_a_task(totals)
         if not self._address:
             self._refuse_impossible(totals)
         self.slots = self._slots(totals)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self._joined:
-            ray.shutdown()
 
     def _cpus_a_task(self, totals: dict[str, float]) -> int:
         if not self.gpus_per_task:

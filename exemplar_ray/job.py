@@ -74,7 +74,8 @@ def run(
         images, failed = _scan(cluster, folder, plan, state, max_skipped, console)
         if failed:
             return JobOutcome(plan, False, failed)
-        cost = {"images_scanned": images, "scan_seconds": time.monotonic() - scan_started}
+        seconds = time.monotonic() - scan_started
+        cost = {"images_scanned": images, "scan_seconds": seconds, "images_per_second": images / seconds}
         return _answer(cluster, folder, plan, folder.state(plan), console, started, cost)
 
 
@@ -271,8 +272,7 @@ def _report_cost(folder: RunFolder, summary: dict[str, Any], console: Console) -
     cost = summary["this_invocation"]
     rate = ""
     if cost.get("images_scanned"):
-        scan_seconds = cost["scan_seconds"]
-        rate = f", of which scanning {scan_seconds:.1f} s: {cost['images_scanned'] / scan_seconds:.1f} images/s"
+        rate = f", of which scanning {cost['scan_seconds']:.1f} s: {cost['images_per_second']:.1f} images/s"
     say(console, f"{cost['seconds']:.1f} s{rate}")
     say(console, f"result: {folder.uri.rstrip('/')}/{EXEMPLARS}")
 

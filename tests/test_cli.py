@@ -1,5 +1,6 @@
 """The command line's manners: help for everything, one line for a mistake, light `status`."""
 
+import os
 import subprocess
 import sys
 from io import StringIO
@@ -93,6 +94,17 @@ def test_status_needs_neither_ray_nor_torch(tiny_data, tmp_path, cli):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "8 done" in done.stdout
+
+
+def test_tasks_larger_than_this_machine_are_refused_before_they_wait_forever(tiny_data, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "exemplar_ray", "run", "--data", str(tiny_data), "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [*command, "--cpus-per-task", "999"], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.returncode == 2
+    assert "999 CPUs a task are more than the" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_driver_does_not_import_torch_and_only_one_module_imports_ray():

@@ -136,6 +136,9 @@ def test_summary_and_records_account_for_every_row(finished, cli):
     assert [shard["rows"] for shard in summary["shards"]] == [TINY_ROWS] * TINY_SHARDS
     assert summary["complete"]
     assert summary["unsettled"] == []
+    cost = summary["this_invocation"]
+    assert cost["images_scanned"] == 80
+    assert cost["images_per_second"] == pytest.approx(80 / cost["scan_seconds"])
     for text in records(out).values():
         record = json.loads(text)
         assert record["rows"] == record["scored"] + record["skipped"] == TINY_ROWS
