@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import fsspec
@@ -77,9 +76,9 @@ def discover(data: Sequence[str]) -> list[Shard]:
             raise UsageError(f"no parquet shard matches '{uri}'")
         sizes.update(found)
     uris = sorted(sizes)
-    root = os.path.commonpath(uris) if len(uris) > 1 else posixpath.dirname(uris[0])
-    # commonpath folds the double slash of "s3://bucket"; count characters of the folded form.
-    names = [posixpath.normpath(uri)[len(posixpath.normpath(root)) :].lstrip("/") for uri in uris]
+    levels = zip(*(uri.split("/")[:-1] for uri in uris), strict=False)
+    shared = len(list(takewhile(lambda folders: len(set(folders)) == 1, levels)))
+    names = ["/".join(uri.split("/")[shared:]) for uri in uris]
     shards = [Shard(name=name, uri=uri, size=sizes[uri]) for name, uri in zip(names, uris, strict=True)]
     return sorted(shards, key=lambda shard: shard.name)
 

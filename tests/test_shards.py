@@ -2,6 +2,7 @@
 
 import json
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -32,9 +33,19 @@ def test_names_are_relative_to_what_the_shards_share(tmp_path):
     assert [shard.name for shard in discover([f"{tmp_path}/a"])] == ["train-00000-of-00001.parquet"]
 
 
-def test_other_file_systems_keep_their_protocol(tmp_path):
-    import fsspec
+def test_shards_of_several_file_systems_make_one_run(tmp_path):
+    [path] = write_tiny_data(tmp_path / "a", shards=1)
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/bucket/a/x.parquet", path.read_bytes())
+    try:
+        local, remote = discover([str(path), "memory://bucket/a/x.parquet"])
+        assert local.uri == str(path)
+        assert remote.uri == remote.name == "memory:///bucket/a/x.parquet"
+    finally:
+        memory.rm("/bucket", recursive=True)
 
+
+def test_other_file_systems_keep_their_protocol(tmp_path):
     memory = fsspec.filesystem("memory")
     [path] = write_tiny_data(tmp_path / "data", shards=1)
     memory.pipe_file("/bucket/data/x.parquet", path.read_bytes())
