@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from exemplar_ray.parts import Part, channel_names
+from exemplar_ray.parts import Part, channel_names, layers_and_statistics
 from exemplar_ray.run_folder import Plan
 from exemplar_ray.topk import Scores
 
@@ -13,8 +13,7 @@ from exemplar_ray.topk import Scores
 def channels_table(plan: Plan, merged: Part) -> pa.Table:
     """Return a row a channel, sorted by layer, statistic, channel: the columns of all tallies."""
     tables = []
-    pairs = [(layer, statistic) for layer in plan.spec.layers for statistic in plan.spec.statistics]
-    for number, (layer, statistic) in enumerate(pairs):
+    for number, (layer, statistic) in enumerate(layers_and_statistics(plan.spec)):
         columns = channel_names(layer, statistic)
         for tallies in merged.tallies.values():
             columns.update({name: pa.array(values) for name, values in tallies[number].columns().items()})
@@ -25,7 +24,7 @@ def channels_table(plan: Plan, merged: Part) -> pa.Table:
 def classes_table(plan: Plan, merged: Part) -> pa.Table:
     """Return a row a channel and class, sorted by layer, statistic, channel, label; none without labels."""
     tables = []
-    pairs = [(layer, statistic) for layer in plan.spec.layers for statistic in plan.spec.statistics]
+    pairs = layers_and_statistics(plan.spec)
     for (layer, statistic), tally in zip(pairs, merged.tallies["classes"], strict=True):
         classes, channels = tally.images.shape
         of_channel = np.repeat(np.arange(channels), classes)
@@ -58,8 +57,7 @@ def percentiles(plan: Plan, merged: Part, candidates: Scores, which: np.ndarray)
     """
     places = [
         {channel: place for place, channel in enumerate(layer.channels)}
-        for layer in plan.spec.layers
-        for _ in plan.spec.statistics
+        for layer, _ in layers_and_statistics(plan.spec)
     ]
     by_channel: dict[tuple[int, int], np.ndarray] = {}
     order = np.lexsort((candidates.activation, candidates.channel, candidates.series))

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from exemplar_ray.geometry import Framing, field_box
-from exemplar_ray.parts import series_of
+from exemplar_ray.parts import layers_and_statistics
 from exemplar_ray.run_folder import Plan
 from exemplar_ray.topk import Scores, rank
 
@@ -214,16 +214,15 @@ def _compression(schema: pa.Schema) -> dict[str, str]:
 
 def _row_group(schema: pa.Schema, plan: Plan, exemplars: Exemplars, rows: range, images: ImageSpool) -> pa.Table:
     scores = exemplars.scores.take(np.array(rows))
-    layers = [layer for layer in plan.spec.layers for _ in plan.spec.statistics]
-    series = series_of(plan.spec)
+    series = layers_and_statistics(plan.spec)
     found = [images.image(int(s), int(r)) for s, r in zip(scores.shard, scores.row, strict=True)]
     places = exemplars.places.slice(rows.start, len(rows))
     peaks = list(zip(places["peak_y"].to_pylist(), places["peak_x"].to_pylist(), strict=True))
     framings = [Framing.of(image["width"], image["height"], plan.spec.preprocess) for image in found]
-    map_sizes = [layers[s].map_size or (None, None) for s in scores.series]
+    map_sizes = [series[s][0].map_size or (None, None) for s in scores.series]
     labels = plan.class_labels
     columns = {
-        "layer": [series[s][0] for s in scores.series],
+        "layer": [series[s][0].name for s in scores.series],
         "statistic": [series[s][1] for s in scores.series],
         "channel": scores.channel,
         "rank": exemplars.ranks[rows.start : rows.stop],
@@ -243,7 +242,7 @@ def _row_group(schema: pa.Schema, plan: Plan, exemplars: Exemplars, rows: range,
         "map_width": [width for _, width in map_sizes],
         "view_box": [framing.view_box for framing in framings],
         "field_box": [
-            field_box(layers[s].field, peak, framing)
+            field_box(series[s][0].field, peak, framing)
             for s, peak, framing in zip(scores.series, peaks, framings, strict=True)
         ],
     }

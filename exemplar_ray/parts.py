@@ -36,9 +36,14 @@ SCHEMA = pa.schema(
 )
 
 
-def series_of(spec: ResolvedSpec) -> list[tuple[str, str]]:
+def layers_and_statistics(spec: ResolvedSpec) -> list[tuple[Layer, str]]:
     """Return the (layer, statistic) pairs of a run, in the order of results."""
-    return [(layer.name, statistic) for layer in spec.layers for statistic in spec.statistics]
+    return [(layer, statistic) for layer in spec.layers for statistic in spec.statistics]
+
+
+def series_of(spec: ResolvedSpec) -> list[tuple[str, str]]:
+    """Return the same pairs with the layers' names."""
+    return [(layer.name, statistic) for layer, statistic in layers_and_statistics(spec)]
 
 
 def candidates_kept(spec: ResolvedSpec) -> int:
@@ -58,7 +63,7 @@ class Part:
     @classmethod
     def empty(cls, spec: ResolvedSpec) -> Part:
         """Return the part of no images."""
-        counts = [len(layer.channels) for layer in spec.layers for _ in spec.statistics]
+        counts = [len(layer.channels) for layer, _ in layers_and_statistics(spec)]
         return cls(Scores.empty(), {name: [tally.empty(n) for n in counts] for name, tally in TALLIES.items()})
 
 
@@ -73,7 +78,7 @@ def to_files(part: Part, spec: ResolvedSpec) -> dict[str, bytes]:
     for name, tallies in part.tallies.items():
         tables = [
             _with_channel_names(tally.to_table(), layer, statistic)
-            for tally, (layer, statistic) in zip(tallies, _layers_and_statistics(spec), strict=True)
+            for tally, (layer, statistic) in zip(tallies, layers_and_statistics(spec), strict=True)
         ]
         files[f"{name}.parquet"] = _to_parquet(pa.concat_tables(tables))
     return files
@@ -94,7 +99,7 @@ def from_files(files: Mapping[str, bytes], shard: int, spec: ResolvedSpec) -> Pa
     for name, tally in TALLIES.items():
         table = pq.read_table(pa.BufferReader(files[f"{name}.parquet"])).drop_columns(["layer", "statistic", "channel"])
         tallies[name], start = [], 0
-        for layer, _ in _layers_and_statistics(spec):
+        for layer, _ in layers_and_statistics(spec):
             tallies[name].append(tally.from_table(table.slice(start, len(layer.channels))))
             start += len(layer.channels)
     return Part(scores, tallies)
@@ -108,10 +113,6 @@ def channel_names(layer: Layer, statistic: str) -> dict[str, pa.Array]:
         "statistic": pa.array([statistic] * count, pa.string()),
         "channel": pa.array(layer.channels, pa.int32()),
     }
-
-
-def _layers_and_statistics(spec: ResolvedSpec) -> list[tuple[Layer, str]]:
-    return [(layer, statistic) for layer in spec.layers for statistic in spec.statistics]
 
 
 def _with_channel_names(table: pa.Table, layer: Layer, statistic: str) -> pa.Table:

@@ -13,7 +13,7 @@ import torch
 from exemplar_ray.activations import Trunk
 from exemplar_ray.errors import ShardError
 from exemplar_ray.images import UndecodableImageError, decode_and_crop
-from exemplar_ray.parts import Part, candidates_kept, series_of
+from exemplar_ray.parts import Part, candidates_kept, layers_and_statistics, series_of
 from exemplar_ray.running_topk import RunningTopK
 from exemplar_ray.shards import ImageRow, Shard, ShardReader
 from exemplar_ray.spec import Preprocess, ResolvedSpec
@@ -63,8 +63,7 @@ def scan_shard(
     series = series_of(spec)
     running = {
         (layer.name, statistic): RunningTopK(len(layer.channels), candidates_kept(spec), trunk.device)
-        for layer in spec.layers
-        for statistic in spec.statistics
+        for layer, statistic in layers_and_statistics(spec)
     }
     skipped: list[dict[str, object]] = []
     scored = 0

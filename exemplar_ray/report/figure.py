@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from exemplar_ray.errors import UsageError
 from exemplar_ray.images import crop, decode
+from exemplar_ray.open_run import open_run
 from exemplar_ray.parts import series_of
-from exemplar_ray.run_folder import EXEMPLARS, SUMMARY, Plan, RunFolder
+from exemplar_ray.run_folder import EXEMPLARS, Plan, RunFolder
 from exemplar_ray.spec import format_channels
 
 CHANNELS_PER_PAGE = 10
@@ -41,14 +41,11 @@ def write_pages(run: str, out: str | None = None) -> list[str]:
     Raises:
         UsageError: the folder has no result.
     """
-    folder = RunFolder(run)
-    plan = folder.read_plan()
-    summary = folder.read_json(SUMMARY)
-    if summary is None or summary["fingerprint"] != plan.fingerprint or not folder.exists(EXEMPLARS):
-        raise UsageError(f"'{run}' has no result yet; see exemplar-ray status {run}")
+    finished = open_run(run)
+    plan, summary = finished.plan, finished.summary
     target = RunFolder(out or f"{run.rstrip('/')}/report")
     pages = []
-    with folder.open(EXEMPLARS) as file:
+    with RunFolder(run).open(EXEMPLARS) as file:
         exemplars = _pages_of_exemplars(pq.ParquetFile(file), plan)
         for (layer, statistic, number), rows in exemplars:
             [channels] = [known.channels for known in plan.spec.layers if known.name == layer]
