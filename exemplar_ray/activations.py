@@ -7,19 +7,23 @@ A statistic pools a layer's output to one number a channel; a new one is one fun
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from exemplar_ray.errors import UsageError, near_matches
+from exemplar_ray.pre_relu import SUFFIX, ReluInputs, split_name
 from exemplar_ray.receptive_field import UntraceableError, receptive_fields
 from exemplar_ray.spec import Layer, Preprocess, ReceptiveField, parse_channels
 
 STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda maps: maps.mean(dim=(2, 3)),
     "max": lambda maps: maps.amax(dim=(2, 3)),
+    # The unit that feature visualisation of a neuron optimises, as in Lucid and Lucent.
+    "center": lambda maps: maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2],
 }
 """name -> function from a float32 [images, channels, height, width] to [images, channels]."""
 
@@ -150,7 +154,7 @@ def describe_layers(
     """
     known = [name for name, _ in module.named_modules() if name]
     for name in names:
-        if name not in known:
+        if split_name(name, known)[0] not in known:
             raise UsageError(f"unknown layer '{name}'; {near_matches(name, known)}")
     shapes: dict[str, list[torch.Size | str]] = {name: [] for name in names}
 
@@ -194,6 +198,9 @@ def _fields_of_maps(module: nn.Module, layers: Sequence[Layer], image: Tensor) -
 
 
 def _describe(name: str, shapes: list[torch.Size | str], channels: str) -> Layer:
+    if shapes == ["NoneType"] and name.endswith(SUFFIX):
+        layer = name.removesuffix(SUFFIX)
+        raise UsageError(f"layer '{layer}' does not end in a ReLU, so there is no '{name}'; name '{layer}', or another")
     if len(shapes) != 1:
         raise UsageError(f"layer '{name}' runs {len(shapes)} times in a forward pass; name one that runs once")
     shape = shapes[0]
@@ -221,19 +228,25 @@ def _run(module: nn.Module, x: Tensor) -> None:
 
 
 @contextmanager
-def _hooked(module: nn.Module, names: Sequence[str], seen: Callable[[str, Tensor], bool]) -> Iterator[None]:
+def _hooked(module: nn.Module, names: Sequence[str], seen: Callable[[str, Any], bool]) -> Iterator[None]:
     """While inside, call `seen(name, output)` for each named layer; true ends the forward pass."""
+    modules = [name for name, _ in module.named_modules()]
+    wanted = {name: split_name(name, modules) for name in names}
+    with ReluInputs() if any(before for _, before in wanted.values()) else nullcontext() as relu_inputs:
 
-    def hook(name: str) -> Callable[..., None]:
-        def forward_hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            if seen(name, output):
-                raise _EnoughError
+        def hook(name: str, before: bool) -> Callable[..., None]:
+            def forward_hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+                if seen(name, relu_inputs.before(output) if before else output):
+                    raise _EnoughError
 
-        return forward_hook
+            return forward_hook
 
-    handles = [module.get_submodule(name).register_forward_hook(hook(name)) for name in names]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        handles = [
+            module.get_submodule(submodule).register_forward_hook(hook(name, before))
+            for name, (submodule, before) in wanted.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()

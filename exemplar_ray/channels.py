@@ -1,13 +1,13 @@
-"""What is known of each channel over all images: `channels.parquet`, `classes.parquet`, percentiles."""
+"""What is known of each channel over all images: distribution, classes, percentiles."""
 
 from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
 
-from exemplar_ray.parts import Part, channel_names, layers_and_statistics
+from exemplar_ray.parts import Part, channel_names, layers_and_statistics, series_of
 from exemplar_ray.run_folder import Plan
-from exemplar_ray.topk import Scores
+from exemplar_ray.topk import BOTTOM, OF_CLASS, TOP, Scores, rank
 
 
 def channels_table(plan: Plan, merged: Part) -> pa.Table:
@@ -41,41 +41,70 @@ def classes_table(plan: Plan, merged: Part) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def percentiles(plan: Plan, merged: Part, candidates: Scores, which: np.ndarray) -> np.ndarray:
+def class_exemplars_table(plan: Plan, merged: Part) -> pa.Table:
+    """Return the strongest images of each class, sorted by layer, statistic, channel, label, rank."""
+    best = merged.scores.take(merged.scores.contest == OF_CLASS)
+    order, ranks = rank(best)
+    best = best.take(order)
+    layers, statistics = zip(*series_of(plan.spec), strict=True)
+    series, shard = pa.array(best.series), pa.array(best.shard)
+    labels, which = np.unique(best.label, return_inverse=True)
+    class_names = pa.array([plan.class_labels.class_name(int(label)) for label in labels], pa.string())
+    return pa.table(
+        {
+            "layer": pa.array(layers, pa.string()).take(series),
+            "statistic": pa.array(statistics, pa.string()).take(series),
+            "channel": best.channel,
+            "label": best.label,
+            "class_name": class_names.take(pa.array(which.reshape(-1))),
+            "rank": ranks,
+            "activation": best.activation,
+            "shard": pa.array([shard.name for shard in plan.shards], pa.string()).take(shard),
+            "row": best.row,
+        }
+    )
+
+
+def percentiles(plan: Plan, merged: Part, known: Scores, exemplars: Scores) -> np.ndarray:
     """Return the share of scored images, 0..100, whose activation is below an exemplar's.
 
-    Exact where the exemplar is above the weakest candidate of its channel, as all images at or
-    above it are then known. Where it is not (a tie that goes on beyond the candidates), images in the
-    same bin of the histogram do not count as below; a dead channel's exemplars are at 0.
+    Exact for an exemplar above the weakest of its channel's strongest candidates, or below the
+    strongest of its weakest: all images beyond it are then known. For others it comes from the
+    histogram, in whose bins images are taken to be evenly spread: off by at most the share of the images in one bin,
+    and exact again for a dead channel, whose exemplars are at 0.
 
     Args:
-        candidates: all candidates of the run, recomputed.
-        which: indices of the exemplars among them.
+        known: the run's strongest and weakest candidates, recomputed.
+        exemplars: of whom to tell.
 
     Returns:
-        float64, as long as `which`.
+        float64 [exemplars].
     """
-    places = [
-        {channel: place for place, channel in enumerate(layer.channels)}
-        for layer, _ in layers_and_statistics(plan.spec)
-    ]
-    by_channel: dict[tuple[int, int], np.ndarray] = {}
-    order = np.lexsort((candidates.activation, candidates.channel, candidates.series))
-    keys = np.stack([candidates.series[order], candidates.channel[order]], axis=1)
-    for indices in np.split(order, np.flatnonzero((keys[1:] != keys[:-1]).any(axis=1)) + 1) if len(order) else []:
-        first = indices[0]
-        key = int(candidates.series[first]), int(candidates.channel[first])
-        by_channel[key] = candidates.activation[indices]
-    result = np.empty(len(which))
-    for i, index in enumerate(which):
-        series, channel = int(candidates.series[index]), int(candidates.channel[index])
+    places = [{c: place for place, c in enumerate(layer.channels)} for layer, _ in layers_and_statistics(plan.spec)]
+    strongest, weakest = (_by_channel(known.take(known.contest == contest)) for contest in (TOP, BOTTOM))
+    nothing = np.empty(0, np.float32)
+    result = np.empty(len(exemplars.row))
+    for i, (series, channel, activation) in enumerate(
+        zip(exemplars.series.tolist(), exemplars.channel.tolist(), exemplars.activation, strict=True)
+    ):
         place = places[series][channel]
         images = int(merged.tallies["moments"][series].images[place])
-        known = by_channel[series, channel]
-        activation = candidates.activation[index]
-        if activation > known[0] or len(known) == images:
-            below = images - (len(known) - np.searchsorted(known, activation, side="left"))
+        above, under = strongest.get((series, channel), nothing), weakest.get((series, channel), nothing)
+        if len(above) == images or (len(above) and activation > above[0]):
+            below = images - (len(above) - np.searchsorted(above, activation, side="left"))
+        elif len(under) and activation <= under[-1]:
+            below = np.searchsorted(under, activation, side="left")
         else:
             below = merged.tallies["histogram"][series].count_below(place, activation)
         result[i] = 100.0 * below / images
     return result
+
+
+def _by_channel(scores: Scores) -> dict[tuple[int, int], np.ndarray]:
+    """Return {(series, channel): activations, ascending}."""
+    order = np.lexsort((scores.activation, scores.channel, scores.series))
+    if not len(order):
+        return {}
+    keys = np.stack([scores.series[order], scores.channel[order]], axis=1)
+    pieces = np.split(order, np.flatnonzero((keys[1:] != keys[:-1]).any(axis=1)) + 1)
+    return {(int(scores.series[p[0]]), int(scores.channel[p[0]])): scores.activation[p] for p in pieces}

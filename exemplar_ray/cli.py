@@ -105,7 +105,7 @@ def _yaml_value(text: str) -> Any:
         raise argparse.ArgumentTypeError(f"'{text}' is no YAML: {' '.join(str(error).split())}") from error
 
 
-# key -> (type, metavar, help); a type of `list` takes several values.
+# key -> (type, metavar, help); a type of `list` takes several values, of `bool` none.
 _RUN_KEYS: dict[str, tuple[Any, str, str]] = {
     "data": (list, "URI", "parquet shards: files, folders or globs, local, s3://, hf://, ..."),
     "out": (str, "RUN", "the run folder, local or remote"),
@@ -117,8 +117,13 @@ _RUN_KEYS: dict[str, tuple[Any, str, str]] = {
     "weights": (str, "WHICH", "pretrained (default), random:SEED, or the path of a state dict"),
     "layer": (list, "NAME", "one or several module names (default: mixed4a)"),
     "channels": (str, "WHICH", "all (default), 0-9, or 0,3,7"),
-    "statistic": (list, "NAME", "one or several of mean (default), max"),
+    "statistic": (list, "NAME", "one or several of mean (default), max, center"),
     "top_k": (int, "K", "exemplars a channel (default: 10)"),
+    "sample": (list, "NAME", "beside top, the strongest: bottom, random, and percentiles: q99, q95, q90, q50, ..."),
+    "distinct": (bool, "", "also a sample `distinct`: the strongest without near-duplicates"),
+    "max_per_class": (int, "N", "at most N of a class in the sample `distinct` (default: any number)"),
+    "class_top_k": (int, "K", "also the K strongest images of every class (default: 0)"),
+    "seed": (int, "N", "of the images that samples draw (default: 0)"),
     "preprocess": (
         _yaml_value,
         "MAP",
@@ -136,8 +141,11 @@ _RUN_KEYS: dict[str, tuple[Any, str, str]] = {
 
 def _add_keys(parser: argparse.ArgumentParser, keys: dict[str, tuple[Any, str, str]]) -> None:
     for key, (kind, metavar, text) in keys.items():
-        several = {"nargs": "+"} if kind is list else {"type": kind}
         flag = "--" + key.replace("_", "-")
+        if kind is bool:
+            parser.add_argument(flag, help=text, default=argparse.SUPPRESS, action="store_true")
+            continue
+        several = {"nargs": "+"} if kind is list else {"type": kind}
         parser.add_argument(flag, metavar=metavar, help=text, default=argparse.SUPPRESS, **several)
 
 

@@ -150,6 +150,7 @@ class Cluster:
         run_folder: str,
         fingerprint: str,
         max_skipped: int,
+        sample_rate: float,
     ) -> Iterator[Outcome[int]]:
         """Scan shards, a task each; yield completion records, keyed by position, as they come."""
         settings = {
@@ -159,6 +160,7 @@ class Cluster:
             "threads": self.cpus_per_task,
             "use_gpu": self.gpus_per_task > 0,
             "max_skipped": max_skipped,
+            "sample_rate": sample_rate,
         }
         task = _scan.options(num_cpus=self.cpus_per_task, num_gpus=self.gpus_per_task)
         stored = ray.put(spec)

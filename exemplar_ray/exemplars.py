@@ -1,10 +1,9 @@
-"""The answer: rank the recomputed candidates, write `exemplars.parquet`. Knows no torch."""
+"""The answer on disk: `exemplars.parquet`, and `images.parquet` beside it. Knows no torch."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from exemplar_ray.geometry import Framing, field_box
+from exemplar_ray.geometry import Box, Framing, field_box
 from exemplar_ray.parts import layers_and_statistics
 from exemplar_ray.run_folder import Plan
-from exemplar_ray.topk import Scores, rank
+from exemplar_ray.samples import TOP
+from exemplar_ray.selection import Selected
+from exemplar_ray.spec import Layer
 
 ROWS_PER_GROUP = 100
-
-# What gather hands over, image by image and candidate by candidate.
-IMAGES_SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("label", pa.int64()),
-        ("path", pa.string()),
-        ("bytes", pa.large_binary()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-    ]
-)
-
-PLACES_SCHEMA = pa.schema(
-    [
-        ("peak_y", pa.int32()),
-        ("peak_x", pa.int32()),
-        ("activation_map", pa.list_(pa.float16())),
-    ]
-)
 
 
 class ImageSpool:
@@ -49,8 +30,8 @@ class ImageSpool:
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="exemplar_ray-images-")
-        self._tables: dict[int, pa.Table] = {}
-        self._places: dict[int, dict[int, int]] = {}
+        self._tables: list[pa.Table] = []
+        self._places: dict[tuple[int, int], tuple[int, int]] = {}
 
     def __enter__(self) -> ImageSpool:
         return self
@@ -60,97 +41,73 @@ class ImageSpool:
         self._folder.cleanup()
 
     def __len__(self) -> int:
-        return sum(len(table) for table in self._tables.values())
+        return len(self._places)
 
     def add(self, shard: int, images: pa.Table) -> None:
-        """Keep one shard's images (`IMAGES_SCHEMA`)."""
-        path = str(Path(self._folder.name) / f"{shard}.arrow")
+        """Keep some of a shard's images (`IMAGES_SCHEMA`)."""
+        path = str(Path(self._folder.name) / f"{len(self._tables)}.arrow")
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, images.schema) as writer:
             writer.write_table(images)
-        self._tables[shard] = pa.ipc.open_file(pa.memory_map(path)).read_all()
-        self._places[shard] = {row: place for place, row in enumerate(images["row"].to_pylist())}
+        for place, row in enumerate(images["row"].to_pylist()):
+            self._places[shard, row] = len(self._tables), place
+        self._tables.append(pa.ipc.open_file(pa.memory_map(path)).read_all())
 
     def image(self, shard: int, row: int) -> dict[str, Any]:
         """Return one image's row of `IMAGES_SCHEMA`."""
-        return self._tables[shard].slice(self._places[shard][row], 1).to_pylist()[0]
+        table, place = self._places[shard, row]
+        return self._tables[table].slice(place, 1).to_pylist()[0]
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """The top K under the recomputed activations, and whether they are beyond doubt."""
-
-    order: np.ndarray
-    """int64: where the exemplars stand among the candidates, by (series, channel, rank)."""
-    ranks: np.ndarray
-    """int32, from 1; as long as `order`."""
-    largest_error: float
-    """Largest difference between a scanned and a recomputed activation."""
-    unsettled: list[tuple[int, int]]
-    """(series, channel) whose K-th exemplar is not clear of the images that were dropped."""
-
-
-def rank_exactly(scanned: Scores, exact: Scores, top_k: int, kept: int) -> Ranking:
-    """Rank candidates by their recomputed activations.
-
-    A channel is settled if no image outside its candidates can belong to its top K: there
-    are none outside, or the best of them (at most the weakest candidate's scanned
-    activation, plus the largest error seen in the channel) stays below the K-th.
-
-    Args:
-        scanned: the candidates with the scan's activations, at most `kept` a channel.
-        exact: the same candidates in the same order, recomputed.
-        top_k: how many to keep.
-        kept: how many candidates the scan kept.
-    """
-    error = np.abs(scanned.activation.astype(np.float64) - exact.activation)
-    channels = np.stack([scanned.series, scanned.channel], axis=1)
-    names, which, count = np.unique(channels, axis=0, return_inverse=True, return_counts=True)
-    which = which.reshape(-1)
-    worst_error = np.zeros(len(names))
-    np.maximum.at(worst_error, which, error)
-    weakest_scanned = np.full(len(names), np.inf)
-    np.minimum.at(weakest_scanned, which, scanned.activation)
-
-    order, ranks = rank(exact)
-    order, ranks = order[ranks <= top_k], ranks[ranks <= top_k]
-    kth = np.full(len(names), np.inf)
-    np.minimum.at(kth, which[order], exact.activation[order])
-
-    # Without any error, the scan's order is the exact order, ties included.
-    doubtful = (count == kept) & (worst_error > 0) & (weakest_scanned + worst_error >= kth)
-    unsettled = [(int(series), int(channel)) for series, channel in names[doubtful]]
-    return Ranking(order, ranks, float(error.max(initial=0.0)), unsettled)
-
-
-@dataclass(frozen=True)
-class Exemplars:
-    """The answer before it is written: the top K, in order, and where each one fired."""
-
-    scores: Scores
-    """Sorted by (series, channel, rank)."""
-    ranks: np.ndarray
-    """int32, from 1."""
-    percentiles: np.ndarray
-    """float64: share of scored images below, 0..100."""
-    places: pa.Table
-    """`PLACES_SCHEMA`, a row an exemplar."""
-
-
-def write_exemplars(path: str, plan: Plan, exemplars: Exemplars, images: ImageSpool, partial: str | None) -> None:
+def write_exemplars(
+    path: str, plan: Plan, selected: Selected, percentiles: np.ndarray, images: ImageSpool, partial: str | None
+) -> None:
     """Write the table, one row group of `ROWS_PER_GROUP` rows after another.
 
     Equal arguments give equal bytes.
 
     Args:
         path: a local file.
+        percentiles: float64 [exemplars], share of scored images below, 0..100.
         partial: None, or what the result leaves out, for the file's metadata.
     """
     schema = exemplars_schema(plan, partial)
-    dictionaries = ["layer", "statistic", "shard", "class_name"]
+    dictionaries = ["layer", "statistic", "sample", "shard", "class_name"]
     with pq.ParquetWriter(path, schema, compression=_compression(schema), use_dictionary=dictionaries) as writer:
-        for start in range(0, len(exemplars.ranks), ROWS_PER_GROUP):
-            rows = range(start, min(start + ROWS_PER_GROUP, len(exemplars.ranks)))
-            writer.write_table(_row_group(schema, plan, exemplars, rows, images))
+        for start in range(0, len(selected.ranks), ROWS_PER_GROUP):
+            rows = range(start, min(start + ROWS_PER_GROUP, len(selected.ranks)))
+            writer.write_table(_row_group(schema, plan, selected, percentiles, rows, images))
+
+
+def write_images(path: str, plan: Plan, selected: Selected, images: ImageSpool) -> None:
+    """Write the images of all samples but `top`, each once: `shard`, `row`, `image`, sorted by these.
+
+    They would stand in `exemplars.parquet` many times over: samples of different channels share images.
+
+    Args:
+        path: a local file.
+    """
+    others = np.array([sample != TOP for sample in selected.samples], bool)
+    which = np.unique(np.stack([selected.scores.shard, selected.scores.row], axis=1)[others], axis=0).tolist()
+    schema = images_schema()
+    with pq.ParquetWriter(path, schema, compression=_compression(schema), use_dictionary=["shard"]) as writer:
+        for start in range(0, len(which), ROWS_PER_GROUP):
+            group = which[start : start + ROWS_PER_GROUP]
+            found = [images.image(shard, row) for shard, row in group]
+            columns = {
+                "shard": [plan.shards[shard].name for shard, _ in group],
+                "row": [row for _, row in group],
+                "image": [{"bytes": image["bytes"], "path": image["path"]} for image in found],
+            }
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def images_schema() -> pa.Schema:
+    """Return the schema of `images.parquet`, with Hugging Face features."""
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    fields = [("shard", pa.string()), ("row", pa.int64()), ("image", image)]
+    features = {name: _hugging_face_feature(kind) for name, kind in fields}
+    features["image"] = {"_type": "Image"}
+    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
 def exemplars_schema(plan: Plan, partial: str | None) -> pa.Schema:
@@ -177,6 +134,9 @@ def exemplars_schema(plan: Plan, partial: str | None) -> pa.Schema:
         ("map_width", pa.int32()),
         ("view_box", pa.list_(pa.float32(), 4)),
         ("field_box", pa.list_(pa.float32(), 4)),
+        ("sample", pa.string()),
+        ("duplicate_of", pa.int32()),
+        ("unit_box", pa.list_(pa.float32(), 4)),
     ]
     features = {name: _hugging_face_feature(kind) for name, kind in fields}
     features["image"] = {"_type": "Image"}
@@ -212,20 +172,28 @@ def _compression(schema: pa.Schema) -> dict[str, str]:
     return compression
 
 
-def _row_group(schema: pa.Schema, plan: Plan, exemplars: Exemplars, rows: range, images: ImageSpool) -> pa.Table:
-    scores = exemplars.scores.take(np.array(rows))
-    series = layers_and_statistics(plan.spec)
+def _row_group(
+    schema: pa.Schema, plan: Plan, selected: Selected, percentiles: np.ndarray, rows: range, images: ImageSpool
+) -> pa.Table:
+    inside = slice(rows.start, rows.stop)
+    scores = selected.scores.take(np.array(rows))
+    series = [layers_and_statistics(plan.spec)[s] for s in scores.series]
     found = [images.image(int(s), int(r)) for s, r in zip(scores.shard, scores.row, strict=True)]
-    places = exemplars.places.slice(rows.start, len(rows))
+    places = selected.places.slice(rows.start, len(rows))
     peaks = list(zip(places["peak_y"].to_pylist(), places["peak_x"].to_pylist(), strict=True))
+    units = [_unit(layer, statistic, peak) for (layer, statistic), peak in zip(series, peaks, strict=True)]
     framings = [Framing.of(image["width"], image["height"], plan.spec.preprocess) for image in found]
-    map_sizes = [series[s][0].map_size or (None, None) for s in scores.series]
+    map_sizes = [layer.map_size or (None, None) for layer, _ in series]
     labels = plan.class_labels
+
+    def boxes(units: list[tuple[int | None, int | None]]) -> list[Box | None]:
+        return [field_box(layer.field, u, f) for (layer, _), u, f in zip(series, units, framings, strict=True)]
+
     columns = {
-        "layer": [series[s][0].name for s in scores.series],
-        "statistic": [series[s][1] for s in scores.series],
+        "layer": [layer.name for layer, _ in series],
+        "statistic": [statistic for _, statistic in series],
         "channel": scores.channel,
-        "rank": exemplars.ranks[rows.start : rows.stop],
+        "rank": selected.ranks[inside],
         "activation": scores.activation,
         "shard": [plan.shards[s].name for s in scores.shard],
         "row": scores.row,
@@ -233,17 +201,29 @@ def _row_group(schema: pa.Schema, plan: Plan, exemplars: Exemplars, rows: range,
         "label": [image["label"] for image in found],
         "synset_id": [labels.synset_id(image["label"], image["path"]) for image in found],
         "class_name": [labels.class_name(image["label"]) for image in found],
-        "image": [{"bytes": image["bytes"], "path": image["path"]} for image in found],
-        "percentile": exemplars.percentiles[rows.start : rows.stop],
+        "image": [
+            {"bytes": image["bytes"], "path": image["path"]} if sample == TOP else None
+            for image, sample in zip(found, selected.samples[inside], strict=True)
+        ],
+        "percentile": percentiles[inside],
         "peak_y": places["peak_y"],
         "peak_x": places["peak_x"],
         "activation_map": places["activation_map"],
         "map_height": [height for height, _ in map_sizes],
         "map_width": [width for _, width in map_sizes],
         "view_box": [framing.view_box for framing in framings],
-        "field_box": [
-            field_box(series[s][0].field, peak, framing)
-            for s, peak, framing in zip(scores.series, peaks, framings, strict=True)
-        ],
+        "field_box": boxes(peaks),
+        "sample": selected.samples[inside],
+        "duplicate_of": selected.duplicate_of[inside],
+        "unit_box": boxes(units),
     }
     return pa.table(columns, schema=schema)
+
+
+def _unit(layer: Layer, statistic: str, peak: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
+    """Return row and column of the unit whose activation a statistic is; None where it is of many."""
+    if statistic == "max":
+        return peak
+    if statistic == "center" and layer.map_size:
+        return layer.map_size[0] // 2, layer.map_size[1] // 2
+    return None, None

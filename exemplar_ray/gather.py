@@ -6,6 +6,7 @@ against what the scan said of it. Knows nothing of Ray.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -15,10 +16,11 @@ import torch
 
 from exemplar_ray.activations import Trunk
 from exemplar_ray.errors import ShardError
-from exemplar_ray.exemplars import IMAGES_SCHEMA, PLACES_SCHEMA
 from exemplar_ray.images import UndecodableImageError, size_of
-from exemplar_ray.parts import series_of
+from exemplar_ray.near_duplicates import perceptual_hash
+from exemplar_ray.parts import layers_and_statistics, series_of
 from exemplar_ray.scan import decode_ahead
+from exemplar_ray.selection import IMAGES_SCHEMA, PLACES_SCHEMA
 from exemplar_ray.shards import ImageRow, Shard, ShardReader
 from exemplar_ray.spec import ResolvedSpec
 from exemplar_ray.topk import Scores
@@ -45,8 +47,7 @@ class GatheredShard:
     exact: Scores
     """The candidates in the order given, with recomputed activations."""
     places: pa.Table
-    """`PLACES_SCHEMA`: a row a candidate, in the same order: where in the layer's map the
-    channel is strongest, and the map, row by row. Null for layers without maps."""
+    """`PLACES_SCHEMA`: a row a candidate, in the same order. Null for layers without maps."""
 
 
 def gather_shard(trunk: Trunk, spec: ResolvedSpec, shard: Shard, candidates: Scores) -> GatheredShard:
@@ -62,22 +63,23 @@ def gather_shard(trunk: Trunk, spec: ResolvedSpec, shard: Shard, candidates: Sco
     """
     rows = np.unique(candidates.row)
     exact = candidates.activation.copy()
-    places: list[tuple[int, int, np.ndarray] | tuple[None, None, None]] = [(None, None, None)] * len(exact)
+    places = _Places(spec, candidates)
     size = spec.preprocess.crop
     crops = torch.zeros((REFERENCE_BATCH, size, size, 3), dtype=torch.uint8)
-    series = series_of(spec)
-    channel_places = {layer.name: {c: i for i, c in enumerate(layer.channels)} for layer in spec.layers}
+    pairs = layers_and_statistics(spec)
     table: dict[str, list] = {name: [] for name in IMAGES_SCHEMA.names}
 
     def rescore(batch_rows: list[int]) -> None:
         pooled, outputs = trunk.with_maps(crops)
-        place_in_batch = {row: i for i, row in enumerate(batch_rows)}
-        for i in np.flatnonzero(np.isin(candidates.row, batch_rows)):
-            layer, statistic = series[candidates.series[i]]
-            at = place_in_batch[int(candidates.row[i])], channel_places[layer][int(candidates.channel[i])]
-            exact[i] = pooled[layer, statistic][at]
-            if outputs[layer].dim() == 4:
-                places[i] = _peak_and_map(outputs[layer][at].numpy())
+        found = np.flatnonzero(np.isin(candidates.row, batch_rows))
+        image = np.searchsorted(batch_rows, candidates.row[found])
+        for number, (layer, statistic) in enumerate(pairs):
+            of_pair = candidates.series[found] == number
+            which = found[of_pair]
+            at = image[of_pair], np.searchsorted(layer.channels, candidates.channel[which])
+            exact[which] = pooled[layer.name, statistic].numpy()[at]
+            if layer.map_size:
+                places.keep(which, outputs[layer.name].numpy()[at])
 
     def keep_bytes(images: Iterable[ImageRow]) -> Iterator[ImageRow]:
         for image in images:
@@ -93,6 +95,7 @@ def gather_shard(trunk: Trunk, spec: ResolvedSpec, shard: Shard, candidates: Sco
             if isinstance(pixels, UndecodableImageError):
                 raise ShardError(f"{shard.name} changed: row {image.row} was scanned and is now broken: {pixels}")
             crops.numpy()[len(batch_rows)] = pixels
+            table["hash"].append(perceptual_hash(pixels))
             batch_rows.append(image.row)
             if len(batch_rows) == REFERENCE_BATCH:
                 rescore(batch_rows)
@@ -105,15 +108,34 @@ def gather_shard(trunk: Trunk, spec: ResolvedSpec, shard: Shard, candidates: Sco
     table["width"], table["height"] = zip(*map(size_of, table["bytes"]), strict=True)
     # + 0 turns -0 into +0: one activation, one way to write it.
     result = candidates._replace(activation=exact + np.float32(0))
-    _refuse_mix_up(shard, series, candidates, result)
-    columns = dict(zip(PLACES_SCHEMA.names, zip(*places, strict=True), strict=True))
-    return GatheredShard(pa.table(table, schema=IMAGES_SCHEMA), result, pa.table(columns, schema=PLACES_SCHEMA))
+    _refuse_mix_up(shard, series_of(spec), candidates, result)
+    return GatheredShard(pa.table(table, schema=IMAGES_SCHEMA), result, places.table())
 
 
-def _peak_and_map(activation_map: np.ndarray) -> tuple[int, int, np.ndarray]:
-    """Return row and column of the strongest unit (the first of equals), and the map, flattened."""
-    y, x = np.unravel_index(activation_map.argmax(), activation_map.shape)
-    return int(y), int(x), activation_map.astype(np.float16).reshape(-1)
+class _Places:
+    """Peaks and maps of candidates, in the candidates' order."""
+
+    def __init__(self, spec: ResolvedSpec, candidates: Scores) -> None:
+        sizes = [layer.map_size or (0, 0) for layer, _ in layers_and_statistics(spec)]
+        units = np.array([height * width for height, width in sizes], np.int64)[candidates.series]
+        self._offsets = np.concatenate([[0], np.cumsum(units)]).astype(np.int32)
+        self._maps = np.zeros(self._offsets[-1], np.float16)
+        self._peaks = np.zeros((2, len(units)), np.int32)
+        self._no_map = units == 0
+
+    def keep(self, which: np.ndarray, maps: np.ndarray) -> None:
+        """Take the maps, float32 [n, height, width], of some candidates of one layer."""
+        flat = maps.reshape(len(maps), math.prod(maps.shape[1:]))
+        # The first of equals, NaN aside; a map of a ranked activation has none.
+        self._peaks[:, which] = np.unravel_index(flat.argmax(axis=1), maps.shape[1:])
+        self._maps[self._offsets[which][:, None] + np.arange(flat.shape[1])] = flat
+
+    def table(self) -> pa.Table:
+        """Return `PLACES_SCHEMA`."""
+        no_map = pa.array(self._no_map)
+        columns = [pa.array(peaks, mask=self._no_map) for peaks in self._peaks]
+        columns.append(pa.ListArray.from_arrays(pa.array(self._offsets), pa.array(self._maps), mask=no_map))
+        return pa.table(columns, schema=PLACES_SCHEMA)
 
 
 def _refuse_mix_up(shard: Shard, series: list[tuple[str, str]], scanned: Scores, exact: Scores) -> None:

@@ -17,15 +17,27 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 import exemplar_ray
-from exemplar_ray.channels import channels_table, classes_table, percentiles
+from exemplar_ray.channels import channels_table, class_exemplars_table, classes_table, percentiles
 from exemplar_ray.cluster import Cluster, Resources
 from exemplar_ray.errors import UsageError
-from exemplar_ray.exemplars import PLACES_SCHEMA, Exemplars, ImageSpool, Ranking, rank_exactly, write_exemplars
+from exemplar_ray.exemplars import ImageSpool, write_exemplars, write_images
 from exemplar_ray.labels import ClassLabels, read_class_labels
 from exemplar_ray.merge import fold
-from exemplar_ray.parts import candidates_kept, series_of
+from exemplar_ray.parts import series_of
 from exemplar_ray.progress import ProgressDisplay, say
-from exemplar_ray.run_folder import CHANNELS, CLASSES, EXEMPLARS, SUMMARY, Plan, RunFolder, State
+from exemplar_ray.run_folder import (
+    CHANNELS,
+    CLASS_EXEMPLARS,
+    CLASSES,
+    EXEMPLARS,
+    IMAGES,
+    SUMMARY,
+    Plan,
+    RunFolder,
+    State,
+)
+from exemplar_ray.samples import sample_rate
+from exemplar_ray.selection import Selected, Selection
 from exemplar_ray.shards import discover, inspect
 from exemplar_ray.spec import RunSpec
 from exemplar_ray.topk import Scores, concatenate
@@ -131,8 +143,9 @@ def _scan(
     images = 0
     failed: dict[str, str] = {}
     todo = [(position, plan.shards[position]) for position in state.unfinished]
+    rate = sample_rate(sum(shard.rows or 0 for shard in plan.shards), plan.spec.top_k)
     with ProgressDisplay(console, "scan", len(todo)) as display:
-        for outcome in cluster.scan(plan.spec, todo, folder.uri, plan.fingerprint, max_skipped):
+        for outcome in cluster.scan(plan.spec, todo, folder.uri, plan.fingerprint, max_skipped, rate):
             shard = plan.shards[outcome.key]
             reason = outcome.error
             if reason is None and not folder.has_part(outcome.key):
@@ -170,57 +183,66 @@ def _answer(
         cost: the images that this invocation scanned, and the seconds that took; {} for none.
     """
     merged = fold(((p, folder.read_part(p, record, plan)) for p, record in state.completed.items()), plan.spec)
+    selection = Selection(plan.spec, merged)
     with ImageSpool() as images:
-        scanned, exact, places, failed = _gather(cluster, plan, merged.scores, images, console)
-        gathered = len(images)
+        failed = _gather(cluster, plan, selection, images, console)
         if failed:
             return JobOutcome(plan, False, failed)
-        ranking = rank_exactly(scanned, exact, plan.spec.top_k, candidates_kept(plan.spec))
-        exemplars = Exemplars(
-            scores=exact.take(ranking.order),
-            ranks=ranking.ranks,
-            percentiles=percentiles(plan, merged, exact, ranking.order),
-            places=places.take(ranking.order),
-        )
+        selected = selection.result()
+        gathered = len(images)
         done, total = len(state.completed), len(plan.shards)
         partial = None if done == total else f"{done} of {total} shards"
+        below = percentiles(plan, merged, selection.candidates(), selected.scores)
         with folder.writing(EXEMPLARS) as path:
-            write_exemplars(path, plan, exemplars, images, partial)
-    for name, table in ((CHANNELS, channels_table(plan, merged)), (CLASSES, classes_table(plan, merged))):
+            write_exemplars(path, plan, selected, below, images, partial)
+        if len(plan.spec.shown_samples) > 1:
+            with folder.writing(IMAGES) as path:
+                write_images(path, plan, selected, images)
+    tables = {CHANNELS: channels_table(plan, merged), CLASSES: classes_table(plan, merged)}
+    if plan.spec.class_top_k:
+        tables[CLASS_EXEMPLARS] = class_exemplars_table(plan, merged)
+    for name, table in tables.items():
         with folder.writing(name) as path:
             pq.write_table(table, path, compression="zstd")
-    summary = _summary(plan, state, ranking, gathered, partial)
+    summary = _summary(plan, state, selected, gathered, partial)
     summary["this_invocation"] = {**cost, "seconds": time.monotonic() - started}
     folder.write_json(SUMMARY, summary)
     _report_cost(folder, summary, console)
     return JobOutcome(plan, partial is None, {})
 
 
-def _gather(
-    cluster: Cluster, plan: Plan, scanned: Scores, images: ImageSpool, console: Console
-) -> tuple[Scores, Scores, pa.Table, dict[str, str]]:
-    """Gather shard by shard; return scanned scores, exact scores and places in one order, and failures."""
+def _gather(cluster: Cluster, plan: Plan, selection: Selection, images: ImageSpool, console: Console) -> dict[str, str]:
+    """Gather what the selection wants, shard by shard, until it wants no more; return failures."""
     failed: dict[str, str] = {}
-    by_shard = {int(p): scanned.take(scanned.shard == p) for p in np.unique(scanned.shard)}
-    exact: dict[int, Scores] = {}
-    places: dict[int, pa.Table] = {}
-    with ProgressDisplay(console, "gather", len(by_shard)) as display:
-        tasks = ((p, plan.shards[p], candidates) for p, candidates in by_shard.items())
-        for outcome in cluster.gather(plan.spec, tasks):
-            name = plan.shards[outcome.key].name
-            if outcome.error is not None:
-                failed[name] = outcome.error
-                display.failed(name, outcome.error)
-                continue
-            table, exact[outcome.key], places[outcome.key] = outcome.value
-            images.add(outcome.key, table)
-            display.finished(name, len(table))
-    order = sorted(exact)
-    in_order = pa.concat_tables([PLACES_SCHEMA.empty_table(), *(places[p] for p in order)])
-    return concatenate(by_shard[p] for p in order), concatenate(exact[p] for p in order), in_order, failed
+    while len((wanted := selection.wanted()).row):
+        by_shard = {int(p): wanted.take(wanted.shard == p) for p in np.unique(wanted.shard)}
+        gathered: dict[int, tuple[Scores, pa.Table, pa.Table]] = {}
+        with ProgressDisplay(console, "gather", len(by_shard)) as display:
+            tasks = ((p, plan.shards[p], candidates) for p, candidates in by_shard.items())
+            for outcome in cluster.gather(plan.spec, tasks):
+                name = plan.shards[outcome.key].name
+                if outcome.error is not None:
+                    failed[name] = outcome.error
+                    display.failed(name, outcome.error)
+                    continue
+                table, exact, places = outcome.value
+                images.add(outcome.key, table)
+                gathered[outcome.key] = exact, places, table.drop_columns(["bytes"])
+                display.finished(name, len(table))
+        if failed:
+            break
+        # In the order of shards: what comes first must not depend on who was quicker.
+        order = sorted(gathered)
+        selection.add(
+            scanned=concatenate(by_shard[p] for p in order),
+            exact=concatenate(gathered[p][0] for p in order),
+            places=pa.concat_tables(gathered[p][1] for p in order),
+            images={p: gathered[p][2] for p in order},
+        )
+    return failed
 
 
-def _summary(plan: Plan, state: State, ranking: Ranking, gathered: int, partial: str | None) -> dict[str, Any]:
+def _summary(plan: Plan, state: State, selected: Selected, gathered: int, partial: str | None) -> dict[str, Any]:
     """Put together `summary.json`: rows read = scored + skipped, per shard and in all."""
     series = series_of(plan.spec)
     keep = ("rows", "scored", "skipped", "seconds", "host", "device")
@@ -249,11 +271,16 @@ def _summary(plan: Plan, state: State, ranking: Ranking, gathered: int, partial:
             for entry in record["not_finite"]
         ],
         "channels": {layer.name: len(layer.channels) for layer in plan.spec.layers},
-        "exemplars": len(ranking.ranks),
+        "exemplars": len(selected.ranks),
         "images_gathered": gathered,
-        "largest_error": ranking.largest_error,
+        "largest_error": selected.largest_error,
         "unsettled": [
-            {"layer": series[s][0], "statistic": series[s][1], "channel": channel} for s, channel in ranking.unsettled
+            {"layer": series[s][0], "statistic": series[s][1], "channel": channel, "sample": sample}
+            for s, channel, sample in selected.unsettled
+        ],
+        "short_of_distinct": [
+            {"layer": series[s][0], "statistic": series[s][1], "channel": channel, "exemplars": count}
+            for s, channel, count in selected.short
         ],
         "task_seconds": round(sum(shard["seconds"] for shard in shards), 3),
         "shards": shards,
@@ -267,6 +294,9 @@ def _report_cost(folder: RunFolder, summary: dict[str, Any], console: Console) -
         say(console, f"NaN or infinite activations on {len(summary['not_finite'])} channels: see {SUMMARY}")
     if summary["unsettled"]:
         say(console, f"NOT SETTLED: rounding may have changed the top K of {len(summary['unsettled'])} channels")
+    if summary["short_of_distinct"]:
+        channels = len(summary["short_of_distinct"])
+        say(console, f"{channels} channels have fewer distinct exemplars than asked for: see {SUMMARY}")
     if summary["partial"]:
         say(console, f"PARTIAL: {summary['partial']}")
     cost = summary["this_invocation"]

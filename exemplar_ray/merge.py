@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from exemplar_ray.parts import Part, candidates_kept
+from exemplar_ray.samples import SampledImages
 from exemplar_ray.spec import ResolvedSpec
 from exemplar_ray.topk import Scores, merge
 
-# Candidates are folded this many parts at a time: one sort for many, memory for only so many.
-PARTS_PER_FOLD = 32
+# Candidates are folded when so many have come together: one sort for many, memory for only so many.
+_CANDIDATES_PER_FOLD = 4_000_000
 
 
 def fold(parts: Iterable[tuple[int, Part]], spec: ResolvedSpec) -> Part:
@@ -21,20 +22,22 @@ def fold(parts: Iterable[tuple[int, Part]], spec: ResolvedSpec) -> Part:
             order where the same bytes are wanted.
 
     Returns:
-        The best candidates of each channel, sorted, and the tallies of all images.
+        The best candidates of each contest, sorted, the tallies of all images, and the sampled images.
     """
+    kept = candidates_kept(spec)
     folded = Part.empty(spec)
-    scores, tallies = folded.scores, folded.tallies
-    waiting: list[Scores] = []
+    tallies = folded.tallies
+    waiting: list[Scores] = [folded.scores]
+    sampled = [folded.sampled]
     seen: set[int] = set()
     for shard, part in parts:
         if shard in seen:
             continue
         seen.add(shard)
         waiting.append(part.scores)
-        if len(waiting) == PARTS_PER_FOLD:
-            scores = merge([scores, *waiting], candidates_kept(spec))
-            waiting = []
+        if sum(len(scores.row) for scores in waiting) >= _CANDIDATES_PER_FOLD:
+            waiting = [merge(waiting, kept)]
         for name, several in tallies.items():
             tallies[name] = [one.merge(other) for one, other in zip(several, part.tallies[name], strict=True)]
-    return Part(merge([scores, *waiting], candidates_kept(spec)), tallies)
+        sampled.append(part.sampled)
+    return Part(merge(waiting, kept), tallies, SampledImages.together(sampled))

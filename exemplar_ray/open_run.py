@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from exemplar_ray.errors import UsageError, near_matches
-from exemplar_ray.run_folder import CHANNELS, CLASSES, EXEMPLARS, SUMMARY, RunFolder
+from exemplar_ray.run_folder import CHANNELS, CLASS_EXEMPLARS, CLASSES, EXEMPLARS, IMAGES, SUMMARY, RunFolder
 
 
 class Exemplar(dict):
@@ -39,12 +39,54 @@ class Exemplar(dict):
         """The receptive field of the unit that fired most; None where the layer has no map."""
         return cut(self.image, self["field_box"]) if self["field_box"] is not None else None
 
+    @property
+    def unit(self) -> Image.Image | None:
+        """The receptive field of the one unit whose value `activation` is (`max`: the one that fired most,
+        `center`: the middle one); None for `mean`, which is of all units."""
+        return cut(self.image, self["unit_box"]) if self["unit_box"] is not None else None
+
+
+class StoredImages:
+    """The images that `exemplars.parquet` leaves to `images.parquet`: those of all samples but `top`."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._places: dict[tuple[str, int], tuple[int, int]] | None = None
+
+    def fill(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Put in the images that rows of `exemplars.parquet` lack."""
+        lacking = [row for row in rows if row["image"] is None]
+        if not lacking:
+            return
+        with self._folder.open(IMAGES) as file:
+            parquet = pq.ParquetFile(file)
+            places = self._index(parquet)
+            by_group: dict[int, list[tuple[int, dict[str, Any]]]] = {}
+            for row in lacking:
+                group, place = places[row["shard"], row["row"]]
+                by_group.setdefault(group, []).append((place, row))
+            for group, wanted in by_group.items():
+                images = parquet.read_row_group(group, columns=["image"])["image"]
+                for place, row in wanted:
+                    row["image"] = images[place].as_py()
+
+    def _index(self, parquet: pq.ParquetFile) -> dict[tuple[str, int], tuple[int, int]]:
+        """Return {(shard, row): (row group, place in it)}."""
+        if self._places is None:
+            self._places = {}
+            for group in range(parquet.num_row_groups):
+                names = parquet.read_row_group(group, columns=["shard", "row"]).to_pydict()
+                for place, key in enumerate(zip(names["shard"], names["row"], strict=True)):
+                    self._places[key] = group, place
+        return self._places
+
 
 class Run:
     """A finished run. Make one with `open_run`."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
+        self._images = StoredImages(folder)
         self.plan = folder.read_plan()
         self.summary: dict[str, Any] = folder.read_json(SUMMARY) or {}
         if self.summary.get("fingerprint") != self.plan.fingerprint or not folder.exists(EXEMPLARS):
@@ -60,7 +102,8 @@ class Run:
 
         Args:
             columns: which columns; None for all but `image`, whose bytes are most of the file.
-            equal: values that columns must have, such as layer="mixed4a", channel=476, rank=1.
+            equal: values that columns must have, such as layer="mixed4a", channel=476, rank=1; of several
+                values, such as channel=[3, 476], any.
 
         Raises:
             UsageError: there is no such column.
@@ -78,9 +121,21 @@ class Run:
         """
         return self._read(CLASSES, columns, equal)
 
+    def class_exemplars(self, columns: Sequence[str] | None = None, **equal: Any) -> pa.Table:
+        """Return the strongest images of each class for each channel (`class_exemplars.parquet`); see `table`.
+
+        Raises:
+            UsageError: the run was not asked for them.
+        """
+        if not self.plan.spec.class_top_k:
+            raise UsageError("this run keeps no exemplars of classes; ask for them with --class-top-k")
+        return self._read(CLASS_EXEMPLARS, columns, equal)
+
     def exemplars(self, **equal: Any) -> list[Exemplar]:
-        """Return exemplars with their images, strongest first within a channel; see `table`."""
-        return [Exemplar(row) for row in self._read(EXEMPLARS, None, equal).to_pylist()]
+        """Return exemplars with their images, by rank within a channel; see `table`."""
+        rows = self._read(EXEMPLARS, None, equal).to_pylist()
+        self._images.fill(rows)
+        return [Exemplar(row) for row in rows]
 
     def _read(
         self, name: str, columns: Sequence[str] | None, equal: dict[str, Any], besides: Sequence[str] = ()
@@ -94,26 +149,31 @@ class Run:
                 if column not in known:
                     raise UsageError(f"{name} has no column '{column}'; {near_matches(column, known)}")
             read = list(dict.fromkeys([*wanted, *equal]))
-            table = parquet.read_row_groups(self._groups_with(parquet, equal), columns=read)
-        for column, value in equal.items():
-            table = table.filter(pc.equal(table[column], pa.scalar(value, table[column].type)))
+            values = {column: _several(value) for column, value in equal.items()}
+            table = parquet.read_row_groups(self._groups_with(parquet, values), columns=read)
+        for column, several in values.items():
+            table = table.filter(pc.is_in(table[column], pa.array(several, table[column].type)))
         return table.select(wanted)
 
-    def _groups_with(self, parquet: pq.ParquetFile, equal: dict[str, Any]) -> list[int]:
+    def _groups_with(self, parquet: pq.ParquetFile, equal: dict[str, list]) -> list[int]:
         """Return the row groups that can hold the wanted rows, by their statistics."""
         places = {parquet.metadata.schema.column(i).path: i for i in range(parquet.metadata.num_columns)}
 
         def may_hold(group: int) -> bool:
             row_group = parquet.metadata.row_group(group)
-            for name, value in equal.items():
+            for name, values in equal.items():
                 statistics = row_group.column(places[name]).statistics if name in places else None
                 if statistics is None or not statistics.has_min_max:
                     continue
-                if not statistics.min <= value <= statistics.max:
+                if not any(statistics.min <= value <= statistics.max for value in values):
                     return False
             return True
 
         return [group for group in range(parquet.num_row_groups) if may_hold(group)]
+
+
+def _several(value: Any) -> list:
+    return list(value) if isinstance(value, (list, tuple, set, range)) else [value]
 
 
 def open_run(run: str) -> Run:

@@ -14,21 +14,31 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from exemplar_ray.samples import SampledImages
 from exemplar_ray.spec import Layer, ResolvedSpec
 from exemplar_ray.tallies import TALLIES, Tally
-from exemplar_ray.topk import Scores
+from exemplar_ray.topk import BOTTOM, OF_CLASS, TOP, Scores
 
-# A scan keeps this many candidates a channel beyond K. Gather recomputes all of them, so
-# images whose activations the scan's rounding put in the wrong order still come out right.
+# So many candidates a channel beyond K are recomputed by gather, so images whose activations
+# the scan's rounding put in the wrong order still come out right.
 CANDIDATE_MARGIN = 2
 
-# How the name of the file with the candidates ends, after the shard's number and a dot.
+# A scan keeps this many times K candidates where near-duplicates may be skipped, at least so many.
+_DISTINCT_DEPTH = 10
+_LEAST_DISTINCT_DEPTH = 50
+
+# How the names of a part's files end, after the shard's number and a dot.
 CANDIDATES = "parquet"
+SAMPLED = "sampled.parquet"
+
+_CONTESTS = ["top", "bottom", "class"]
 
 SCHEMA = pa.schema(
     [
         ("layer", pa.string()),
         ("statistic", pa.string()),
+        ("contest", pa.string()),
+        ("label", pa.int64()),
         ("channel", pa.int32()),
         ("activation", pa.float32()),
         ("row", pa.int64()),
@@ -46,9 +56,21 @@ def series_of(spec: ResolvedSpec) -> list[tuple[str, str]]:
     return [(layer.name, statistic) for layer, statistic in layers_and_statistics(spec)]
 
 
-def candidates_kept(spec: ResolvedSpec) -> int:
-    """Return how many candidates a channel the scan and the merge keep."""
+def candidates_looked_at(spec: ResolvedSpec) -> int:
+    """Return how many candidates a channel gather recomputes at first."""
     return spec.top_k + CANDIDATE_MARGIN
+
+
+def candidates_kept(spec: ResolvedSpec) -> dict[int, int]:
+    """Return how many candidates a channel the scan and the merge keep, by contest."""
+    kept = {TOP: candidates_looked_at(spec)}
+    if spec.distinct:
+        kept[TOP] += max(_DISTINCT_DEPTH * spec.top_k, _LEAST_DISTINCT_DEPTH)
+    if spec.wants_bottom:
+        kept[BOTTOM] = candidates_looked_at(spec)
+    if spec.class_top_k:
+        kept[OF_CLASS] = spec.class_top_k
+    return kept
 
 
 @dataclass(frozen=True)
@@ -56,15 +78,18 @@ class Part:
     """What is known of some images: one shard's scan, or what several of them merge to."""
 
     scores: Scores
-    """Each channel's best candidates, at most `candidates_kept` of them."""
+    """The best candidates, at most `candidates_kept` of each contest."""
     tallies: dict[str, list[Tally]]
     """name -> one tally for each of the run's (layer, statistic) pairs."""
+    sampled: SampledImages
+    """Images to draw from; none where the run draws no sample."""
 
     @classmethod
     def empty(cls, spec: ResolvedSpec) -> Part:
         """Return the part of no images."""
         counts = [len(layer.channels) for layer, _ in layers_and_statistics(spec)]
-        return cls(Scores.empty(), {name: [tally.empty(n) for n in counts] for name, tally in TALLIES.items()})
+        tallies = {name: [tally.empty(n) for n in counts] for name, tally in TALLIES.items()}
+        return cls(Scores.empty(), tallies, SampledImages.empty(counts))
 
 
 def to_files(part: Part, spec: ResolvedSpec) -> dict[str, bytes]:
@@ -72,7 +97,7 @@ def to_files(part: Part, spec: ResolvedSpec) -> dict[str, bytes]:
 
     Returns:
         {how the file's name ends: its content}: the candidates and a file a tally, each with
-        the layer, statistic and channel of every row.
+        the layer, statistic and channel of every row; and the sampled images, where samples are drawn.
     """
     files = {CANDIDATES: _to_parquet(_candidates_table(part.scores, series_of(spec)))}
     for name, tallies in part.tallies.items():
@@ -81,6 +106,8 @@ def to_files(part: Part, spec: ResolvedSpec) -> dict[str, bytes]:
             for tally, (layer, statistic) in zip(tallies, layers_and_statistics(spec), strict=True)
         ]
         files[f"{name}.parquet"] = _to_parquet(pa.concat_tables(tables))
+    if spec.drawn_samples:
+        files[SAMPLED] = _to_parquet(_sampled_table(part.sampled, series_of(spec)))
     return files
 
 
@@ -95,14 +122,18 @@ def from_files(files: Mapping[str, bytes], shard: int, spec: ResolvedSpec) -> Pa
         ValueError: the files are not a part of such a run.
     """
     scores = _scores(pq.read_table(pa.BufferReader(files[CANDIDATES])), shard, series_of(spec))
+    counts = [len(layer.channels) for layer, _ in layers_and_statistics(spec)]
     tallies: dict[str, list[Tally]] = {}
     for name, tally in TALLIES.items():
         table = pq.read_table(pa.BufferReader(files[f"{name}.parquet"])).drop_columns(["layer", "statistic", "channel"])
         tallies[name], start = [], 0
-        for layer, _ in layers_and_statistics(spec):
-            tallies[name].append(tally.from_table(table.slice(start, len(layer.channels))))
-            start += len(layer.channels)
-    return Part(scores, tallies)
+        for count in counts:
+            tallies[name].append(tally.from_table(table.slice(start, count)))
+            start += count
+    sampled = SampledImages.empty(counts)
+    if spec.drawn_samples:
+        sampled = _sampled(pq.read_table(pa.BufferReader(files[SAMPLED])), shard, counts)
+    return Part(scores, tallies, sampled)
 
 
 def channel_names(layer: Layer, statistic: str) -> dict[str, pa.Array]:
@@ -138,24 +169,64 @@ def _candidates_table(scores: Scores, series: Sequence[tuple[str, str]]) -> pa.T
     layers, statistics = zip(*series, strict=True)
     which = pa.array(scores.series)
     columns = [pa.array(layers).take(which), pa.array(statistics).take(which)]
-    return pa.table([*columns, scores.channel, scores.activation, scores.row], schema=SCHEMA)
+    columns.append(pa.array(_CONTESTS).take(pa.array(scores.contest)))
+    return pa.table([*columns, scores.label, scores.channel, scores.activation, scores.row], schema=SCHEMA)
 
 
 def _scores(table: pa.Table, shard: int, series: Sequence[tuple[str, str]]) -> Scores:
     if table.schema.remove_metadata() != SCHEMA:
         raise ValueError(f"not a part: its columns are {', '.join(table.schema.names)}")
-    number = {pair: i for i, pair in enumerate(series)}
-    pairs = zip(table["layer"].to_pylist(), table["statistic"].to_pylist(), strict=True)
-    try:
-        which = np.fromiter((number[pair] for pair in pairs), dtype=np.int32, count=len(table))
-    except KeyError as error:
-        raise ValueError(f"a part of another run: it has {error.args[0]}") from error
+    by_name = {pair: number for number, pair in enumerate(series)}
+    encoded = [table[name].combine_chunks().dictionary_encode() for name in ("layer", "statistic", "contest")]
+    names = [column.dictionary.to_pylist() for column in encoded]
+    layer, statistic, contest = (column.indices.to_numpy() for column in encoded)
+    number = np.full((len(names[0]), len(names[1])), -1, np.int32)
+    for i, one in enumerate(names[0]):
+        for j, other in enumerate(names[1]):
+            number[i, j] = by_name.get((one, other), -1)
+    which = number[layer, statistic]
+    if (which < 0).any():
+        i = int(np.argmax(which < 0))
+        raise ValueError(f"a part of another run: it has {names[0][layer[i]]}, {names[1][statistic[i]]}")
     return Scores(
         series=which,
+        contest=np.array([_CONTESTS.index(name) for name in names[2]], np.int8)[contest],
+        label=table["label"].to_numpy(),
         channel=table["channel"].to_numpy(),
         activation=table["activation"].to_numpy(),
         shard=np.full(len(table), shard, dtype=np.int32),
         row=table["row"].to_numpy(),
+    )
+
+
+def _sampled_table(sampled: SampledImages, series: Sequence[tuple[str, str]]) -> pa.Table:
+    """Return a row a series and image, its activations as one list."""
+    images = len(sampled.row)
+    layers, statistics = zip(*series, strict=True)
+    of_series = np.repeat(np.arange(len(series)), images)
+    lengths = np.repeat([values.shape[1] for values in sampled.activations], images)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    activations = np.concatenate([values.reshape(-1) for values in sampled.activations])
+    return pa.table(
+        {
+            "layer": pa.array(layers).take(pa.array(of_series)),
+            "statistic": pa.array(statistics).take(pa.array(of_series)),
+            "row": np.tile(sampled.row, len(series)),
+            "priority": np.tile(sampled.priority, len(series)),
+            "activations": pa.ListArray.from_arrays(offsets, pa.array(activations)),
+        }
+    )
+
+
+def _sampled(table: pa.Table, shard: int, counts: Sequence[int]) -> SampledImages:
+    images = len(table) // len(counts)
+    flat = table["activations"].combine_chunks().flatten().to_numpy()
+    ends = np.cumsum([images * count for count in counts])[:-1]
+    return SampledImages(
+        shard=np.full(images, shard, np.int32),
+        row=table["row"].to_numpy()[:images],
+        priority=table["priority"].to_numpy()[:images],
+        activations=[v.reshape(images, n) for v, n in zip(np.split(flat, ends), counts, strict=True)],
     )
 
 

@@ -28,5 +28,10 @@ def resolve(spec: RunSpec) -> ResolvedSpec:
         layers=describe_layers(network.module, spec.layer, spec.channels, preprocess),
         statistics=spec.statistic,
         top_k=spec.top_k,
+        samples=spec.sample,
+        distinct=spec.distinct or spec.max_per_class is not None,
+        max_per_class=spec.max_per_class,
+        class_top_k=spec.class_top_k,
+        seed=spec.seed,
         preprocess=preprocess,
     )

@@ -3,11 +3,14 @@
     RUN/run.json                      the plan: spec, fingerprint, versions, shard list
     RUN/parts/000003.parquet          one shard's part: its candidates
     RUN/parts/000003.moments.parquet  and its tallies, a file each
+    RUN/parts/000003.sampled.parquet  and images to draw samples from, if there are samples to draw
     RUN/parts/000003.json             its completion record, written after the part
     RUN/failed/000003.json            why a shard failed, until it succeeds
     RUN/exemplars.parquet             the answer
     RUN/channels.parquet              the distribution of every channel
     RUN/classes.parquet               how much each class excites it
+    RUN/class_exemplars.parquet       the strongest images of each class, if asked for
+    RUN/images.parquet                the images of all samples but the top, if there are any
     RUN/summary.json                  what was read, what it cost; written last
 
 Files appear whole or not at all: on a local disk through a temporary name, fsync and
@@ -41,6 +44,8 @@ PLAN = "run.json"
 EXEMPLARS = "exemplars.parquet"
 CHANNELS = "channels.parquet"
 CLASSES = "classes.parquet"
+CLASS_EXEMPLARS = "class_exemplars.parquet"
+IMAGES = "images.parquet"
 SUMMARY = "summary.json"
 _NAME = re.compile(r"(\d{6,})\.json")
 _READING_THREADS = 16

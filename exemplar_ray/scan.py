@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,11 +15,10 @@ from exemplar_ray.errors import ShardError
 from exemplar_ray.images import UndecodableImageError, decode_and_crop
 from exemplar_ray.parts import Part, candidates_kept, layers_and_statistics, series_of
 from exemplar_ray.running_topk import RunningTopK
+from exemplar_ray.samples import SampledImages, priorities
 from exemplar_ray.shards import ImageRow, Shard, ShardReader
 from exemplar_ray.spec import Preprocess, ResolvedSpec
-from exemplar_ray.tallies import Tally
-from exemplar_ray.tallies.classes import NO_LABEL
-from exemplar_ray.topk import Scores, concatenate
+from exemplar_ray.topk import BOTTOM, NO_LABEL, OF_CLASS, TOP, Scores, concatenate, merge
 
 ROWS_PER_BLOCK = 1024
 _REASONS_IN_MESSAGE = 3
@@ -47,6 +46,7 @@ def scan_shard(
     batch_size: int,
     decode_threads: int,
     max_skipped: int,
+    sample_rate: float = 0.0,
 ) -> ScannedShard:
     """Score every image of a shard and keep each channel's best candidates.
 
@@ -55,27 +55,26 @@ def scan_shard(
 
     Args:
         position: the shard's place in the sorted shard list.
+        sample_rate: see `samples.sample_rate`; 0 where no sample is drawn.
 
     Raises:
         ShardError: more than `max_skipped` images cannot be decoded, the rows do not add up,
             or the file is not the listed one.
     """
-    series = series_of(spec)
-    running = {
-        (layer.name, statistic): RunningTopK(len(layer.channels), candidates_kept(spec), trunk.device)
-        for layer, statistic in layers_and_statistics(spec)
-    }
+    strongest = _running(spec, trunk, TOP)
+    weakest = _running(spec, trunk, BOTTOM)
     skipped: list[dict[str, object]] = []
     scored = 0
-
-    tallying = _Tallying(spec)
+    tallying = _Tallying(spec, shard, position, sample_rate)
 
     def score(crops: torch.Tensor, batch: list[ImageRow]) -> None:
         rows = torch.tensor([image.row for image in batch], device=trunk.device)
         pooled = {key: values[: len(batch)] for key, values in trunk(crops).items()}
         for key, values in pooled.items():
-            running[key].update(values, rows)
-        tallying.add(pooled, [NO_LABEL if image.label is None else image.label for image in batch])
+            strongest[key].update(values, rows)
+            if key in weakest:
+                weakest[key].update(-values, rows)
+        tallying.add(pooled, batch)
 
     size = spec.preprocess.crop
     crops = torch.zeros((batch_size, size, size, 3), dtype=torch.uint8)
@@ -104,39 +103,83 @@ def scan_shard(
         score(crops, batch)
     if rows != scored + len(skipped):
         raise ShardError(f"{shard.name}: {rows} rows, but {scored} scored and {len(skipped)} skipped")
-    scores, not_finite = _collect(spec, series, running, position)
-    return ScannedShard(Part(scores, tallying.finish()), rows, scored, skipped, not_finite)
+    scores, not_finite = _collect(spec, strongest, weakest, position)
+    part = tallying.finish()
+    part = replace(part, scores=merge([scores, part.scores], candidates_kept(spec)))
+    return ScannedShard(part, rows, scored, skipped, not_finite)
 
 
 class _Tallying:
-    """Gathers activations on the device and tallies them on the CPU, a block of rows at a time:
-    one copy a block, not one a batch, and memory for only so many rows."""
+    """Gathers activations on the device and works through them on the CPU, a block of rows at a time:
+    one copy a block, not one a batch, and memory for only so many rows.
 
-    def __init__(self, spec: ResolvedSpec) -> None:
-        self._series = series_of(spec)
-        self._tallies = Part.empty(spec).tallies
-        self._waiting: dict[tuple[str, str], list[torch.Tensor]] = {key: [] for key in self._series}
+    Does what needs no device: tallies, the strongest of each class, the activations of the images
+    that samples are drawn from.
+    """
+
+    def __init__(self, spec: ResolvedSpec, shard: Shard, position: int, sample_rate: float) -> None:
+        self._spec = spec
+        self._shard = shard
+        self._position = position
+        self._sample_rate = sample_rate
+        self._part = Part.empty(spec)
+        self._waiting: dict[tuple[str, str], list[torch.Tensor]] = {key: [] for key in series_of(spec)}
         self._labels: list[int] = []
+        self._rows: list[int] = []
 
-    def add(self, pooled: dict[tuple[str, str], torch.Tensor], labels: list[int]) -> None:
-        """Take in a batch's activations and labels, row for row."""
+    def add(self, pooled: dict[tuple[str, str], torch.Tensor], batch: list[ImageRow]) -> None:
+        """Take in a batch's activations, image for image."""
         for key, values in pooled.items():
             self._waiting[key].append(values)
-        self._labels += labels
-        if len(self._labels) >= ROWS_PER_BLOCK:
+        self._labels += [NO_LABEL if image.label is None else image.label for image in batch]
+        self._rows += [image.row for image in batch]
+        if len(self._rows) >= ROWS_PER_BLOCK:
             self.finish()
 
-    def finish(self) -> dict[str, list[Tally]]:
-        """Tally what is waiting; return the tallies."""
-        labels = np.array(self._labels, dtype=np.int64)
-        for number, key in enumerate(self._series):
-            if self._waiting[key]:
-                block = torch.cat(self._waiting[key]).cpu().numpy()
-                for tallies in self._tallies.values():
-                    tallies[number].update(block, labels)
-        self._waiting = {key: [] for key in self._series}
-        self._labels = []
-        return self._tallies
+    def finish(self) -> Part:
+        """Work through what is waiting; return the part so far, without the candidates of channels."""
+        if not self._rows:
+            return self._part
+        labels, rows = np.array(self._labels, np.int64), np.array(self._rows, np.int64)
+        blocks = [torch.cat(values).cpu().numpy() for values in self._waiting.values()]
+        for number, block in enumerate(blocks):
+            for tallies in self._part.tallies.values():
+                tallies[number].update(block, labels)
+        scores = self._part.scores
+        if self._spec.class_top_k:
+            scores = merge([scores, *self._of_classes(blocks, labels, rows)], candidates_kept(self._spec))
+        sampled = SampledImages.together([self._part.sampled, self._to_draw_from(blocks, rows)])
+        self._part = Part(scores, self._part.tallies, sampled)
+        self._waiting = {key: [] for key in self._waiting}
+        self._labels, self._rows = [], []
+        return self._part
+
+    def _of_classes(self, blocks: list[np.ndarray], labels: np.ndarray, rows: np.ndarray) -> Iterator[Scores]:
+        """Yield the strongest images of each class for every channel, one series after another."""
+        for number, ((layer, _), block) in enumerate(zip(layers_and_statistics(self._spec), blocks, strict=True)):
+            image, channel = np.nonzero(np.isfinite(block) & (labels != NO_LABEL)[:, None])
+            count = len(image)
+            candidates = Scores(
+                series=np.full(count, number, np.int32),
+                contest=np.full(count, OF_CLASS, np.int8),
+                label=labels[image],
+                channel=np.array(layer.channels, np.int32)[channel],
+                activation=block[image, channel],
+                shard=np.full(count, self._position, np.int32),
+                row=rows[image],
+            )
+            yield merge([candidates], candidates_kept(self._spec))
+
+    def _to_draw_from(self, blocks: list[np.ndarray], rows: np.ndarray) -> SampledImages:
+        """Return the images that a sample may draw, if the run draws any."""
+        priority = priorities(self._spec.seed, self._shard.name, rows)
+        chosen = (priority < self._sample_rate) & bool(self._spec.drawn_samples)
+        return SampledImages(
+            shard=np.full(chosen.sum(), self._position, np.int32),
+            row=rows[chosen],
+            priority=priority[chosen],
+            activations=[block[chosen] for block in blocks],
+        )
 
 
 def decode_ahead(
@@ -167,32 +210,49 @@ def decode_ahead(
             yield finish()
 
 
+def _running(spec: ResolvedSpec, trunk: Trunk, contest: int) -> dict[tuple[str, str], RunningTopK]:
+    """Return a running top-K for each (layer, statistic), or none if the contest is not wanted."""
+    keep = candidates_kept(spec).get(contest)
+    return {
+        (layer.name, statistic): RunningTopK(len(layer.channels), keep, trunk.device)
+        for layer, statistic in layers_and_statistics(spec)
+        if keep
+    }
+
+
 def _collect(
     spec: ResolvedSpec,
-    series: list[tuple[str, str]],
-    running: dict[tuple[str, str], RunningTopK],
+    strongest: dict[tuple[str, str], RunningTopK],
+    weakest: dict[tuple[str, str], RunningTopK],
     position: int,
 ) -> tuple[Scores, list[dict[str, object]]]:
     """Return the kept candidates, and the counts of activations that are not finite."""
-    channels = {layer.name: np.array(layer.channels, dtype=np.int32) for layer in spec.layers}
     scores = []
     not_finite = []
-    for number, (layer, statistic) in enumerate(series):
-        place, activation, row, bad = (t.numpy() for t in running[layer, statistic].result())
-        count = len(row)
-        scores.append(
-            Scores(
-                series=np.full(count, number, dtype=np.int32),
-                channel=channels[layer][place],
-                activation=activation,
-                shard=np.full(count, position, dtype=np.int32),
-                row=row,
+    for number, (layer, statistic) in enumerate(layers_and_statistics(spec)):
+        channels = np.array(layer.channels, dtype=np.int32)
+        for contest, running in ((TOP, strongest), (BOTTOM, weakest)):
+            if not running:
+                continue
+            place, activation, row, bad = (t.numpy() for t in running[layer.name, statistic].result())
+            count = len(row)
+            scores.append(
+                Scores(
+                    series=np.full(count, number, dtype=np.int32),
+                    contest=np.full(count, contest, dtype=np.int8),
+                    label=np.full(count, NO_LABEL, dtype=np.int64),
+                    channel=channels[place],
+                    # The weakest were ranked by the negated activation.
+                    activation=-activation if contest == BOTTOM else activation,
+                    shard=np.full(count, position, dtype=np.int32),
+                    row=row,
+                )
             )
-        )
-        not_finite += [
-            {"layer": layer, "statistic": statistic, "channel": int(channels[layer][i]), "images": int(bad[i])}
-            for i in np.flatnonzero(bad)
-        ]
+            if contest == TOP:
+                not_finite += [
+                    {"layer": layer.name, "statistic": statistic, "channel": int(channels[i]), "images": int(bad[i])}
+                    for i in np.flatnonzero(bad)
+                ]
     return concatenate(scores), not_finite
 
 

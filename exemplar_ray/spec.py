@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from exemplar_ray.errors import UsageError, near_matches
+from exemplar_ray.samples import BOTTOM, DISTINCT, TOP, is_drawn, parse_samples, place_in_results
 from exemplar_ray.tallies import TALLIES
 
 # Counted up when the meaning of a part or of the result changes, so that a run folder written
 # by an older version is refused instead of being continued with other numbers.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 
@@ -95,6 +96,11 @@ class RunSpec:
     channels: str = "all"
     statistic: tuple[str, ...] = ("mean",)
     top_k: int = 10
+    sample: tuple[str, ...] = (TOP,)
+    distinct: bool = False
+    max_per_class: int | None = None
+    class_top_k: int = 0
+    seed: int = 0
     preprocess: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -104,8 +110,15 @@ class RunSpec:
         for name in ("layer", "statistic"):
             object.__setattr__(self, name, _names(name, getattr(self, name)))
         object.__setattr__(self, "channels", str(self.channels).replace(" ", ""))
-        if not _is_whole(self.top_k) or self.top_k < 1:
-            raise UsageError(f"top_k is a whole number from 1, not {self.top_k!r}")
+        object.__setattr__(self, "sample", parse_samples(_names("sample", self.sample)))
+        for name, least in (("top_k", 1), ("class_top_k", 0), ("seed", 0), ("max_per_class", 1)):
+            value = getattr(self, name)
+            if name == "max_per_class" and value is None:
+                continue
+            if not _is_whole(value) or value < least:
+                raise UsageError(f"{name} is a whole number from {least}, not {value!r}")
+        if not isinstance(self.distinct, bool):
+            raise UsageError(f"distinct is true or false, not {self.distinct!r}")
         if self.preprocess is not None and not isinstance(self.preprocess, Mapping):
             raise UsageError(f"preprocess is a mapping such as {{resize: 256, crop: 224}}, not {self.preprocess!r}")
 
@@ -160,7 +173,31 @@ class ResolvedSpec:
     layers: tuple[Layer, ...]
     statistics: tuple[str, ...]
     top_k: int
+    samples: tuple[str, ...]
+    """In the order of results: `top` first; without `distinct`, which `distinct` adds."""
+    distinct: bool
+    """Whether to pick exemplars again without near-duplicates, and `max_per_class` of a class."""
+    max_per_class: int | None
+    class_top_k: int
+    """How many images of every class to keep for every channel."""
+    seed: int
     preprocess: Preprocess
+
+    @property
+    def shown_samples(self) -> tuple[str, ...]:
+        """Return the samples of the result, in its order."""
+        distinct = (DISTINCT,) if self.distinct else ()
+        return tuple(sorted((*self.samples, *distinct), key=place_in_results))
+
+    @property
+    def drawn_samples(self) -> tuple[str, ...]:
+        """Return the samples that are drawn by priority."""
+        return tuple(sample for sample in self.samples if is_drawn(sample))
+
+    @property
+    def wants_bottom(self) -> bool:
+        """Return whether the weakest images are asked for."""
+        return BOTTOM in self.samples
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` reads them back."""
@@ -182,7 +219,7 @@ class ResolvedSpec:
             )
             for layer in spec["layers"]
         )
-        rest = {**spec, "layers": layers, "statistics": tuple(spec["statistics"])}
+        rest = {**spec, "layers": layers, "statistics": tuple(spec["statistics"]), "samples": tuple(spec["samples"])}
         return cls(**{**rest, "preprocess": Preprocess(**spec["preprocess"])})
 
     def identity(self) -> dict[str, Any]:
@@ -200,6 +237,11 @@ class ResolvedSpec:
             "statistic": list(self.statistics),
             "tallies": sorted(TALLIES),
             "top_k": self.top_k,
+            "sample": list(self.samples),
+            "distinct": self.distinct,
+            "max_per_class": self.max_per_class,
+            "class_top_k": self.class_top_k,
+            "seed": self.seed,
             "preprocess": asdict(self.preprocess),
         }
         # As it reads back from a file, where tuples are lists.

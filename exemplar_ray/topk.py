@@ -1,16 +1,22 @@
 """The total order of exemplars, and merging partial top-Ks under it. Numpy only.
 
-Order within a channel: activation descending, then shard position ascending, then row
-ascending. No two images compare equal, so the best K of any set of images is one list,
-and merging is associative, commutative and idempotent.
+Order within a channel: activation descending (ascending for `BOTTOM`), then shard position
+ascending, then row ascending. No two images compare equal, so the best K of any set of images
+is one list, and merging is associative, commutative and idempotent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+
+# What a score competes for: to be among its channel's strongest or weakest, or among the
+# strongest of its class.
+TOP, BOTTOM, OF_CLASS = range(3)
+
+NO_LABEL = -1
 
 
 class Scores(NamedTuple):
@@ -18,6 +24,10 @@ class Scores(NamedTuple):
 
     series: np.ndarray
     """int32: which (layer, statistic), as its place in a list the caller keeps."""
+    contest: np.ndarray
+    """int8: `TOP`, `BOTTOM` or `OF_CLASS`."""
+    label: np.ndarray
+    """int64: the image's class in `OF_CLASS`; `NO_LABEL` in the other contests, which do not care."""
     channel: np.ndarray
     """int32: channel of the layer."""
     activation: np.ndarray
@@ -30,7 +40,7 @@ class Scores(NamedTuple):
     @classmethod
     def empty(cls) -> Scores:
         """Return no scores at all, the neutral element of `merge`."""
-        types = (np.int32, np.int32, np.float32, np.int32, np.int64)
+        types = (np.int32, np.int8, np.int64, np.int32, np.float32, np.int32, np.int64)
         return cls(*(np.empty(0, dtype=t) for t in types))
 
     def take(self, which: np.ndarray) -> Scores:
@@ -45,11 +55,11 @@ def concatenate(scores: Iterable[Scores]) -> Scores:
 
 
 def rank(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
-    """Sort by (series, channel, total order) and leave out repetitions of an image.
+    """Sort by (series, contest, channel, label, total order) and leave out repetitions of an image.
 
     Returns:
         Where the sorted scores stand in `scores` (int64 indices), and their int32 ranks,
-        counted from 1 within each (series, channel).
+        counted from 1 within each (series, contest, channel, label).
 
     Raises:
         ValueError: an activation is NaN or infinite; those are counted, never ranked.
@@ -57,21 +67,65 @@ def rank(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
     if not np.isfinite(scores.activation).all():
         raise ValueError("only finite activations can be ranked")
     # -0 and +0 compare equal, so the two are one activation, whatever the sign bit.
-    order = np.lexsort((scores.row, scores.shard, -scores.activation, scores.channel, scores.series))
+    order = np.lexsort(
+        (scores.row, scores.shard, -strength(scores), scores.label, scores.channel, scores.contest, scores.series)
+    )
     ordered = scores.take(order)
-    first_of_image = _differs_from_previous(ordered.series, ordered.channel, ordered.shard, ordered.row)
+    first_of_image = _differs_from_previous(*groups(ordered), ordered.shard, ordered.row)
     order, ordered = order[first_of_image], ordered.take(first_of_image)
-    starts = np.flatnonzero(_differs_from_previous(ordered.series, ordered.channel))
+    starts = np.flatnonzero(_differs_from_previous(*groups(ordered)))
     lengths = np.diff(np.append(starts, len(order)))
     ranks = np.arange(len(order)) - np.repeat(starts, lengths) + 1
     return order, ranks.astype(np.int32)
 
 
-def merge(several: Iterable[Scores], keep: int) -> Scores:
-    """Merge partial top-Ks: the `keep` best images of each (series, channel), sorted."""
+def strength(scores: Scores) -> np.ndarray:
+    """Return what is ranked, float32, more is better: the activation, negated for `BOTTOM`."""
+    return np.where(scores.contest == BOTTOM, -scores.activation, scores.activation)
+
+
+def groups(scores: Scores) -> tuple[np.ndarray, ...]:
+    """Return the columns that name what is ranked together."""
+    return scores.series, scores.contest, scores.channel, scores.label
+
+
+def merge(several: Iterable[Scores], keep: Mapping[int, int]) -> Scores:
+    """Merge partial top-Ks: the best images of each group, sorted.
+
+    Args:
+        keep: how many to keep of each group, by contest.
+    """
     scores = concatenate(several)
     order, ranks = rank(scores)
-    return scores.take(order[ranks <= keep])
+    most = np.zeros(OF_CLASS + 1, np.int32)
+    for contest, count in keep.items():
+        most[contest] = count
+    return scores.take(order[ranks <= most[scores.contest[order]]])
+
+
+def find(among: Scores, wanted: Scores) -> np.ndarray:
+    """Return where the wanted (series, channel, shard, row) stand among others, -1 where they do not.
+
+    Returns:
+        int64, as long as `wanted`.
+    """
+    keys = [np.concatenate(pair) for pair in zip(_which(among), _which(wanted), strict=True)]
+    order = np.lexsort(keys[::-1])
+    number = np.empty(len(order), np.int64)
+    number[order] = np.cumsum(_differs_from_previous(*(key[order] for key in keys)))
+    place = np.full(len(order) + 1, -1, np.int64)
+    place[number[: len(among.row)]] = np.arange(len(among.row))
+    return place[number[len(among.row) :]]
+
+
+def _which(scores: Scores) -> tuple[np.ndarray, ...]:
+    """Return the columns that name a channel on an image, whatever it competes for."""
+    return scores.series, scores.channel, scores.shard, scores.row
+
+
+def number_groups(scores: Scores) -> np.ndarray:
+    """Return for sorted scores the number, from 0, of the group that each is ranked in."""
+    return np.cumsum(_differs_from_previous(*groups(scores))) - 1
 
 
 def _differs_from_previous(*columns: np.ndarray) -> np.ndarray:

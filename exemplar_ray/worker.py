@@ -37,6 +37,7 @@ class ScanSettings:
     threads: int
     use_gpu: bool
     max_skipped: int
+    sample_rate: float
 
 
 def scan_and_commit(spec: ResolvedSpec, shard: Shard, position: int, settings: ScanSettings) -> dict[str, Any]:
@@ -52,6 +53,7 @@ def scan_and_commit(spec: ResolvedSpec, shard: Shard, position: int, settings: S
         batch_size=settings.batch_size,
         decode_threads=settings.threads,
         max_skipped=settings.max_skipped,
+        sample_rate=settings.sample_rate,
     )
     record = {
         "fingerprint": settings.fingerprint,

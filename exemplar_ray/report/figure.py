@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from typing import Any
 
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
 from exemplar_ray.images import crop, decode
 from exemplar_ray.open_run import open_run
-from exemplar_ray.parts import series_of
-from exemplar_ray.run_folder import EXEMPLARS, Plan, RunFolder
+from exemplar_ray.run_folder import Plan, RunFolder
+from exemplar_ray.samples import BOTTOM, DISTINCT, RANDOM, TOP, percentile_of
 from exemplar_ray.spec import format_channels
 
 CHANNELS_PER_PAGE = 10
@@ -29,7 +27,7 @@ _INK, _FAINT, _ALARM = "#1c1c1e", "#6b6b70", "#b3261e"
 
 
 def write_pages(run: str, out: str | None = None) -> list[str]:
-    """Draw every channel of a run, `CHANNELS_PER_PAGE` a page.
+    """Draw every channel of a run, `CHANNELS_PER_PAGE` a page, every sample on pages of its own.
 
     Args:
         run: a run folder with a result.
@@ -45,41 +43,21 @@ def write_pages(run: str, out: str | None = None) -> list[str]:
     plan, summary = finished.plan, finished.summary
     target = RunFolder(out or f"{run.rstrip('/')}/report")
     pages = []
-    with RunFolder(run).open(EXEMPLARS) as file:
-        exemplars = _pages_of_exemplars(pq.ParquetFile(file), plan)
-        for (layer, statistic, number), rows in exemplars:
-            [channels] = [known.channels for known in plan.spec.layers if known.name == layer]
-            shown = channels[number * CHANNELS_PER_PAGE : (number + 1) * CHANNELS_PER_PAGE]
-            page = draw_page(plan, summary, layer, statistic, shown, rows)
-            buffer = io.BytesIO()
-            page.save(buffer, "PNG")
-            name = f"{_file_name(layer)}-{statistic}-{shown[0]:04d}-{shown[-1]:04d}.png"
-            target.write(name, buffer.getvalue())
-            pages.append(f"{target.uri}/{name}")
+    for layer in plan.spec.layers:
+        for statistic in plan.spec.statistics:
+            for start in range(0, len(layer.channels), CHANNELS_PER_PAGE):
+                shown = layer.channels[start : start + CHANNELS_PER_PAGE]
+                rows = finished.exemplars(layer=layer.name, statistic=statistic, channel=shown)
+                for sample in plan.spec.shown_samples:
+                    of_sample = [row for row in rows if row["sample"] == sample]
+                    page = draw_page(plan, summary, layer.name, statistic, sample, shown, of_sample)
+                    buffer = io.BytesIO()
+                    page.save(buffer, "PNG")
+                    which = statistic if sample == TOP else f"{statistic}-{sample}"
+                    name = f"{_file_name(layer.name)}-{which}-{shown[0]:04d}-{shown[-1]:04d}.png"
+                    target.write(name, buffer.getvalue())
+                    pages.append(f"{target.uri}/{name}")
     return pages
-
-
-def _pages_of_exemplars(file: pq.ParquetFile, plan: Plan) -> Iterator[tuple[tuple[str, str, int], list[dict]]]:
-    """Yield ((layer, statistic, page number), its rows); every page, also one without rows."""
-    places = {layer.name: {c: i for i, c in enumerate(layer.channels)} for layer in plan.spec.layers}
-
-    def page_of(row: dict[str, Any]) -> tuple[str, str, int]:
-        return row["layer"], row["statistic"], places[row["layer"]][row["channel"]] // CHANNELS_PER_PAGE
-
-    expected = iter(
-        (layer, statistic, number)
-        for layer, statistic in series_of(plan.spec)
-        for number in range((len(places[layer]) + CHANNELS_PER_PAGE - 1) // CHANNELS_PER_PAGE)
-    )
-    rows = (row for batch in file.iter_batches(batch_size=CHANNELS_PER_PAGE) for row in batch.to_pylist())
-    for page, group in groupby(rows, key=page_of):
-        for waited_for in expected:
-            if waited_for == page:
-                break
-            yield waited_for, []
-        yield page, list(group)
-    for page in expected:
-        yield page, []
 
 
 def draw_page(
@@ -87,6 +65,7 @@ def draw_page(
     summary: dict[str, Any],
     layer: str,
     statistic: str,
+    sample: str,
     channels: Sequence[int],
     rows: Sequence[dict[str, Any]],
 ) -> Image.Image:
@@ -97,9 +76,9 @@ def draw_page(
     Args:
         summary: the run's `summary.json`.
         channels: the channels of the page's rows, from top to bottom.
-        rows: their exemplars, as `exemplars.parquet` has them.
+        rows: their exemplars, with images.
     """
-    head = _head(plan, summary, layer, statistic, channels)
+    head = _head(plan, summary, layer, statistic, sample, channels)
     columns = min(plan.spec.top_k, max((row["rank"] for row in rows), default=1))
     top = _MARGIN + _LINE * len(head) + 2 * _GAP
     width = max(2 * _MARGIN + _LABELS + columns * (_PICTURE + _GAP), 1000)
@@ -108,7 +87,9 @@ def draw_page(
     for i, (text, colour) in enumerate(head):
         draw.text((_MARGIN, _MARGIN + i * _LINE), text, colour, ImageFont.load_default(20 if i == 0 else 16))
     unsettled = {
-        entry["channel"] for entry in summary["unsettled"] if (entry["layer"], entry["statistic"]) == (layer, statistic)
+        entry["channel"]
+        for entry in summary["unsettled"]
+        if (entry["layer"], entry["statistic"], entry["sample"]) == (layer, statistic, sample)
     }
     bold, small = ImageFont.load_default(22), ImageFont.load_default(13)
     for place, channel in enumerate(channels):
@@ -128,17 +109,17 @@ def draw_page(
 
 
 def _head(
-    plan: Plan, summary: dict[str, Any], layer: str, statistic: str, channels: Sequence[int]
+    plan: Plan, summary: dict[str, Any], layer: str, statistic: str, sample: str, channels: Sequence[int]
 ) -> list[tuple[str, str]]:
     spec = plan.spec
     [count] = [known.channel_count for known in spec.layers if known.name == layer]
     skipped = f", {summary['skipped']} skipped" if summary["skipped"] else ""
     head = [
-        (f"{spec.model_title}  ·  {layer}  ·  {statistic}", _INK),
+        (f"{spec.model_title}  ·  {layer}  ·  {statistic}  ·  {_sample_title(sample)}", _INK),
         (f"{spec.weights_title} (sha256 {spec.weights_sha256[:12]})", _FAINT),
         (
             f"channels {format_channels(channels)} of {count}  ·  {summary['scored']:,} images searched in "
-            f"{len(summary['shards'])} shards{skipped}  ·  columns: rank 1-{spec.top_k}, strongest first",
+            f"{len(summary['shards'])} shards{skipped}  ·  columns: rank 1-{spec.top_k}",
             _FAINT,
         ),
     ]
@@ -147,6 +128,12 @@ def _head(
     if summary["partial"]:
         head.insert(1, (f"PARTIAL RESULT: only {summary['partial']}", _ALARM))
     return head
+
+
+def _sample_title(sample: str) -> str:
+    titles = {TOP: "strongest first", DISTINCT: "strongest first, near-duplicates skipped", BOTTOM: "weakest first"}
+    titles[RANDOM] = "drawn at random"
+    return titles.get(sample) or f"drawn around the {percentile_of(sample)}th percentile"
 
 
 def _picture(data: bytes, plan: Plan) -> Image.Image:

@@ -12,10 +12,10 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
+from exemplar_ray.topk import NO_LABEL
+
 SIGNIFICANT_BITS = 12
 RELATIVE_ERROR = 2.0**-SIGNIFICANT_BITS
-
-NO_LABEL = -1
 
 
 @dataclass
@@ -97,22 +97,30 @@ class Classes:
         return cls(labels, images, total, maximum)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Return `selectivity`: (m - r) / (m + r), m the largest class mean and r the mean of the other
+        """Return `selectivity` and `class_entropy`, of the channel's class means.
+
+        Selectivity is (m - r) / (m + r), m the largest class mean and r the mean of the other
         classes' means (Morcos, Barrett, Rabinowitz and Botvinick, "On the importance of single
         directions for generalization", 2018, equation 1). It is made for activations that are not
         negative: 0 for a channel that does not care, 1 for one that answers to a single class.
 
-        NaN with fewer than two classes, for a channel that is never active, and where a class's
-        mean is negative.
+        The entropy is Shannon's, in bits, of the class means as shares of their sum: 0 for a channel that
+        answers to a single class, log2(classes) for one that does not care.
+
+        Both are NaN with fewer than two classes, for a channel that is never active, and where a
+        class's mean is negative.
         """
         mean = self.mean
-        selectivity = np.full(mean.shape[1], np.nan)
+        selectivity, entropy = np.full((2, mean.shape[1]), np.nan)
         if len(mean) >= 2:
             highest = mean.max(axis=0)
             rest = (mean.sum(axis=0) - highest) / (len(mean) - 1)
             fit = (mean >= 0).all(axis=0) & (highest > 0)
             selectivity[fit] = (highest[fit] - rest[fit]) / (highest[fit] + rest[fit])
-        return {"selectivity": selectivity}
+            share = mean[:, fit] / mean[:, fit].sum(axis=0)
+            # + 0 turns the -0 of a single class into 0.
+            entropy[fit] = -np.sum(share * np.log2(share, out=np.zeros_like(share), where=share > 0), axis=0) + 0.0
+        return {"selectivity": selectivity, "class_entropy": entropy}
 
 
 def rounded(values: np.ndarray) -> np.ndarray:

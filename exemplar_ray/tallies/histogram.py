@@ -82,11 +82,20 @@ class Histogram:
                 result[place] = middle_of(self.bin[inside][np.searchsorted(below, wanted)])
         return result
 
-    def count_below(self, channel: int, activation: float) -> int:
-        """Return how many images of a channel lie in bins below the activation's own."""
+    def count_below(self, channel: int, activation: float) -> float:
+        """Return how many images of a channel lie below an activation, those of its bin evenly spread over the bin.
+
+        None of the bin of 0 lies below 0.
+        """
+        [bin_] = bin_of(np.array([activation], np.float32))
         start, end = np.searchsorted(self.channel, [channel, channel + 1])
-        end = start + np.searchsorted(self.bin[start:end], bin_of(np.array([activation], np.float32))[0])
-        return int(self.count[start:end].sum())
+        end = start + np.searchsorted(self.bin[start:end], bin_)
+        below = float(self.count[start:end].sum())
+        if end < len(self.bin) and self.bin[end] == bin_ and self.channel[end] == channel and bin_ != 0:
+            magnitude = int(np.float32(abs(activation)).view(np.int32)) & ((1 << _DROPPED_BITS) - 1)
+            share = magnitude / (1 << _DROPPED_BITS)
+            below += float(self.count[end]) * (share if activation > 0 else 1 - share)
+        return below
 
     def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.channel, self.bin, self.count

@@ -1,0 +1,77 @@
+"""What a layer's output was before its ReLU: `mixed4a_pre_relu`, in Lucid's way of naming it.
+
+After a ReLU the weakest images of a channel are all ties at zero; before it they are what the channel
+says no to. The values are caught in the network's own forward pass, so nothing has to be
+known of how the network is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+SUFFIX = "_pre_relu"
+
+_aten = torch.ops.aten
+_RELUS = (_aten.relu, _aten.relu_)
+# ReLU6 is a hardtanh from 0 to 6; Lucent's ReLU with its own gradient is a clamp from 0.
+_CLAMPS = (_aten.clamp, _aten.clamp_, _aten.clamp_min, _aten.clamp_min_, _aten.hardtanh, _aten.hardtanh_)
+_SAME_VALUES = (_aten.alias, _aten.detach)
+
+
+def split_name(layer: str, modules: Sequence[str]) -> tuple[str, bool]:
+    """Return the module that a layer's name means, and whether its values before the ReLU are meant.
+
+    >>> split_name("mixed4a_pre_relu", ["mixed4a"]), split_name("mixed4a", ["mixed4a"])
+    (('mixed4a', True), ('mixed4a', False))
+    """
+    module = layer.removesuffix(SUFFIX)
+    return (module, True) if layer not in modules and module != layer else (layer, False)
+
+
+class ReluInputs(TorchDispatchMode):
+    """While inside, remembers what went into every ReLU, and what concatenations are made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # id of an output -> the output, kept alive so that the id stays its own; and where it comes from.
+        self._came_from: dict[int, tuple[Tensor, Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and take notes."""
+        kwargs = kwargs or {}
+        operation = func.overloadpacket
+        is_relu = operation in _RELUS or (operation in _CLAMPS and _lower_bound(args, kwargs) == 0)
+        in_place = is_relu and func.__name__.split(".")[0].endswith("_")
+        before = args[0].clone() if in_place else args[0] if is_relu else None
+        output = func(*args, **kwargs)
+        if is_relu:
+            self._note(output, ("relu", before))
+        elif operation is _aten.cat:
+            self._note(output, ("cat", args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0)))
+        elif operation in _SAME_VALUES:
+            self._note(output, ("same", args[0]))
+        return output
+
+    def before(self, output: Tensor) -> Tensor | None:
+        """Return what a ReLU's output was before it, or a concatenation of such; None of other tensors."""
+        _, source = self._came_from.get(id(output), (None, None))
+        if source is None:
+            return None
+        if source[0] == "relu":
+            return source[1]
+        if source[0] == "same":
+            return self.before(source[1])
+        pieces = [self.before(piece) for piece in source[1]]
+        return None if any(piece is None for piece in pieces) else torch.cat(pieces, source[2])
+
+    def _note(self, output: Tensor, source: tuple) -> None:
+        self._came_from[id(output)] = (output, source)
+
+
+def _lower_bound(args: tuple, kwargs: dict[str, Any]) -> Any:
+    return args[1] if len(args) > 1 else kwargs.get("min", kwargs.get("min_val"))
