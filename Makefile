@@ -28,10 +28,10 @@ demo: setup ## the main job on the embedded data set, and its pictures, in demo/
 test: setup ## every test
 	$(BIN)/pytest
 
-exactness: setup ## compute the 800-image oracle anew (minutes), then compare with it
+exactness: setup ## compute the 800-image oracles anew (minutes), then compare with them
 	$(BIN)/python tests/notebook_loop.py inceptionv1 tests/oracle/inceptionv1-random-0.npz
 	$(BIN)/python tests/notebook_loop.py bvlc tests/oracle/bvlc-googlenet.npz
-	$(BIN)/pytest tests/test_exactness.py
+	EXEMPLAR_RAY_ALL_IMAGES=1 $(BIN)/pytest -rP tests/test_exactness.py tests/test_brute_force.py
 
 benchmark: setup ## the notebook's loop and the job, side by side
 	$(BIN)/python jobs/benchmark.py --data ../shared/data/imagenet-sample

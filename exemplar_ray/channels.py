@@ -80,24 +80,24 @@ def percentiles(plan: Plan, merged: Part, known: Scores, exemplars: Scores) -> n
     Returns:
         float64 [exemplars].
     """
-    places = [{c: place for place, c in enumerate(layer.channels)} for layer, _ in layers_and_statistics(plan.spec)]
     strongest, weakest = (_by_channel(known.take(known.contest == contest)) for contest in (TOP, BOTTOM))
     nothing = np.empty(0, np.float32)
-    result = np.empty(len(exemplars.row))
+    below = np.empty(len(exemplars.row))
+    images = np.empty(len(exemplars.row), np.int64)
+    for series, (layer, _) in enumerate(layers_and_statistics(plan.spec)):
+        of_series = np.flatnonzero(exemplars.series == series)
+        places = np.searchsorted(layer.channels, exemplars.channel[of_series])
+        images[of_series] = merged.tallies["moments"][series].images[places]
+        below[of_series] = merged.tallies["histogram"][series].count_below(places, exemplars.activation[of_series])
     for i, (series, channel, activation) in enumerate(
-        zip(exemplars.series.tolist(), exemplars.channel.tolist(), exemplars.activation, strict=True)
+        zip(exemplars.series.tolist(), exemplars.channel.tolist(), exemplars.activation.tolist(), strict=True)
     ):
-        place = places[series][channel]
-        images = int(merged.tallies["moments"][series].images[place])
         above, under = strongest.get((series, channel), nothing), weakest.get((series, channel), nothing)
-        if len(above) == images or (len(above) and activation > above[0]):
-            below = images - (len(above) - np.searchsorted(above, activation, side="left"))
+        if len(above) == images[i] or (len(above) and activation > above[0]):
+            below[i] = images[i] - (len(above) - np.searchsorted(above, activation, side="left"))
         elif len(under) and activation <= under[-1]:
-            below = np.searchsorted(under, activation, side="left")
-        else:
-            below = merged.tallies["histogram"][series].count_below(place, activation)
-        result[i] = 100.0 * below / images
-    return result
+            below[i] = np.searchsorted(under, activation, side="left")
+    return 100.0 * below / images
 
 
 def _by_channel(scores: Scores) -> dict[tuple[int, int], np.ndarray]:

@@ -32,6 +32,7 @@ class ImageSpool:
         self._folder = tempfile.TemporaryDirectory(prefix="exemplar_ray-images-")
         self._tables: list[pa.Table] = []
         self._places: dict[tuple[int, int], tuple[int, int]] = {}
+        self._known: dict[tuple[int, int], dict[str, Any]] = {}
 
     def __enter__(self) -> ImageSpool:
         return self
@@ -48,20 +49,25 @@ class ImageSpool:
         path = str(Path(self._folder.name) / f"{len(self._tables)}.arrow")
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, images.schema) as writer:
             writer.write_table(images)
-        for place, row in enumerate(images["row"].to_pylist()):
-            self._places[shard, row] = len(self._tables), place
         self._tables.append(pa.ipc.open_file(pa.memory_map(path)).read_all())
+        for place, image in enumerate(images.drop_columns(["bytes", "hash"]).to_pylist()):
+            self._places[shard, image["row"]] = len(self._tables) - 1, place
+            self._known[shard, image["row"]] = image
+
+    def known(self, shard: int, row: int) -> dict[str, Any]:
+        """Return what is known of one image: its row of `IMAGES_SCHEMA` without bytes and hash."""
+        return self._known[shard, row]
 
     def image(self, shard: int, row: int) -> dict[str, Any]:
-        """Return one image's row of `IMAGES_SCHEMA`."""
+        """Return one image as Hugging Face's features have it: {"bytes", "path"}."""
         table, place = self._places[shard, row]
-        return self._tables[table].slice(place, 1).to_pylist()[0]
+        return {"bytes": self._tables[table]["bytes"][place].as_py(), "path": self._known[shard, row]["path"]}
 
 
 def write_exemplars(
     path: str, plan: Plan, selected: Selected, percentiles: np.ndarray, images: ImageSpool, partial: str | None
 ) -> None:
-    """Write the table, one row group of `ROWS_PER_GROUP` rows after another.
+    """Write the table, in row groups of `ROWS_PER_GROUP` images.
 
     Equal arguments give equal bytes.
 
@@ -73,8 +79,10 @@ def write_exemplars(
     schema = exemplars_schema(plan, partial)
     dictionaries = ["layer", "statistic", "sample", "shard", "class_name"]
     with pq.ParquetWriter(path, schema, compression=_compression(schema), use_dictionary=dictionaries) as writer:
-        for start in range(0, len(selected.ranks), ROWS_PER_GROUP):
-            rows = range(start, min(start + ROWS_PER_GROUP, len(selected.ranks)))
+        # Only the strongest carry their images.
+        step = ROWS_PER_GROUP * len(plan.spec.shown_samples)
+        for start in range(0, len(selected.ranks), step):
+            rows = range(start, min(start + step, len(selected.ranks)))
             writer.write_table(_row_group(schema, plan, selected, percentiles, rows, images))
 
 
@@ -92,11 +100,10 @@ def write_images(path: str, plan: Plan, selected: Selected, images: ImageSpool) 
     with pq.ParquetWriter(path, schema, compression=_compression(schema), use_dictionary=["shard"]) as writer:
         for start in range(0, len(which), ROWS_PER_GROUP):
             group = which[start : start + ROWS_PER_GROUP]
-            found = [images.image(shard, row) for shard, row in group]
             columns = {
                 "shard": [plan.shards[shard].name for shard, _ in group],
                 "row": [row for _, row in group],
-                "image": [{"bytes": image["bytes"], "path": image["path"]} for image in found],
+                "image": [images.image(shard, row) for shard, row in group],
             }
             writer.write_table(pa.table(columns, schema=schema))
 
@@ -177,8 +184,10 @@ def _row_group(
 ) -> pa.Table:
     inside = slice(rows.start, rows.stop)
     scores = selected.scores.take(np.array(rows))
-    series = [layers_and_statistics(plan.spec)[s] for s in scores.series]
-    found = [images.image(int(s), int(r)) for s, r in zip(scores.shard, scores.row, strict=True)]
+    pairs = layers_and_statistics(plan.spec)
+    series = [pairs[s] for s in scores.series.tolist()]
+    keys = list(zip(scores.shard.tolist(), scores.row.tolist(), strict=True))
+    found = [images.known(*key) for key in keys]
     places = selected.places.slice(rows.start, len(rows))
     peaks = list(zip(places["peak_y"].to_pylist(), places["peak_x"].to_pylist(), strict=True))
     units = [_unit(layer, statistic, peak) for (layer, statistic), peak in zip(series, peaks, strict=True)]
@@ -202,8 +211,8 @@ def _row_group(
         "synset_id": [labels.synset_id(image["label"], image["path"]) for image in found],
         "class_name": [labels.class_name(image["label"]) for image in found],
         "image": [
-            {"bytes": image["bytes"], "path": image["path"]} if sample == TOP else None
-            for image, sample in zip(found, selected.samples[inside], strict=True)
+            images.image(*key) if sample == TOP else None
+            for key, sample in zip(keys, selected.samples[inside], strict=True)
         ],
         "percentile": percentiles[inside],
         "peak_y": places["peak_y"],

@@ -1,15 +1,14 @@
 """Which images of a channel are shown: its strongest, its weakest, a random few, some of a percentile.
 
 Random images and those of a percentile are drawn from the `sampled_images` of the data set with the
-lowest priorities. An image's priority is a hash of seed, shard and row, the same for every
-channel, so that a few images serve all of them. The scan keeps these images' activations, so
-drawing needs no second pass and does not depend on how the shards were worked through. Numpy only.
+lowest priorities. An image's priority is a hash of its bytes, the same for every channel, so
+that a few images serve all of them. The scan keeps these images' activations, so drawing needs
+no second pass and depends neither on how images are split into shards nor on their order. Numpy only.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,9 +23,6 @@ DISTINCT = "distinct"
 BOTTOM = "bottom"
 RANDOM = "random"
 _PERCENTILE = re.compile(r"q([1-9]\d?)")
-
-# A band reaches this many percent of the images to either side of its percentile.
-BAND_HALF_WIDTH = 0.5
 
 # Samples are drawn from so many images, and at least so many a wanted exemplar: a band is one
 # percent of them, twice as many as are shown.
@@ -80,18 +76,10 @@ def sample_rate(rows: int, top_k: int) -> float:
     return min(1.0, _SLACK * sampled_images(top_k) / max(rows, 1))
 
 
-def priorities(seed: int, shard: str, rows: np.ndarray) -> np.ndarray:
-    """Return float64 [rows], evenly spread over 0..1: who is drawn first.
-
-    The finaliser of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
-    Generators", 2014) over a hash of seed and shard name, plus the row times its golden gamma.
-    """
-    start = int.from_bytes(hashlib.sha256(f"{seed}\n{shard}".encode()).digest()[:8], "little")
-    z = np.uint64(start) + rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def priority(seed: int, data: bytes) -> float:
+    """Return when an image is drawn, 0..1, the lowest first: BLAKE2b, keyed with the seed, of its bytes."""
+    digest = hashlib.blake2b(data, digest_size=8, key=str(seed).encode()).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
 @dataclass(frozen=True)
@@ -153,7 +141,7 @@ def draw(activations: np.ndarray, samples: Sequence[str], count: int) -> Iterato
     """Draw samples of every channel.
 
     `random` is the first images of all; a percentile's band is the images whose rank (from the weakest,
-    equals by priority) lies within `BAND_HALF_WIDTH` percent of it. What is not finite is never drawn.
+    equals by priority) lies within half a percent of it. What is not finite is never drawn.
 
     Args:
         activations: float32 [images, channels], the first to be drawn first.
@@ -181,6 +169,7 @@ def band(percentile: int, images: int) -> tuple[int, int]:
     >>> band(99, 2000), band(50, 8), band(50, 0)
     ((1970, 1990), (4, 5), (0, 0))
     """
-    first, end = (math.ceil((percentile + side) / 100 * images - 0.5) for side in (-BAND_HALF_WIDTH, BAND_HALF_WIDTH))
+    # In whole numbers: a percentile's half is a two-hundredth of the images.
+    first, end = (-((100 - edge * images) // 200) for edge in (2 * percentile - 1, 2 * percentile + 1))
     first = min(max(first, 0), max(images - 1, 0))
     return first, min(max(end, first + 1), images)

@@ -15,7 +15,7 @@ from exemplar_ray.errors import ShardError
 from exemplar_ray.images import UndecodableImageError, decode_and_crop
 from exemplar_ray.parts import Part, candidates_kept, layers_and_statistics, series_of
 from exemplar_ray.running_topk import RunningTopK
-from exemplar_ray.samples import SampledImages, priorities
+from exemplar_ray.samples import SampledImages, priority
 from exemplar_ray.shards import ImageRow, Shard, ShardReader
 from exemplar_ray.spec import Preprocess, ResolvedSpec
 from exemplar_ray.topk import BOTTOM, NO_LABEL, OF_CLASS, TOP, Scores, concatenate, merge
@@ -65,7 +65,7 @@ def scan_shard(
     weakest = _running(spec, trunk, BOTTOM)
     skipped: list[dict[str, object]] = []
     scored = 0
-    tallying = _Tallying(spec, shard, position, sample_rate)
+    tallying = _Tallying(spec, position, sample_rate)
 
     def score(crops: torch.Tensor, batch: list[ImageRow]) -> None:
         rows = torch.tensor([image.row for image in batch], device=trunk.device)
@@ -80,7 +80,8 @@ def scan_shard(
     crops = torch.zeros((batch_size, size, size, 3), dtype=torch.uint8)
     batch: list[ImageRow] = []
     with ShardReader(shard) as reader:
-        decoded = decode_ahead(reader.images(), spec.preprocess, decode_threads, 2 * batch_size)
+        images = tallying.prioritise(reader.images()) if spec.drawn_samples else reader.images()
+        decoded = decode_ahead(images, spec.preprocess, decode_threads, 2 * batch_size)
         for image, pixels in decoded:
             if isinstance(pixels, UndecodableImageError):
                 skipped.append({"row": image.row, "reason": str(pixels)})
@@ -117,15 +118,24 @@ class _Tallying:
     that samples are drawn from.
     """
 
-    def __init__(self, spec: ResolvedSpec, shard: Shard, position: int, sample_rate: float) -> None:
+    def __init__(self, spec: ResolvedSpec, position: int, sample_rate: float) -> None:
         self._spec = spec
-        self._shard = shard
         self._position = position
         self._sample_rate = sample_rate
         self._part = Part.empty(spec)
         self._waiting: dict[tuple[str, str], list[torch.Tensor]] = {key: [] for key in series_of(spec)}
         self._labels: list[int] = []
         self._rows: list[int] = []
+        self._priorities: dict[int, float] = {}
+
+    def prioritise(self, images: Iterable[ImageRow]) -> Iterator[ImageRow]:
+        """Note the priorities of images on their way to the decoder, while their bytes are there."""
+        for image in images:
+            if image.data is not None:
+                one = priority(self._spec.seed, image.data)
+                if one < self._sample_rate:
+                    self._priorities[image.row] = one
+            yield image
 
     def add(self, pooled: dict[tuple[str, str], torch.Tensor], batch: list[ImageRow]) -> None:
         """Take in a batch's activations, image for image."""
@@ -172,12 +182,11 @@ class _Tallying:
 
     def _to_draw_from(self, blocks: list[np.ndarray], rows: np.ndarray) -> SampledImages:
         """Return the images that a sample may draw, if the run draws any."""
-        priority = priorities(self._spec.seed, self._shard.name, rows)
-        chosen = (priority < self._sample_rate) & bool(self._spec.drawn_samples)
+        chosen = np.array([row in self._priorities for row in rows.tolist()], bool)
         return SampledImages(
-            shard=np.full(chosen.sum(), self._position, np.int32),
+            shard=np.full(int(chosen.sum()), self._position, np.int32),
             row=rows[chosen],
-            priority=priority[chosen],
+            priority=np.array([self._priorities[row] for row in rows[chosen].tolist()], np.float64),
             activations=[block[chosen] for block in blocks],
         )
 

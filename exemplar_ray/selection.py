@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +19,20 @@ from exemplar_ray import samples
 from exemplar_ray.near_duplicates import near_duplicates_of, pick_distinct
 from exemplar_ray.parts import CANDIDATE_MARGIN, Part, candidates_kept, candidates_looked_at, layers_and_statistics
 from exemplar_ray.samples import draw, sampled_images
-from exemplar_ray.spec import ResolvedSpec
-from exemplar_ray.topk import BOTTOM, NO_LABEL, OF_CLASS, TOP, Scores, concatenate, find, number_groups, rank, strength
+from exemplar_ray.spec import Layer, ResolvedSpec
+from exemplar_ray.topk import (
+    BOTTOM,
+    NO_LABEL,
+    OF_CLASS,
+    TOP,
+    Scores,
+    concatenate,
+    find,
+    number_groups,
+    rank,
+    spans,
+    strength,
+)
 
 # Gather's tables, image by image and candidate by candidate.
 IMAGES_SCHEMA = pa.schema(
@@ -76,6 +89,15 @@ class _Picked:
     enough: bool
 
 
+class _Drawn(NamedTuple):
+    """What is drawn by priority: parallel names, ranks and scores, and who stands at the bands' edges."""
+
+    samples: list[str]
+    ranks: np.ndarray
+    scores: Scores
+    at_edges: Scores
+
+
 class Selection:
     """The search for the exemplars among merged candidates."""
 
@@ -99,8 +121,8 @@ class Selection:
         """Return the candidates to recompute next, each once; none when all that matter are known."""
         if len(self.exact.row) and self._spec.distinct:
             self._look_deeper()
-        drawn = [scores for _, _, *both in self._drawn() for scores in both]
-        candidates = concatenate([self._ranked.take(self._looked_at()), *drawn])
+        drawn = self._drawn()
+        candidates = concatenate([self._ranked.take(self._looked_at()), drawn.scores, drawn.at_edges])
         candidates = candidates.take(find(self.exact, candidates) < 0)
         # Of those that stand there several times, the last.
         return candidates.take(np.unique(find(candidates, candidates)))
@@ -133,13 +155,12 @@ class Selection:
         for picked in self._distinct(ranking) if self._spec.distinct else ():
             chosen.append((samples.DISTINCT, picked.among, np.arange(1, len(picked.among) + 1)))
             if not picked.enough:
-                one = self._ranked.take(np.flatnonzero(self._groups == picked.group)[:1])
-                short.append((int(one.series[0]), int(one.channel[0]), len(picked.among)))
-        for sample, _, drawn, _ in self._drawn():
-            chosen.append((sample, find(self.exact, drawn), np.arange(1, len(drawn.row) + 1)))
-        which = np.concatenate([among for _, among, _ in chosen])
-        ranks = np.concatenate([ranks for _, _, ranks in chosen]).astype(np.int32)
-        names = [sample for sample, among, _ in chosen for _ in among]
+                first = np.searchsorted(self._groups, picked.group)
+                short.append((int(self._ranked.series[first]), int(self._ranked.channel[first]), len(picked.among)))
+        drawn = self._drawn()
+        which = np.concatenate([*(among for _, among, _ in chosen), find(self.exact, drawn.scores)])
+        ranks = np.concatenate([*(ranks for _, _, ranks in chosen), drawn.ranks]).astype(np.int32)
+        names = [sample for sample, among, _ in chosen for _ in among] + drawn.samples
         place = np.array([samples.place_in_results(sample) for sample in names])
         duplicate_of = self._duplicates(which, place, ranks)
         scores = self.exact.take(which)
@@ -181,16 +202,15 @@ class Selection:
         strongest = self._ranked.contest[ranking.order] == TOP
         order, groups = ranking.order[strongest], self._groups[ranking.order[strongest]]
         among = self._known(order)
-        starts = np.flatnonzero(np.diff(groups, prepend=-1))
-        for start, end in zip(starts, np.append(starts[1:], len(groups)), strict=True):
-            group = int(groups[start])
-            all_kept = end - start == self._sizes[group]
-            labels, hashes = zip(*(self._image(i) for i in among[start:end]), strict=True)
+        for span in spans(groups):
+            group, count = int(groups[span][0]), len(groups[span])
+            all_kept = count == self._sizes[group]
+            labels, hashes = zip(*(self._image(i) for i in among[span]), strict=True)
             # The weakest of the candidates are a margin, as for the plain ranking.
-            usable = end - start - (0 if all_kept else CANDIDATE_MARGIN)
+            usable = count - (0 if all_kept else CANDIDATE_MARGIN)
             picked = pick_distinct(hashes[:usable], labels[:usable], self._spec.top_k, self._spec.max_per_class)
             enough = len(picked) == self._spec.top_k or (all_kept and not self._parts_may_hold_more(group))
-            yield _Picked(group, among[start:end][picked], enough)
+            yield _Picked(group, among[span][picked], enough)
 
     def _look_deeper(self) -> None:
         """Look at more candidates of the channels that lack distinct ones."""
@@ -210,11 +230,9 @@ class Selection:
         """Return each exemplar's `duplicate_of`."""
         series, channel = self.exact.series[which], self.exact.channel[which]
         order = np.lexsort((ranks, place, channel, series))
-        changes = [np.diff(column[order], prepend=-1) != 0 for column in (series, channel, place)]
         result: list[int | None] = [None] * len(which)
-        starts = np.flatnonzero(np.logical_or.reduce(changes))
-        for start, end in zip(starts, np.append(starts[1:], len(order)), strict=True):
-            group = order[start:end]
+        for span in spans(series[order], channel[order], place[order]):
+            group = order[span]
             near = near_duplicates_of([self._image(which[i])[1] for i in group])
             for i, first in zip(group, near, strict=True):
                 result[i] = None if first is None else int(ranks[group[first]])
@@ -222,25 +240,32 @@ class Selection:
 
     # Samples drawn by priority -----------------------------------------------------------
 
-    def _drawn(self) -> Iterator[tuple[str, int, Scores, Scores]]:
-        """Yield (sample, series, drawn, at the band's edges) for every channel, in drawing order."""
-        if not self._spec.drawn_samples:
-            return
+    def _drawn(self) -> _Drawn:
+        """Draw from what is known now."""
+        drawn, edges = [Scores.empty()], [Scores.empty()]
+        names: list[str] = []
+        ranks = [np.empty(0, np.int64)]
         for series, ((layer, _), activations) in enumerate(zip(self._pairs, self._pool.activations, strict=True)):
-            for one in draw(activations, self._spec.drawn_samples, self._spec.top_k):
-                drawn, edges = (
-                    Scores(
-                        series=np.full(len(images), series, np.int32),
-                        contest=np.full(len(images), TOP, np.int8),
-                        label=np.full(len(images), NO_LABEL, np.int64),
-                        channel=np.full(len(images), layer.channels[one.channel], np.int32),
-                        activation=activations[images, one.channel],
-                        shard=self._pool.shard[images],
-                        row=self._pool.row[images],
-                    )
-                    for images in (one.images, one.at_edges)
-                )
-                yield one.sample, series, drawn, edges
+            of_series = list(draw(activations, self._spec.drawn_samples, self._spec.top_k))
+            names += [one.sample for one in of_series for _ in one.images]
+            ranks += [np.arange(1, len(one.images) + 1) for one in of_series]
+            drawn.append(self._of_pool(series, layer, [(one.channel, one.images) for one in of_series]))
+            edges.append(self._of_pool(series, layer, [(one.channel, one.at_edges) for one in of_series]))
+        return _Drawn(names, np.concatenate(ranks), concatenate(drawn), concatenate(edges))
+
+    def _of_pool(self, series: int, layer: Layer, wanted: list[tuple[int, np.ndarray]]) -> Scores:
+        """Return images of the pool as scores: [(channel's place, indices)] one after another."""
+        images = np.concatenate([np.empty(0, np.int64), *(images for _, images in wanted)])
+        place = np.repeat([channel for channel, _ in wanted], [len(images) for _, images in wanted]).astype(np.int64)
+        return Scores(
+            series=np.full(len(images), series, np.int32),
+            contest=np.full(len(images), TOP, np.int8),
+            label=np.full(len(images), NO_LABEL, np.int64),
+            channel=np.array(layer.channels, np.int32)[place],
+            activation=self._pool.activations[series][images, place],
+            shard=self._pool.shard[images],
+            row=self._pool.row[images],
+        )
 
     def _correct_pool(self, exact: Scores) -> None:
         """Put recomputed activations in the place of the scan's."""

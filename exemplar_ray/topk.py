@@ -128,6 +128,12 @@ def number_groups(scores: Scores) -> np.ndarray:
     return np.cumsum(_differs_from_previous(*groups(scores))) - 1
 
 
+def spans(*columns: np.ndarray) -> list[slice]:
+    """Return where sorted columns stay the same, one slice after another."""
+    starts = np.flatnonzero(_differs_from_previous(*columns)).tolist()
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(columns[0])], strict=False)]
+
+
 def _differs_from_previous(*columns: np.ndarray) -> np.ndarray:
     """True where any of the columns differs from the entry before; true at the start."""
     differs = np.ones(len(columns[0]), dtype=bool)

@@ -16,15 +16,25 @@ pytestmark = [needs_shared, pytest.mark.usefixtures("ray_cluster")]
 RELATIVE = 1e-4
 NETWORKS = {
     "inceptionv1": ["--model", "inceptionv1", "--weights", "random:0", "--layer", "mixed4a"],
-    "bvlc": ["--model", f"{BVLC}:load", "--preprocess", "{mean: [123, 117, 104]}", "--layer", "mixed4a", "classifier"],
+    "bvlc": [
+        "--model",
+        f"{BVLC}:load",
+        "--preprocess",
+        "{mean: [123, 117, 104]}",
+        "--layer",
+        "mixed4a",
+        "mixed5b",
+        "classifier",
+    ],
 }
+NETWORKS["bvlc"] += ["--layer", "mixed4a", "mixed5b", "classifier"]
 ORACLES = {"inceptionv1": "inceptionv1-random-0.npz", "bvlc": "bvlc-googlenet.npz"}
 CHANNELS = {"inceptionv1": 508, "bvlc": 512}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Run each network over the 800 images, once: name -> exemplars without images, and classes."""
+    """Run each network over the 800 images, once: name -> exemplars without images, classes, channels."""
     from exemplar_ray.cli import main
 
     folder = tmp_path_factory.mktemp("exactness")
@@ -35,7 +45,10 @@ def runs(tmp_path_factory):
             assert main(["run", "--data", str(SAMPLE), "--out", str(folder / name), *NETWORKS[name]]) == 0
             file = folder / name / "exemplars.parquet"
             exemplars = pq.read_table(file, columns=[c for c in pq.read_schema(file).names if c != "image"])
-            tables[name] = exemplars, pq.read_table(folder / name / "classes.parquet")
+            tables[name] = [
+                exemplars,
+                *(pq.read_table(folder / name / f"{t}.parquet") for t in ("classes", "channels")),
+            ]
             file.unlink()  # more than a gigabyte of images
         return tables[name]
 
@@ -78,7 +91,7 @@ def test_every_channel_equals_the_loop_run_now_over_40_images(tmp_path, cli, nam
 
 def test_the_strongest_image_of_a_class_logit_is_of_that_class(runs):
     """478 of the 800 classes present, by an independent script over the same images."""
-    exemplars, _ = runs("bvlc")
+    exemplars, _, _ = runs("bvlc")
     logits = exemplars.filter(
         pa.compute.and_(pa.compute.equal(exemplars["layer"], "classifier"), pa.compute.equal(exemplars["rank"], 1))
     )
@@ -89,7 +102,7 @@ def test_the_strongest_image_of_a_class_logit_is_of_that_class(runs):
 
 def test_the_class_with_the_highest_mean_logit_is_the_channels_own(runs):
     """The same 478 by the class table: each class has one image here, so its mean is that image's."""
-    _, classes = runs("bvlc")
+    _, classes, _ = runs("bvlc")
     logits = classes.filter(pa.compute.equal(classes["layer"], "classifier")).to_pandas()
     assert len(logits) == 1000 * 800
     assert (logits["images"] == 1).all()
@@ -99,3 +112,10 @@ def test_the_class_with_the_highest_mean_logit_is_the_channels_own(runs):
     right = int((top_1["channel"] == top_1["label"]).sum())
     print(f"classes whose highest mean logit is their own: {own} of 800; top-1: {right} of 800")
     assert abs(own - 478) <= 3
+
+
+def test_selectivity_rises_with_depth(runs):
+    _, _, channels = runs("bvlc")
+    mean = channels.to_pandas().groupby("layer")["selectivity"].mean()
+    print(f"mean selectivity: mixed4a {mean['mixed4a']:.3f}, mixed5b {mean['mixed5b']:.3f}")
+    assert mean["mixed4a"] + 0.05 < mean["mixed5b"]

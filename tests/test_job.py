@@ -112,6 +112,9 @@ def test_the_table_has_the_columns_of_the_contract_and_opens_in_datasets(finishe
         ("map_width", pa.int32()),
         ("view_box", pa.list_(pa.float32(), 4)),
         ("field_box", pa.list_(pa.float32(), 4)),
+        ("sample", pa.string()),
+        ("duplicate_of", pa.int32()),
+        ("unit_box", pa.list_(pa.float32(), 4)),
     ]
     stamp = json.loads(schema.metadata[b"exemplar_ray"])
     assert stamp["fingerprint"] == json.loads((out / "run.json").read_text())["fingerprint"]

@@ -46,8 +46,10 @@ def test_only_row_groups_that_can_hold_the_rows_are_read(finished, monkeypatch):
     table = pq.read_table(finished / "exemplars.parquet")
     grouped = finished.parent / "grouped.parquet"
     pq.write_table(table, grouped, row_group_size=6)
-    read = open_run(str(finished))._groups_with(pq.ParquetFile(grouped), {"layer": "mixed", "channel": 7})
-    assert read == [(24 + 7 * 3) // 6]
+    run = open_run(str(finished))
+    assert run._groups_with(pq.ParquetFile(grouped), {"layer": ["mixed"], "channel": [7]}) == [(24 + 7 * 3) // 6]
+    both = run._groups_with(pq.ParquetFile(grouped), {"layer": ["mixed"], "channel": [7, 0]})
+    assert both == [24 // 6, (24 + 7 * 3) // 6]
 
 
 def test_exemplars_have_their_pictures(finished):

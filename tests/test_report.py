@@ -25,7 +25,8 @@ def head_of(run):
     folder = RunFolder(str(run))
     plan = folder.read_plan()
     layer = plan.spec.layers[0]
-    return [text for text, _ in figure._head(plan, folder.read_json(SUMMARY), layer.name, "mean", layer.channels[:10])]
+    summary = folder.read_json(SUMMARY)
+    return [text for text, _ in figure._head(plan, summary, layer.name, "mean", "top", layer.channels[:10])]
 
 
 def test_there_is_a_page_for_every_10_channels(run, cli):

@@ -7,6 +7,7 @@ import fsspec
 import numpy as np
 import pytest
 from test_spec import resolved
+from test_topk import make_scores
 
 from exemplar_ray import parts
 from exemplar_ray.errors import UsageError
@@ -14,7 +15,6 @@ from exemplar_ray.labels import ClassLabels
 from exemplar_ray.run_folder import Plan, RunFolder
 from exemplar_ray.shards import Shard
 from exemplar_ray.spec import Layer
-from exemplar_ray.topk import Scores
 
 
 def make_plan(**changes):
@@ -25,11 +25,9 @@ def make_plan(**changes):
 
 def a_part(seed=0):
     """The files of a part."""
-    n = 4
     spec = make_plan().spec
-    zeros = np.zeros(n, np.int32)
-    scores = Scores(zeros, np.array([0, 0, 1, 1], np.int32), np.arange(n, dtype=np.float32) + seed, zeros, np.arange(n))
-    return parts.to_files(parts.Part(scores, parts.Part.empty(spec).tallies), spec)
+    scores = make_scores([0, 0, 1, 1], np.arange(4) + seed, 0, np.arange(4))
+    return parts.to_files(replace(parts.Part.empty(spec), scores=scores), spec)
 
 
 def a_record(plan, position):

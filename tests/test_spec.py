@@ -26,6 +26,11 @@ def resolved(**changes):
         "layers": (Layer("mixed4a", 508, (14, 14), tuple(range(508))),),
         "statistics": ("mean",),
         "top_k": 10,
+        "samples": ("top",),
+        "distinct": False,
+        "max_per_class": None,
+        "class_top_k": 0,
+        "seed": 0,
         "preprocess": Preprocess(mean=(117, 117, 117)),
     }
     return ResolvedSpec(**{**values, **changes})
@@ -126,6 +131,11 @@ def test_the_fingerprint_follows_what_decides_the_numbers_and_nothing_else():
         {"layers": (Layer("mixed4b", 508, (14, 14), tuple(range(508))),)},
         {"layers": (Layer("mixed4a", 508, (14, 14), (0,)),)},
         {"statistics": ("max",)},
+        {"samples": ("top", "bottom")},
+        {"distinct": True},
+        {"max_per_class": 2},
+        {"class_top_k": 3},
+        {"seed": 1},
         {"top_k": 11},
         {"preprocess": Preprocess(mean=(117, 117, 118))},
     ]

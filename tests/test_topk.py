@@ -10,8 +10,9 @@ from test_spec import resolved
 from exemplar_ray import merge as folding
 from exemplar_ray.parts import CANDIDATE_MARGIN, Part
 from exemplar_ray.running_topk import RunningTopK, pack, unpack
+from exemplar_ray.samples import SampledImages
 from exemplar_ray.spec import Layer
-from exemplar_ray.topk import Scores, concatenate, merge, rank
+from exemplar_ray.topk import BOTTOM, NO_LABEL, OF_CLASS, TOP, Scores, concatenate, find, merge, rank
 
 # Few distinct values, so that ties are the rule; the awkward ones among them.
 activations = st.one_of(
@@ -33,67 +34,94 @@ def data_sets(draw):
     ]
 
 
-def sorted_everything(shards, keep):
+def make_scores(channel, activation, shard, row, series=0, contest=TOP, label=NO_LABEL):
+    """Scores from arrays or single values."""
+    n = len(activation)
+    types = Scores.empty()
+    columns = Scores(series, contest, label, channel, activation, shard, row)
+    return Scores(*(np.broadcast_to(c, n).astype(t.dtype) for c, t in zip(columns, types, strict=True)))
+
+
+def sorted_everything(shards, keep, sign=1):
     """The definition: sort all finite activations; -0 is 0. Plain Python, none of the package."""
     result = []
     for channel in range(shards[0].shape[1]):
         everything = [
-            (-(float(values[row, channel]) + 0.0), shard, row)
+            (-sign * float(values[row, channel]) + 0.0, shard, row)
             for shard, values in enumerate(shards)
             for row in range(len(values))
             if np.isfinite(values[row, channel])
         ]
-        result += [(channel, -a, shard, row) for a, shard, row in sorted(everything)[:keep]]
+        result += [(channel, -sign * a + 0.0, shard, row) for a, shard, row in sorted(everything)[:keep]]
     return result
 
 
-def scan(values, shard, keep, batch):
-    """Do what the scan does with one shard's activations."""
+def scan(values, shard, keep, batch, sign=1):
+    """Do what the scan does with one shard's activations, for the strongest or (sign -1) the weakest."""
     running = RunningTopK(values.shape[1], keep, torch.device("cpu"))
     for start in range(0, len(values), batch):
         piece = torch.from_numpy(values[start : start + batch])
-        running.update(piece, torch.arange(start, start + len(piece)))
+        running.update(sign * piece, torch.arange(start, start + len(piece)))
     channel, activation, row, not_finite = (t.numpy() for t in running.result())
-    n = len(row)
-    scores = Scores(
-        np.zeros(n, np.int32), channel.astype(np.int32), activation, np.full(n, shard, np.int32), row.astype(np.int64)
-    )
-    return scores, not_finite
+    return make_scores(channel, sign * activation, shard, row, contest=TOP if sign > 0 else BOTTOM), not_finite
 
 
 def as_tuples(scores):
     return [
-        (int(c), float(a), int(s), int(r))
+        (int(c), float(a) + 0.0, int(s), int(r))
         for c, a, s, r in zip(scores.channel, scores.activation, scores.shard, scores.row, strict=True)
     ]
 
 
 @settings(max_examples=300, deadline=None)
-@given(data=st.data(), shards=data_sets(), keep=st.integers(1, 6), batch=st.integers(1, 5))
-def test_any_split_order_grouping_and_repetition_gives_what_sorting_gives(data, shards, keep, batch):
-    parts = []
+@given(
+    data=st.data(),
+    shards=data_sets(),
+    keep=st.integers(1, 6),
+    batch=st.integers(1, 5),
+    contest=st.sampled_from([TOP, BOTTOM]),
+)
+def test_any_split_order_grouping_and_repetition_gives_what_sorting_gives(data, shards, keep, batch, contest):
+    parts, sign, kept = [], 1 if contest == TOP else -1, {contest: keep}
     for position, values in enumerate(shards):
-        part, not_finite = scan(values, position, keep, batch)
+        part, not_finite = scan(values, position, keep, batch, sign)
         assert not_finite.tolist() == (~np.isfinite(values)).sum(axis=0).tolist()
         parts.append(part)
     parts += data.draw(st.lists(st.sampled_from(parts), max_size=3), label="merged twice")
     pool = data.draw(st.permutations(parts), label="order")
     while len(pool) > 1:
         group = data.draw(st.integers(2, len(pool)), label="group")
-        pool = [merge(pool[:group], keep), *pool[group:]]
+        pool = [merge(pool[:group], kept), *pool[group:]]
         pool = data.draw(st.permutations(pool), label="order")
-    expected = sorted_everything(shards, keep)
-    assert as_tuples(merge(pool, keep)) == expected
+    assert as_tuples(merge(pool, kept)) == sorted_everything(shards, keep, sign)
+
+
+def test_contests_and_classes_are_ranked_apart_and_what_is_not_kept_is_dropped():
+    activation = np.array([1, 2, 3, 4], np.float32)
+    contests = [make_scores(0, activation, 0, np.arange(4), contest=contest) for contest in (TOP, BOTTOM)]
+    of_class = make_scores(0, activation, 0, np.arange(4), contest=OF_CLASS, label=[7, 8, 7, 8])
+    merged = merge([*contests, of_class], {TOP: 2, BOTTOM: 1, OF_CLASS: 1})
+    found = list(zip(merged.contest.tolist(), merged.label.tolist(), merged.activation.tolist(), strict=True))
+    assert found == [(TOP, NO_LABEL, 4), (TOP, NO_LABEL, 3), (BOTTOM, NO_LABEL, 1), (OF_CLASS, 7, 3), (OF_CLASS, 8, 4)]
+    assert set(merge([*contests, of_class], {TOP: 9}).contest.tolist()) == {TOP}
+
+
+def test_scores_are_found_by_channel_and_image_whatever_they_compete_for():
+    among = make_scores([0, 1, 1], np.zeros(3), [0, 0, 2], [5, 5, 5])
+    wanted = make_scores([1, 1, 0, 0], np.ones(4), [2, 1, 0, 0], [5, 5, 5, 4], contest=BOTTOM)
+    assert find(among, wanted).tolist() == [2, -1, 0, -1]
+    assert find(Scores.empty(), wanted).tolist() == [-1] * 4
+    assert find(among, Scores.empty()).tolist() == []
 
 
 def test_the_fold_is_the_same_however_many_parts_it_takes_at_once(monkeypatch):
     random = np.random.default_rng(0)
     parts = [scan(random.integers(0, 4, (20, 5)).astype(np.float32), p, 4, 7)[0] for p in range(50)]
     spec = resolved(layers=(Layer("mixed4a", 5, (14, 14), tuple(range(5))),), top_k=4 - CANDIDATE_MARGIN)
-    at_once = merge(parts, 4)
-    in_parts = [(p, Part(scores, Part.empty(spec).tallies)) for p, scores in enumerate(parts)]
-    for size in (1, 2, 7, 49, 50, 51):
-        monkeypatch.setattr(folding, "PARTS_PER_FOLD", size)
+    at_once = merge(parts, {TOP: 4})
+    in_parts = [(p, Part(scores, Part.empty(spec).tallies, SampledImages.empty([5]))) for p, scores in enumerate(parts)]
+    for size in (1, 40, 120, 999, 1000, 1001):
+        monkeypatch.setattr(folding, "_CANDIDATES_PER_FOLD", size)
         assert as_tuples(folding.fold([*in_parts, *in_parts[:9]], spec).scores) == as_tuples(at_once)
 
 
@@ -117,13 +145,7 @@ def test_packed_keys_order_as_activations_and_rows_do_and_unpack(values, rows):
 
 
 def test_ranks_count_from_one_within_each_series_and_channel():
-    scores = Scores(
-        series=np.array([1, 0, 0, 0], np.int32),
-        channel=np.array([0, 5, 5, 4], np.int32),
-        activation=np.array([1, 2, 3, 9], np.float32),
-        shard=np.zeros(4, np.int32),
-        row=np.arange(4),
-    )
+    scores = make_scores([0, 5, 5, 4], np.array([1, 2, 3, 9]), 0, np.arange(4), series=[1, 0, 0, 0])
     order, ranks = rank(scores)
     ranked = scores.take(order)
     assert list(zip(ranked.series, ranked.channel, ranks, strict=True)) == [(0, 4, 1), (0, 5, 1), (0, 5, 2), (1, 0, 1)]
@@ -131,12 +153,11 @@ def test_ranks_count_from_one_within_each_series_and_channel():
 
 
 def test_nothing_merges_to_nothing():
-    assert len(merge([], 3).row) == 0
-    assert len(merge([Scores.empty(), concatenate([])], 3).row) == 0
+    assert len(merge([], {TOP: 3}).row) == 0
+    assert len(merge([Scores.empty(), concatenate([])], {TOP: 3}).row) == 0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_not_finite_activations_are_never_ranked(bad):
-    one = np.zeros(1, np.int32)
     with pytest.raises(ValueError, match="finite"):
-        rank(Scores(one, one, np.array([bad], np.float32), one, one.astype(np.int64)))
+        rank(make_scores(0, np.array([bad]), 0, 0))

@@ -72,30 +72,47 @@ class Histogram:
 
     def quantile(self, q: float) -> np.ndarray:
         """Return each channel's smallest activation that a share `q` of its images does not exceed."""
-        starts = np.searchsorted(self.channel, np.arange(self.channels + 1))
+        up_to = np.cumsum(self.count)
+        starts, ends = self._bounds(np.arange(self.channels))
+        before, images = self._counted(up_to, starts), self._counted(up_to, ends) - self._counted(up_to, starts)
+        wanted = before + np.maximum(1, np.ceil(q * images - 1e-9)).astype(np.int64)
         result = np.full(self.channels, np.nan, np.float32)
-        for place in range(self.channels):
-            inside = slice(starts[place], starts[place + 1])
-            below = np.cumsum(self.count[inside])
-            if len(below):
-                wanted = max(1, int(np.ceil(q * below[-1] - 1e-9)))
-                result[place] = middle_of(self.bin[inside][np.searchsorted(below, wanted)])
+        some = images > 0
+        result[some] = middle_of(self.bin[np.searchsorted(up_to, wanted[some])])
         return result
 
-    def count_below(self, channel: int, activation: float) -> float:
+    def count_below(self, channels: np.ndarray, activations: np.ndarray) -> np.ndarray:
         """Return how many images of a channel lie below an activation, those of its bin evenly spread over the bin.
 
         None of the bin of 0 lies below 0.
+
+        Args:
+            channels: int [n], by place.
+            activations: float32 [n], finite.
+
+        Returns:
+            float64 [n].
         """
-        [bin_] = bin_of(np.array([activation], np.float32))
-        start, end = np.searchsorted(self.channel, [channel, channel + 1])
-        end = start + np.searchsorted(self.bin[start:end], bin_)
-        below = float(self.count[start:end].sum())
-        if end < len(self.bin) and self.bin[end] == bin_ and self.channel[end] == channel and bin_ != 0:
-            magnitude = int(np.float32(abs(activation)).view(np.int32)) & ((1 << _DROPPED_BITS) - 1)
-            share = magnitude / (1 << _DROPPED_BITS)
-            below += float(self.count[end]) * (share if activation > 0 else 1 - share)
+        activations = np.asarray(activations, np.float32)
+        bins = bin_of(activations)
+        keys = _keys(self.channel, self.bin)
+        at = np.searchsorted(keys, _keys(channels, bins))
+        up_to = np.cumsum(self.count)
+        below = (self._counted(up_to, at) - self._counted(up_to, self._bounds(channels)[0])).astype(np.float64)
+        inside = np.flatnonzero((at < len(keys)) & (bins != 0))
+        inside = inside[keys[at[inside]] == _keys(channels, bins)[inside]]
+        fraction = (np.abs(activations[inside]).view(np.int32) & ((1 << _DROPPED_BITS) - 1)) / (1 << _DROPPED_BITS)
+        below[inside] += self.count[at[inside]] * np.where(activations[inside] > 0, fraction, 1 - fraction)
         return below
+
+    def _bounds(self, channels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where channels start and end in the arrays."""
+        return np.searchsorted(self.channel, channels), np.searchsorted(self.channel, channels, side="right")
+
+    @staticmethod
+    def _counted(up_to: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Return the images before places in the arrays, given the cumulated counts."""
+        return np.concatenate([[0], up_to])[places]
 
     def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.channel, self.bin, self.count
@@ -117,12 +134,16 @@ def middle_of(bins: np.ndarray) -> np.ndarray:
     return np.where(magnitude == 0, 0, np.sign(bins) * bits.view(np.float32)).astype(np.float32)
 
 
+def _keys(channel: np.ndarray, bins: np.ndarray) -> np.ndarray:
+    """Pack channel and bin into one int64 that sorts by both."""
+    return channel.astype(np.int64) * (1 << 32) + (bins.astype(np.int64) + (1 << 31))
+
+
 def _sum(
     channels: int, channel: np.ndarray, bins: np.ndarray, count: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Add up the counts of equal (channel, bin), sorted."""
-    keys = channel.astype(np.int64) * (1 << 32) + (bins.astype(np.int64) + (1 << 31))
-    keys, which = np.unique(keys, return_inverse=True)
+    keys, which = np.unique(_keys(channel, bins), return_inverse=True)
     total = np.zeros(len(keys), np.int64)
     np.add.at(total, which.reshape(-1), count)
     return (keys >> 32).astype(np.int32), ((keys & 0xFFFFFFFF) - (1 << 31)).astype(np.int32), total
