@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.pre_relu import SUFFIX, ReluInputs, split_name
 from exemplar_ray.receptive_field import UntraceableError, receptive_fields
+from exemplar_ray.response_norm import BandedResponseNorm
 from exemplar_ray.spec import Layer, Preprocess, ReceptiveField, parse_channels
 
 STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -32,6 +33,10 @@ class Trunk:
     """The part of a network that the wanted layers need, and its pooled activations.
 
     The forward pass is the network's own and ends as soon as every wanted layer has run.
+
+    Args:
+        plain: run it just as torch does by default, as the reference that the faster form is compared
+            with: that one has channels last in memory and normalises responses with `response_norm`.
     """
 
     def __init__(
@@ -41,9 +46,12 @@ class Trunk:
         statistics: Sequence[str],
         preprocess: Preprocess,
         device: torch.device,
+        plain: bool = False,
     ) -> None:
         self.device = device
-        self._module = module.to(device).eval()
+        self._plain = plain
+        self._layout = torch.contiguous_format if plain else torch.channels_last
+        self._module = module.to(device, memory_format=self._layout).eval()
         self._layers = {layer.name: layer for layer in layers}
         self._statistics = statistics
         self._preprocess = preprocess
@@ -93,12 +101,14 @@ class Trunk:
             if len(wanted.channels) < wanted.channel_count:
                 index = torch.tensor(wanted.channels, device=output.device)
                 output = output.index_select(1, index)
-            take(name, output)
+            # A channel's sum is then the same, to the last bit, whatever other channels are wanted.
+            take(name, output.contiguous())
             waiting.remove(name)
             return not waiting
 
-        with _hooked(self._module, list(self._layers), seen), torch.inference_mode(), reference_precision():
-            _run(self._module, to_input(crops.to(self.device), self._preprocess))
+        norm = nullcontext() if self._plain else BandedResponseNorm()
+        with _hooked(self._module, list(self._layers), seen), torch.inference_mode(), reference_precision(), norm:
+            _run(self._module, to_input(crops.to(self.device), self._preprocess).contiguous(memory_format=self._layout))
 
 
 def to_input(crops: Tensor, preprocess: Preprocess) -> Tensor:

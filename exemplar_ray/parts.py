@@ -23,8 +23,8 @@ from exemplar_ray.topk import BOTTOM, OF_CLASS, TOP, Scores
 # the scan's rounding put in the wrong order still come out right.
 CANDIDATE_MARGIN = 2
 
-# A scan keeps this many times K candidates where near-duplicates may be skipped, at least so many.
-_DISTINCT_DEPTH = 10
+# A scan keeps this many times K more candidates where near-duplicates may be skipped, at least so many.
+_DISTINCT_DEPTH = 5
 _LEAST_DISTINCT_DEPTH = 50
 
 # How the names of a part's files end, after the shard's number and a dot.
@@ -151,16 +151,17 @@ def _with_channel_names(table: pa.Table, layer: Layer, statistic: str) -> pa.Tab
 
 
 def _to_parquet(table: pa.Table) -> bytes:
-    # Long lists of floats compress better with the bytes of equal weight side by side.
-    floats = [f"{field.name}.list.element" for field in table.schema if field.type == pa.list_(pa.float32())]
+    # Long lists of measurements compress better with the bytes of equal weight side by side.
+    measured = (pa.list_(pa.float32()), pa.list_(pa.int16()))
+    split = [f"{field.name}.list.element" for field in table.schema if field.type in measured]
     others = [f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in table.schema]
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,
         sink,
         compression="zstd",
-        use_dictionary=[column for column in others if column not in floats],
-        column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
+        use_dictionary=[column for column in others if column not in split],
+        column_encoding=dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
     )
     return sink.getvalue().to_pybytes()
 

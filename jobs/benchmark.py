@@ -2,9 +2,10 @@
 
     python jobs/benchmark.py --data ../shared/data/imagenet-sample --repeats 3
 
-Prints images/s of each (median, minimum, maximum) and the ratios, repetition by repetition. All compute every channel of InceptionV1's mixed4a; the weights are random, which does
-not change the speed. A job's figure includes everything from start to result: starting Ray,
-building the network in each worker, scanning, gathering, writing.
+Prints images/s of each (median, minimum, maximum) and the ratios, repetition by repetition. All
+compute every channel of InceptionV1's mixed4a; the weights are random, which does not change the
+speed. A job's figure includes everything from start to result: starting Ray, building the network
+in each worker, scanning, gathering, writing.
 """
 
 import argparse

@@ -7,6 +7,7 @@ from conftest import TINY_NETWORK
 from exemplar_ray.activations import STATISTICS, Trunk, check_statistics, describe_layers, to_input
 from exemplar_ray.errors import UsageError
 from exemplar_ray.models import load_network
+from exemplar_ray.response_norm import BandedResponseNorm, local_response_norm
 from exemplar_ray.spec import Preprocess
 
 TINY = Preprocess(mean=(117, 117, 117), resize=36, crop=32)
@@ -31,7 +32,7 @@ def test_the_trunks_activations_are_those_of_the_whole_network(network):
         network.get_submodule(layer.name).register_forward_hook(lambda m, i, o, n=layer.name: outputs.update({n: o}))
     with torch.inference_mode():
         logits = network(crops.permute(0, 3, 1, 2).contiguous().float() - 117)
-    pooled = Trunk(network, layers, ("max", "mean"), TINY, CPU)(crops)
+    pooled = Trunk(network, layers, ("max", "mean"), TINY, CPU, plain=True)(crops)
     assert set(pooled) == {(layer.name, statistic) for layer in layers for statistic in ("max", "mean")}
     for name in ("conv1", "mixed"):
         assert torch.equal(pooled[name, "mean"], outputs[name].mean(dim=(2, 3)))
@@ -107,3 +108,31 @@ def test_input_on_0_to_1_is_torchvisions_to_tensor_and_normalize():
     pipeline = transforms.Compose([transforms.ToTensor(), transforms.Normalize(preprocess.mean, preprocess.std)])
     expected = torch.stack([pipeline(crop.numpy()) for crop in crops])
     assert torch.equal(to_input(crops, preprocess), expected)
+
+
+@pytest.mark.parametrize("size", [2, 5, 9, 11])
+@pytest.mark.parametrize("beta", [0.5, 0.75, 0.6])
+def test_banded_response_normalisation_is_torchs(size, beta):
+    x = torch.randn(3, 16, 7, 5, generator=torch.Generator().manual_seed(size)) * 30
+    expected = torch.nn.functional.local_response_norm(x, size, alpha=1e-2, beta=beta, k=2.0)
+    torch.testing.assert_close(local_response_norm(x, size, 1e-2, beta, 2.0), expected, rtol=2e-6, atol=1e-7)
+    with BandedResponseNorm():
+        replaced = torch.nn.LocalResponseNorm(size, alpha=1e-2, beta=beta, k=2.0)(x)
+        assert torch.equal(torch.relu(x), x.clamp(min=0))
+    torch.testing.assert_close(replaced, expected, rtol=2e-6, atol=1e-7)
+    assert torch.equal(torch.nn.functional.local_response_norm(x, size, alpha=1e-2, beta=beta, k=2.0), expected)
+
+
+@pytest.mark.parametrize("model", ["inceptionv1", "inceptionv1-tf", "torchvision:googlenet", "torchvision:alexnet"])
+def test_the_faster_trunk_gives_what_the_plain_one_gives(model):
+    network = load_network(model, "random:1")
+    preprocess = network.architecture.preprocess
+    name = {"inceptionv1": "mixed4a", "inceptionv1-tf": "mixed4a", "torchvision:googlenet": "inception4a"}.get(model)
+    layers = describe_layers(network.module, [name or "features.8"], "all", preprocess)
+    crops = torch.randint(0, 256, (2, 224, 224, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    results = []
+    for plain in (True, False):
+        module = load_network(model, "random:1").module
+        results.append(Trunk(module, layers, ["mean", "max"], preprocess, torch.device("cpu"), plain)(crops))
+    for key, expected in results[0].items():
+        torch.testing.assert_close(results[1][key], expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))

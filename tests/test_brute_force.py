@@ -18,7 +18,7 @@ from test_exactness import NETWORKS
 from exemplar_ray import open_run
 from exemplar_ray.samples import band, priority
 from exemplar_ray.shards import imagenet_schema
-from exemplar_ray.tallies.classes import RELATIVE_ERROR as CLASS_ERROR
+from exemplar_ray.tallies.classes import ERROR as CLASS_ERROR
 from exemplar_ray.tallies.histogram import QUANTILES
 from exemplar_ray.tallies.histogram import RELATIVE_ERROR as QUANTILE_ERROR
 

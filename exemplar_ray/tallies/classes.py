@@ -1,7 +1,7 @@
 """Which classes excite a channel: count, mean and maximum of each class, from the same pass.
 
-A part stores means and maxima to `SIGNIFICANT_BITS` bits, since a shard of ImageNet has a
-thousand classes: they are off by at most 1 / 2**12 of their value. Counts are whole.
+A part stores means and maxima as whole multiples of a step, at most `STEPS` of them, since a shard
+of ImageNet has a thousand classes: they are off by at most `ERROR` times the largest of the channel's classes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from exemplar_ray.topk import NO_LABEL
 
-SIGNIFICANT_BITS = 12
-RELATIVE_ERROR = 2.0**-SIGNIFICANT_BITS
+STEPS = 1 << 12
+ERROR = 1 / STEPS
 
 
 @dataclass
@@ -78,23 +78,28 @@ class Classes:
         """Return labels, counts, means and maxima as lists, a row a channel."""
         classes, channels = self.images.shape
         offsets = np.arange(channels + 1, dtype=np.int32) * classes
-        columns = {
-            "labels": np.tile(self.labels, channels),
-            "images": self.images.T.reshape(-1),
-            "mean": rounded(self.mean.T.reshape(-1)),
-            "maximum": rounded(self.maximum.T.reshape(-1)),
-        }
-        return pa.table({name: pa.ListArray.from_arrays(offsets, pa.array(v)) for name, v in columns.items()})
+        known = self.images > 0
+        mean, mean_step = _to_steps(np.where(known, self.mean, 0))
+        maximum, maximum_step = _to_steps(np.where(known, self.maximum, 0))
+        lists = {"labels": np.repeat(self.labels[:, None], channels, axis=1), "images": self.images}
+        lists |= {"mean": mean, "maximum": maximum}
+        columns = {name: pa.ListArray.from_arrays(offsets, pa.array(v.T.reshape(-1))) for name, v in lists.items()}
+        return pa.table({**columns, "mean_step": mean_step, "maximum_step": maximum_step})
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Self:
         """Read back what `to_table` returned, to its precision."""
-        channels = len(table)
-        flat = {name: table[name].combine_chunks().flatten().to_numpy() for name in table.column_names}
-        images, mean, maximum = (flat[name].reshape(channels, -1).T.copy() for name in ("images", "mean", "maximum"))
-        labels = flat["labels"][: len(images)].copy()
-        total = np.where(images > 0, mean.astype(np.float64), 0) * images
-        return cls(labels, images, total, maximum)
+
+        def by_class(name: str) -> np.ndarray:
+            return table[name].combine_chunks().flatten().to_numpy().reshape(len(table), -1).T
+
+        images = by_class("images").copy()
+        mean = by_class("mean") * table["mean_step"].to_numpy()
+        # Rounding must not turn the largest numbers into infinity.
+        limit = float(np.finfo(np.float32).max)
+        maximum = np.clip(by_class("maximum") * table["maximum_step"].to_numpy(), -limit, limit)
+        maximum = np.where(images > 0, maximum, -np.inf)
+        return cls(by_class("labels")[:, 0].copy(), images, mean * images, maximum.astype(np.float32))
 
     def columns(self) -> dict[str, np.ndarray]:
         """Return `selectivity` and `class_entropy`, of the channel's class means.
@@ -123,13 +128,14 @@ class Classes:
         return {"selectivity": selectivity, "class_entropy": entropy}
 
 
-def rounded(values: np.ndarray) -> np.ndarray:
-    """Round to `SIGNIFICANT_BITS` significant bits, as float32; ties away from 0. What is not finite stays."""
-    values = np.asarray(values, np.float32)
-    dropped = 24 - SIGNIFICANT_BITS
-    bits = values.view(np.int32)
-    shortened = ((bits + (1 << (dropped - 1))) >> dropped) << dropped
-    # Rounding must not turn the largest numbers into infinity.
-    with np.errstate(over="ignore"):
-        result = shortened.view(np.float32)
-    return np.where(np.isfinite(values) & np.isfinite(result), result, values)
+def _to_steps(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Round finite float [classes, channels] to multiples of a step, a power of two, for each channel.
+
+    Returns:
+        int16 [classes, channels], how many steps, at most `STEPS`; float64 [channels], the steps.
+    """
+    largest = np.abs(values).max(axis=0, initial=0.0)
+    step = np.ldexp(ERROR, np.frexp(largest)[1])
+    # What rounds up to a power of two is as large as that: rounding again must change nothing.
+    step = np.where(np.rint(largest / step) >= STEPS, 2 * step, step)
+    return np.rint(values / step).astype(np.int16), step
