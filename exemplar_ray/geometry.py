@@ -6,6 +6,7 @@ Boxes are (x0, y0, x1, y1), x to the right, y downwards; x1 and y1 are where the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 from exemplar_ray.spec import Axis, Preprocess, ReceptiveField
 
@@ -29,6 +30,7 @@ class Framing:
     crop: int
 
     @classmethod
+    @lru_cache(maxsize=1 << 16)
     def of(cls, width: int, height: int, preprocess: Preprocess) -> Framing:
         """Frame an image of `width` x `height` pixels."""
         short, long = min(width, height), max(width, height)
@@ -43,12 +45,13 @@ class Framing:
         x0, y0, x1, y1 = box
         return (self.left + x0) * x, (self.top + y0) * y, (self.left + x1) * x, (self.top + y1) * y
 
-    @property
+    @cached_property
     def view_box(self) -> Box:
         """What the network saw, in pixels of the original image."""
         return self.to_original((0, 0, self.crop, self.crop))
 
 
+@lru_cache(maxsize=1 << 16)
 def unit_box(field: ReceptiveField, unit_y: int, unit_x: int, size: int) -> tuple[int, int, int, int]:
     """Return the receptive field of one unit, clipped to the network's input.
 

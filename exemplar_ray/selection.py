@@ -122,7 +122,9 @@ class Selection:
         if len(self.exact.row) and self._spec.distinct:
             self._look_deeper()
         drawn = self._drawn()
-        candidates = concatenate([self._ranked.take(self._looked_at()), drawn.scores, drawn.at_edges])
+        # Whom recomputing could move over a band's edge is known after the first round.
+        edges = Scores.empty() if len(self.exact.row) else drawn.at_edges
+        candidates = concatenate([self._ranked.take(self._looked_at()), drawn.scores, edges])
         candidates = candidates.take(find(self.exact, candidates) < 0)
         # Of those that stand there several times, the last.
         return candidates.take(np.unique(find(candidates, candidates)))

@@ -67,9 +67,11 @@ def rank(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
     if not np.isfinite(scores.activation).all():
         raise ValueError("only finite activations can be ranked")
     # -0 and +0 compare equal, so the two are one activation, whatever the sign bit.
-    order = np.lexsort(
-        (scores.row, scores.shard, -strength(scores), scores.label, scores.channel, scores.contest, scores.series)
-    )
+    # Several columns packed into one key each: sorting takes as long as there are keys.
+    contest = scores.series.astype(np.int64) * (OF_CLASS + 1) + scores.contest
+    channel = (contest << 32) + scores.channel
+    image = (scores.shard.astype(np.int64) << 32) + scores.row
+    order = np.lexsort((image, -strength(scores), scores.label, channel))
     ordered = scores.take(order)
     first_of_image = _differs_from_previous(*groups(ordered), ordered.shard, ordered.row)
     order, ordered = order[first_of_image], ordered.take(first_of_image)

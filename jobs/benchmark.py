@@ -12,6 +12,7 @@ import argparse
 import heapq
 import io
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -70,6 +71,8 @@ def job(data: list[str], flags: list[str]) -> tuple[float, float]:
     folder = tempfile.mkdtemp(prefix="exemplar_ray-benchmark-")
     command = [sys.executable, "-m", "exemplar_ray", "run", "--out", folder, "--weights", "random:0", "--data", *data]
     command += flags
+    # What was written before must not be written back on this one's time.
+    os.sync()
     try:
         started = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
