@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 SUFFIX = "_pre_relu"
 
 _aten = torch.ops.aten
-_RELUS = (_aten.relu, _aten.relu_)
-# ReLU6 is a hardtanh from 0 to 6; Lucent's ReLU with its own gradient is a clamp from 0.
+_RELUS = (_aten.relu, _aten.relu_, _aten.relu6, _aten.relu6_)
+# The module ReLU6 is a hardtanh from 0 to 6; Lucent's ReLU with its own gradient is a clamp from 0.
 _CLAMPS = (_aten.clamp, _aten.clamp_, _aten.clamp_min, _aten.clamp_min_, _aten.hardtanh, _aten.hardtanh_)
 _SAME_VALUES = (_aten.alias, _aten.detach)
 

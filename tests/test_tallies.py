@@ -141,6 +141,9 @@ def test_selectivity_is_0_without_preference_and_1_for_a_single_class():
     tally = tallied(Classes, np.stack([same, single, half, negative, dead], axis=1).astype(np.float32), labels)
     selectivity = tally.columns()["selectivity"]
     np.testing.assert_allclose(selectivity, [0, 1, (2 - 1) / (2 + 1), np.nan, np.nan])
+    shares = np.array([1, 2, 1, 1]) / 5
+    entropy = tally.columns()["class_entropy"]
+    np.testing.assert_allclose(entropy, [2, 0, -(shares * np.log2(shares)).sum(), np.nan, np.nan])
     assert np.isnan(tallied(Classes, np.ones((3, 2), np.float32), np.zeros(3, np.int64)).columns()["selectivity"]).all()
 
 
@@ -158,6 +161,31 @@ def test_quantiles_are_within_the_stated_error(split):
                 continue
             exact = float(np.quantile(finite, q, method="inverted_cdf"))
             assert abs(float(quantiles[channel]) - exact) <= RELATIVE_ERROR * abs(exact) + 1.2e-38
+
+
+@settings(max_examples=200, deadline=None)
+@given(splits(), activations.filter(np.isfinite))
+def test_images_below_are_counted_but_for_those_in_the_same_bin(split, activation):
+    values, _ = split
+    activation = np.float32(activation)
+    channels = np.arange(values.shape[1])
+    found = tallied(Histogram, values).count_below(channels, np.full(len(channels), activation))
+    for channel, column in enumerate(values.T):
+        finite = column[np.isfinite(column)]
+        below = bin_of(finite) < bin_of(activation[None])
+        same = bin_of(finite) == bin_of(activation[None])
+        assert below.sum() <= found[channel] <= below.sum() + same.sum()
+        if bin_of(activation[None]) == 0:
+            assert found[channel] == below.sum()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_images_of_one_bin_are_taken_to_be_evenly_spread(sign):
+    values = sign * np.linspace(1.001, 1.03, 1000, dtype=np.float32)[:, None]  # a bin is 1 to 1.03125
+    assert len(set(bin_of(values[:, 0]).tolist())) == 1
+    for activation in np.float32(sign) * np.array([1.005, 1.01, 1.02], np.float32):
+        [found] = tallied(Histogram, values).count_below(np.zeros(1, np.int64), activation[None])
+        assert abs(found - (values < activation).sum()) < 40
 
 
 @settings(max_examples=500, deadline=None)
