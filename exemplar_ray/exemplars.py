@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +83,16 @@ def write_exemplars(
     with pq.ParquetWriter(path, schema, compression=_compression(schema), use_dictionary=dictionaries) as writer:
         # Only the strongest carry their images.
         step = ROWS_PER_GROUP * len(plan.spec.shown_samples)
-        for start in range(0, len(selected.ranks), step):
-            rows = range(start, min(start + step, len(selected.ranks)))
-            writer.write_table(_row_group(schema, plan, selected, percentiles, rows, images))
+        pieces = [range(s, min(s + step, len(selected.ranks))) for s in range(0, len(selected.ranks), step)]
+        # One row group is put together while the one before is written.
+        with ThreadPoolExecutor(1) as pool:
+            waiting: deque[Future[pa.Table]] = deque()
+            for rows in pieces:
+                waiting.append(pool.submit(_row_group, schema, plan, selected, percentiles, rows, images))
+                if len(waiting) > 1:
+                    writer.write_table(waiting.popleft().result())
+            for group in waiting:
+                writer.write_table(group.result())
 
 
 def write_images(path: str, plan: Plan, selected: Selected, images: ImageSpool) -> None:

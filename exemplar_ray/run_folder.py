@@ -38,7 +38,7 @@ from exemplar_ray import parts
 from exemplar_ray.errors import UsageError
 from exemplar_ray.labels import ClassLabels
 from exemplar_ray.shards import Shard
-from exemplar_ray.spec import ResolvedSpec, fingerprint
+from exemplar_ray.spec import FORMAT_VERSION, ResolvedSpec, fingerprint
 
 PLAN = "run.json"
 EXEMPLARS = "exemplars.parquet"
@@ -164,8 +164,11 @@ class RunFolder:
         values = self.read_json(PLAN)
         if values is None:
             raise UsageError(f"'{self.uri}' is no run folder: it has no readable {PLAN}")
-        if not {"identity", "spec", "shards"} <= values.keys():
-            raise UsageError(f"'{self.uri}/{PLAN}' was written by another version of exemplar_ray")
+        if not {"identity", "spec", "shards"} <= values.keys() or values["identity"].get("format") != FORMAT_VERSION:
+            raise UsageError(
+                f"'{self.uri}/{PLAN}' was written by another version of exemplar_ray, whose numbers this one does not "
+                "continue; read it with that version, or choose another --out"
+            )
         return values
 
     def _refuse_foreign_files(self) -> None:

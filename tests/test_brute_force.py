@@ -30,7 +30,8 @@ IMAGES = 800 if ALL else 40
 CUTS = (0, 7, 150, 151, 420, 800) if ALL else (0, 7, 8, 40)
 CLASSES = 40 if ALL else 12
 TOP_K = 5 if ALL else 2
-# Float32 rounding, as a share of the largest activation of the channel: convolutions over batches of other sizes.
+# Float32 rounding, as a share of the largest number that any statistic of the channel takes, before the ReLU or
+# after it: what is left of large numbers that cancel is as rough as they are.
 ROUNDING = 2e-5
 
 
@@ -69,8 +70,12 @@ class Truth:
 
     def pairs(self):
         """Yield ((layer, statistic), float64 [images, channels], rounding [channels])."""
+        largest = {}
+        for (layer, _), values in self.truth.items():
+            base = layer.removesuffix("_pre_relu")
+            largest[base] = np.maximum(largest.get(base, 0), np.abs(values).max(axis=0))
         for key, values in self.truth.items():
-            yield key, values, ROUNDING * np.abs(values).max(axis=0)
+            yield key, values, ROUNDING * largest[key[0].removesuffix("_pre_relu")]
 
     def number_of(self, shards, rows):
         """Images' numbers, from their shards' names and rows."""

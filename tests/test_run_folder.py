@@ -30,6 +30,18 @@ def a_part(seed=0):
     return parts.to_files(replace(parts.Part.empty(spec), scores=scores), spec)
 
 
+def test_a_folder_of_another_format_is_refused_by_whoever_reads_it(tmp_path):
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.adopt(make_plan())
+    values = folder.read_json("run.json")
+    values["identity"]["format"] -= 1
+    del values["spec"]["samples"]
+    folder.write_json("run.json", values)
+    for read in (folder.read_plan, lambda: folder.adopt(make_plan())):
+        with pytest.raises(UsageError, match="written by another version"):
+            read()
+
+
 def a_record(plan, position):
     return {
         "fingerprint": plan.fingerprint,
