@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from exemplar_ray.parts import Part, channel_names, layers_and_statistics, series_of
 from exemplar_ray.run_folder import Plan
-from exemplar_ray.topk import BOTTOM, OF_CLASS, TOP, Scores, rank
+from exemplar_ray.topk import BOTTOM, OF_CLASS, TOP, Scores, rank, spans
 
 
 def channels_table(plan: Plan, merged: Part) -> pa.Table:
@@ -103,8 +103,5 @@ def percentiles(plan: Plan, merged: Part, known: Scores, exemplars: Scores) -> n
 def _by_channel(scores: Scores) -> dict[tuple[int, int], np.ndarray]:
     """Return {(series, channel): activations, ascending}."""
     order = np.lexsort((scores.activation, scores.channel, scores.series))
-    if not len(order):
-        return {}
-    keys = np.stack([scores.series[order], scores.channel[order]], axis=1)
-    pieces = np.split(order, np.flatnonzero((keys[1:] != keys[:-1]).any(axis=1)) + 1)
-    return {(int(scores.series[p[0]]), int(scores.channel[p[0]])): scores.activation[p] for p in pieces}
+    series, channel, activation = scores.series[order], scores.channel[order], scores.activation[order]
+    return {(int(series[one][0]), int(channel[one][0])): activation[one] for one in spans(series, channel)}
