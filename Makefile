@@ -20,6 +20,7 @@ $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-compile --requirement requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null  # every worker of every run imports all of it
 	touch $@
 
 demo: setup ## the main job on the embedded data set, and its pictures, in demo/

@@ -35,6 +35,7 @@ class Trunk:
     The forward pass is the network's own and ends as soon as every wanted layer has run.
 
     Args:
+        precision: what it computes in, `spec.PRECISIONS`; activations are pooled in float32 in any case.
         plain: run it just as torch does by default, as the reference that the faster form is compared
             with: that one has channels last in memory and normalises responses with `response_norm`.
     """
@@ -46,12 +47,14 @@ class Trunk:
         statistics: Sequence[str],
         preprocess: Preprocess,
         device: torch.device,
+        precision: str = "float32",
         plain: bool = False,
     ) -> None:
         self.device = device
         self._plain = plain
         self._layout = torch.contiguous_format if plain else torch.channels_last
-        self._module = module.to(device, memory_format=self._layout).eval()
+        self._type = getattr(torch, precision)
+        self._module = module.to(device, self._type, memory_format=self._layout).eval()
         self._layers = {layer.name: layer for layer in layers}
         self._statistics = statistics
         self._preprocess = preprocess
@@ -89,8 +92,8 @@ class Trunk:
 
     def _pool(self, layer: str, output: Tensor, pooled: dict[tuple[str, str], Tensor]) -> None:
         for statistic in self._statistics:
-            values = STATISTICS[statistic](output) if output.dim() == 4 else output
-            pooled[layer, statistic] = values.float()
+            output = output.float()
+            pooled[layer, statistic] = STATISTICS[statistic](output) if output.dim() == 4 else output
 
     def _forward(self, crops: Tensor, take: Callable[[str, Tensor], None]) -> None:
         """Run the network until each layer's wanted channels have been taken."""
@@ -108,7 +111,8 @@ class Trunk:
 
         norm = nullcontext() if self._plain else BandedResponseNorm()
         with _hooked(self._module, list(self._layers), seen), torch.inference_mode(), reference_precision(), norm:
-            _run(self._module, to_input(crops.to(self.device), self._preprocess).contiguous(memory_format=self._layout))
+            pixels = to_input(crops.to(self.device), self._preprocess).to(self._type)
+            _run(self._module, pixels.contiguous(memory_format=self._layout))
 
 
 def to_input(crops: Tensor, preprocess: Preprocess) -> Tensor:

@@ -10,13 +10,18 @@ from exemplar_ray.run_folder import Plan
 from exemplar_ray.topk import BOTTOM, OF_CLASS, TOP, Scores, rank, spans
 
 
-def channels_table(plan: Plan, merged: Part) -> pa.Table:
-    """Return a row a channel, sorted by layer, statistic, channel: the columns of all tallies."""
+def channels_table(plan: Plan, merged: Part, certainty: list[dict[str, np.ndarray]]) -> pa.Table:
+    """Return a row a channel, sorted by layer, statistic, channel: the columns of all tallies, and of `certainty`.
+
+    Args:
+        certainty: see `selection.Selected`.
+    """
     tables = []
     for number, (layer, statistic) in enumerate(layers_and_statistics(plan.spec)):
         columns = channel_names(layer, statistic)
         for tallies in merged.tallies.values():
             columns.update({name: pa.array(values) for name, values in tallies[number].columns().items()})
+        columns.update({name: pa.array(values) for name, values in certainty[number].items()})
         tables.append(pa.table(columns))
     return pa.concat_tables(tables)
 
@@ -68,10 +73,9 @@ def class_exemplars_table(plan: Plan, merged: Part) -> pa.Table:
 def percentiles(plan: Plan, merged: Part, known: Scores, exemplars: Scores) -> np.ndarray:
     """Return the share of scored images, 0..100, whose activation is below an exemplar's.
 
-    Exact for an exemplar above the weakest of its channel's strongest candidates, or below the
-    strongest of its weakest: all images beyond it are then known. For others it comes from the
-    histogram, in whose bins images are taken to be evenly spread: off by at most the share of the images in one bin,
-    and exact again for a dead channel, whose exemplars are at 0.
+    Exact for an exemplar among its channel's known strongest or weakest: all images beyond it are then known.
+    For others it comes from the histogram, in whose bins images are taken to be evenly spread: off by at most
+    the share of the images in one bin, and exact again for a dead channel, whose exemplars are at 0.
 
     Args:
         known: the run's strongest and weakest candidates, recomputed.
@@ -93,7 +97,7 @@ def percentiles(plan: Plan, merged: Part, known: Scores, exemplars: Scores) -> n
         zip(exemplars.series.tolist(), exemplars.channel.tolist(), exemplars.activation.tolist(), strict=True)
     ):
         above, under = strongest.get((series, channel), nothing), weakest.get((series, channel), nothing)
-        if len(above) == images[i] or (len(above) and activation > above[0]):
+        if len(above) == images[i] or (len(above) and activation >= above[0]):
             below[i] = images[i] - (len(above) - np.searchsorted(above, activation, side="left"))
         elif len(under) and activation <= under[-1]:
             below[i] = np.searchsorted(under, activation, side="left")

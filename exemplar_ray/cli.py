@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("merge", _merge, "merge and gather what is there, without scanning")
     sub.add_argument("run", metavar="RUN", help="a run folder")
     sub.add_argument("--allow-partial", action="store_true", help="even if shards are missing; the result says so")
-    _add_keys(sub, {key: _RUN_KEYS[key] for key in ("address", "retries")})
+    _add_keys(sub, {key: _RUN_KEYS[key] for key in ("address", "retries", "settle")})
 
     sub = command("report", _report, "pictures: a page for every 10 channels, rows are channels, columns ranks")
     sub.add_argument("run", metavar="RUN", help="a run folder with a result")
@@ -130,9 +130,14 @@ _RUN_KEYS: dict[str, tuple[Any, str, str]] = {
         "over the model's own, such as '{resize: 256, mean: [123, 117, 104]}'",
     ),
     "class_labels": (str, "FILE", 'names of the classes: {"0": ["n01440764", "tench"], ...}'),
+    "precision": (str, "TYPE", "of the scan: float32 (default), bfloat16, float16; exemplars are exact all the same"),
+    "decode": (str, "HOW", "in the scan: reference (default), or fast: off by a level of 255 at most"),
+    "margin": (int, "N", "candidates a channel that the scan keeps beyond K (default: 20, or 2 K if more)"),
+    "settle": (bool, "", "scan once more for channels that screening leaves in doubt (default: yes)"),
     "max_skipped": (int, "N", "undecodable images a shard may have before it fails (default: 0)"),
     "address": (str, "ADDRESS", "the Ray cluster (default: RAY_ADDRESS, or a Ray of its own on this machine)"),
     "batch_size": (int, "N", "images a forward pass (default: 32)"),
+    "compile": (str, "WHEN", "the network, for CPUs: auto (default: from 5,000 images), always, never"),
     "cpus_per_task": (int, "N", "default: 1 without a GPU, the GPU's share of the CPUs with one"),
     "gpus_per_task": (float, "N", "default: 1 where the cluster has GPUs, else 0"),
     "retries": (int, "N", "attempts after a lost worker or a time-out (default: 3)"),
@@ -143,7 +148,7 @@ def _add_keys(parser: argparse.ArgumentParser, keys: dict[str, tuple[Any, str, s
     for key, (kind, metavar, text) in keys.items():
         flag = "--" + key.replace("_", "-")
         if kind is bool:
-            parser.add_argument(flag, help=text, default=argparse.SUPPRESS, action="store_true")
+            parser.add_argument(flag, help=text, default=argparse.SUPPRESS, action=argparse.BooleanOptionalAction)
             continue
         several = {"nargs": "+"} if kind is list else {"type": kind}
         parser.add_argument(flag, metavar=metavar, help=text, default=argparse.SUPPRESS, **several)
@@ -165,6 +170,8 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
             raise UsageError(f"{key} is a text, not {settings[key]!r}")
     if not isinstance(settings["data"], list) or not all(isinstance(uri, str) for uri in settings["data"]):
         raise UsageError(f"data is one URI or several, not {settings['data']!r}")
+    if not isinstance(settings.get("settle", True), bool):
+        raise UsageError(f"settle is true or false, not {settings['settle']!r}")
     skipped = settings.get("max_skipped", 0)
     if not isinstance(skipped, int) or skipped < 0:
         raise UsageError(f"max_skipped is a whole number from 0, not {skipped!r}")
@@ -205,6 +212,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         console,
         class_labels=settings.get("class_labels"),
         max_skipped=settings.get("max_skipped", 0),
+        settle=settings.get("settle", True),
     )
     return _finish(outcome, settings["out"], "exemplar-ray " + shlex.join(sys.argv[1:]), console)
 
@@ -213,7 +221,9 @@ def _merge(options: argparse.Namespace, console: Console) -> int:
     from exemplar_ray import job
     from exemplar_ray.cluster import Resources
 
-    outcome = job.merge(options.run, _pick(Resources, vars(options)), console, options.allow_partial)
+    outcome = job.merge(
+        options.run, _pick(Resources, vars(options)), console, options.allow_partial, getattr(options, "settle", True)
+    )
     return _finish(outcome, options.run, "the run command", console)
 
 

@@ -6,6 +6,7 @@ The only module that imports ray. Torch is imported in the tasks, not on the dri
 from __future__ import annotations
 
 import heapq
+import importlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +27,13 @@ Key = TypeVar("Key")
 # the driver's memory does not grow with the number of shards.
 _MOST_IN_FLIGHT = 1000
 _LONGEST_WAIT_SECONDS = 60.0
+_MOST_PREPARED = 64
 _MOST_CPUS_A_GPU_TASK = 8
+
+_COMPILE = ("auto", "always", "never")
+# Compiling takes half a minute, once a machine. By the data set's size alone, so that a rerun computes as
+# the first run did.
+_IMAGES_WORTH_COMPILING = 5000
 
 # OSErrors that trying again does not mend.
 _PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
@@ -42,6 +49,7 @@ class Resources:
 
     address: str | None = None
     batch_size: int = 32
+    compile: str = "auto"
     cpus_per_task: int | None = None
     gpus_per_task: float | None = None
     retries: int = 3
@@ -51,6 +59,8 @@ class Resources:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise UsageError(f"{name} is a whole number from 1, not {value!r}")
+        if self.compile not in _COMPILE:
+            raise UsageError(f"compile is one of {', '.join(_COMPILE)}, not {self.compile!r}")
         if not isinstance(self.retries, int) or self.retries < 0:
             raise UsageError(f"retries is a whole number from 0, not {self.retries!r}")
         gpus = self.gpus_per_task
@@ -84,6 +94,7 @@ class Cluster:
                     # "local" starts a Ray of our own; without it ray.init would join whatever
                     # cluster it finds on this machine.
                     address=self._address or "local",
+                    num_cpus=None if self._address else len(os.sched_getaffinity(0)),
                     include_dashboard=None if self._address else False,
                     log_to_driver=False,
                     logging_level="ERROR",
@@ -138,6 +149,9 @@ class Cluster:
         Raises:
             UsageError: see `resolve.resolve`.
         """
+        # The other workers get ready meanwhile; if one cannot, the scan will say so.
+        for _ in range(min(self.slots - 1, _MOST_PREPARED)):
+            _prepare.options(num_cpus=self.cpus_per_task).remote()
         [outcome] = self._run([("model", lambda: _resolve.options(num_cpus=1).remote(spec))])
         if outcome.error:
             raise RuntimeError(f"the model cannot be built: {outcome.error}\n{outcome.details}")
@@ -151,14 +165,21 @@ class Cluster:
         fingerprint: str,
         max_skipped: int,
         sample_rate: float,
+        images: int,
     ) -> Iterator[Outcome[int]]:
-        """Scan shards, a task each; yield completion records, keyed by position, as they come."""
+        """Scan shards, a task each; yield completion records, keyed by position, as they come.
+
+        Args:
+            images: of the whole data set.
+        """
+        few = self._wanted.compile == "auto" and images < _IMAGES_WORTH_COMPILING
         settings = {
             "run_folder": run_folder,
             "fingerprint": fingerprint,
             "batch_size": self._wanted.batch_size,
             "threads": self.cpus_per_task,
             "use_gpu": self.gpus_per_task > 0,
+            "compile": "never" if few else self._wanted.compile,
             "max_skipped": max_skipped,
             "sample_rate": sample_rate,
         }
@@ -244,6 +265,11 @@ def _resolve(spec: RunSpec) -> ResolvedSpec:
     from exemplar_ray.resolve import resolve
 
     return resolve(spec)
+
+
+@ray.remote(max_retries=0, max_calls=0)
+def _prepare() -> None:
+    importlib.import_module("exemplar_ray.worker")
 
 
 @ray.remote(max_retries=0, max_calls=0)

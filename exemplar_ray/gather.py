@@ -36,6 +36,9 @@ REFERENCE_THREADS = 1
 # A row that named another image would be far beyond both.
 _TOLERANCE = 1e-3
 _TOLERANCE_OF_LARGEST = 1e-5
+# Half precision is off by up to a 256th at every step on the way.
+_TOLERANCE_OF_SCREENING = 0.25
+_TOLERANCE_OF_LARGEST_OF_SCREENING = 0.1
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def gather_shard(trunk: Trunk, spec: ResolvedSpec, shard: Shard, candidates: Sco
     table["width"], table["height"] = zip(*map(size_of, table["bytes"]), strict=True)
     # + 0 turns -0 into +0: one activation, one way to write it.
     result = candidates._replace(activation=exact + np.float32(0))
-    _refuse_mix_up(shard, series_of(spec), candidates, result)
+    _refuse_mix_up(shard, spec, candidates, result)
     return GatheredShard(pa.table(table, schema=IMAGES_SCHEMA), result, places.table())
 
 
@@ -138,11 +141,15 @@ class _Places:
         return pa.table(columns, schema=PLACES_SCHEMA)
 
 
-def _refuse_mix_up(shard: Shard, series: list[tuple[str, str]], scanned: Scores, exact: Scores) -> None:
+def _refuse_mix_up(shard: Shard, spec: ResolvedSpec, scanned: Scores, exact: Scores) -> None:
     """Compare the scan's activations with the recomputed ones."""
+    series = series_of(spec)
+    share, share_of_largest = _TOLERANCE, _TOLERANCE_OF_LARGEST
+    if spec.screened:
+        share, share_of_largest = _TOLERANCE_OF_SCREENING, _TOLERANCE_OF_LARGEST_OF_SCREENING
     largest = np.zeros(len(series), dtype=np.float32)
     np.maximum.at(largest, exact.series, np.abs(exact.activation))
-    allowed = _TOLERANCE * np.abs(exact.activation) + _TOLERANCE_OF_LARGEST * largest[exact.series]
+    allowed = share * np.abs(exact.activation) + share_of_largest * largest[exact.series]
     # not (a <= b) rather than a > b: NaN must count as a mix-up.
     wrong = np.flatnonzero(~(np.abs(scanned.activation - exact.activation) <= allowed))
     if len(wrong):

@@ -7,7 +7,7 @@ import json
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -23,7 +23,7 @@ from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars import ImageSpool, write_exemplars, write_images
 from exemplar_ray.labels import ClassLabels, read_class_labels
 from exemplar_ray.merge import fold
-from exemplar_ray.parts import series_of
+from exemplar_ray.parts import layers_and_statistics, series_of
 from exemplar_ray.progress import ProgressDisplay, say
 from exemplar_ray.run_folder import (
     CHANNELS,
@@ -31,6 +31,7 @@ from exemplar_ray.run_folder import (
     CLASSES,
     EXEMPLARS,
     IMAGES,
+    SETTLING,
     SUMMARY,
     Plan,
     RunFolder,
@@ -62,10 +63,14 @@ def run(
     console: Console,
     class_labels: str | None = None,
     max_skipped: int = 0,
+    settle: bool = True,
 ) -> JobOutcome:
     """Run or rerun a job: scan the shards that have no part, then merge and gather.
 
     Where shards fail there is no answer yet: the parts stay, and running again goes on.
+
+    Args:
+        settle: scan once more, exactly, for the channels whose top K screening leaves in doubt.
 
     Raises:
         UsageError: something that was asked for cannot be done; nothing was computed.
@@ -78,20 +83,22 @@ def run(
         plan = Plan(cluster.resolve(spec), shards, ClassLabels(names, table), _versions())
         folder.adopt(plan)
         state = folder.state(plan)
-        if not state.unfinished and _is_answered(folder, plan):
+        if not state.unfinished and _is_answered(folder, plan, settle):
             say(console, "nothing to do: every shard is scanned and the exemplars are written")
             return JobOutcome(plan, True, {})
         _announce(plan, state, cluster, console)
         scan_started = time.monotonic()
-        images, failed = _scan(cluster, folder, plan, state, max_skipped, console)
+        images, failed = _scan(cluster, folder, plan, state.unfinished, max_skipped, console)
         if failed:
             return JobOutcome(plan, False, failed)
         seconds = time.monotonic() - scan_started
         cost = {"images_scanned": images, "scan_seconds": seconds, "images_per_second": images / seconds}
-        return _answer(cluster, folder, plan, folder.state(plan), console, started, cost)
+        return _answer(cluster, folder, plan, folder.state(plan), console, started, cost, settle)
 
 
-def merge(out: str, resources: Resources, console: Console, allow_partial: bool = False) -> JobOutcome:
+def merge(
+    out: str, resources: Resources, console: Console, allow_partial: bool = False, settle: bool = True
+) -> JobOutcome:
     """Merge and gather what a run folder has, without scanning.
 
     Raises:
@@ -110,7 +117,7 @@ def merge(out: str, resources: Resources, console: Console, allow_partial: bool 
     if not state.completed:
         raise UsageError(f"no shard of '{out}' is scanned yet, so there is nothing to merge; run it first")
     with Cluster(resources) as cluster:
-        return _answer(cluster, folder, plan, state, console, started, {})
+        return _answer(cluster, folder, plan, state, console, started, {}, settle)
 
 
 def _versions() -> dict[str, str]:
@@ -127,6 +134,8 @@ def _versions() -> dict[str, str]:
 def _announce(plan: Plan, state: State, cluster: Cluster, console: Console) -> None:
     spec = plan.spec
     say(console, f"{spec.model_title}, {spec.weights_title}{'' if spec.trained else ' — UNTRAINED'}")
+    if spec.screened:
+        say(console, f"screening: {spec.precision}, decoding {spec.decode}; exemplars are recomputed exactly")
     for layer in spec.layers:
         size = f", maps {layer.map_size[0]}x{layer.map_size[1]}" if layer.map_size else ""
         chosen = f"{len(layer.channels)} of " if len(layer.channels) < layer.channel_count else ""
@@ -137,15 +146,23 @@ def _announce(plan: Plan, state: State, cluster: Cluster, console: Console) -> N
 
 
 def _scan(
-    cluster: Cluster, folder: RunFolder, plan: Plan, state: State, max_skipped: int, console: Console
+    cluster: Cluster,
+    folder: RunFolder,
+    plan: Plan,
+    positions: Sequence[int],
+    max_skipped: int,
+    console: Console,
+    title: str = "scan",
 ) -> tuple[int, dict[str, str]]:
-    """Scan what is unfinished; return how many images that were, and {shard: reason} of failures."""
+    """Scan some shards; return how many images that were, and {shard: reason} of failures."""
     images = 0
+    not_compiled: set[str] = set()
     failed: dict[str, str] = {}
-    todo = [(position, plan.shards[position]) for position in state.unfinished]
-    rate = sample_rate(sum(shard.rows or 0 for shard in plan.shards), plan.spec.top_k)
-    with ProgressDisplay(console, "scan", len(todo)) as display:
-        for outcome in cluster.scan(plan.spec, todo, folder.uri, plan.fingerprint, max_skipped, rate):
+    todo = [(position, plan.shards[position]) for position in positions]
+    rows = sum(shard.rows or 0 for shard in plan.shards)
+    rate = sample_rate(rows, plan.spec.top_k)
+    with ProgressDisplay(console, title, len(todo)) as display:
+        for outcome in cluster.scan(plan.spec, todo, folder.uri, plan.fingerprint, max_skipped, rate, rows):
             shard = plan.shards[outcome.key]
             reason = outcome.error
             if reason is None and not folder.has_part(outcome.key):
@@ -158,12 +175,16 @@ def _scan(
                 notes = f"{record['skipped']} skipped" if record["skipped"] else ""
                 display.finished(shard.name, record["scored"], notes)
                 images += record["scored"]
+                if "not_compiled" in record:
+                    not_compiled.add(record["not_compiled"])
                 continue
             failed[shard.name] = reason
             when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             record = {"shard": shard.to_json(), "reason": reason, "details": outcome.details}
             folder.fail(outcome.key, {**record, "attempts": outcome.attempts, "finished": when})
             display.failed(shard.name, reason)
+    for reason in sorted(not_compiled):
+        say(console, f"the network was not compiled, which takes longer: {reason}")
     return images, failed
 
 
@@ -175,6 +196,7 @@ def _answer(
     console: Console,
     started: float,
     cost: dict[str, float],
+    settle: bool,
 ) -> JobOutcome:
     """Merge the parts, gather the candidates, write exemplars and summary.
 
@@ -183,9 +205,13 @@ def _answer(
         cost: the images that this invocation scanned, and the seconds that took; {} for none.
     """
     merged = fold(((p, folder.read_part(p, record, plan)) for p, record in state.completed.items()), plan.spec)
-    selection = Selection(plan.spec, merged)
+    selection = Selection(plan.spec, merged, sum(record["scored"] for record in state.completed.values()))
     with ImageSpool() as images:
         failed = _gather(cluster, plan, selection, images, console)
+        settled_anew = selection.unsettled() if settle and plan.spec.screened and not failed else []
+        if settled_anew:
+            failed = _settle(cluster, folder, plan, state, selection, settled_anew, console)
+            failed = failed or _gather(cluster, plan, selection, images, console)
         if failed:
             return JobOutcome(plan, False, failed)
         selected = selection.result()
@@ -198,17 +224,62 @@ def _answer(
         if len(plan.spec.shown_samples) > 1:
             with folder.writing(IMAGES) as path:
                 write_images(path, plan, selected, images)
-    tables = {CHANNELS: channels_table(plan, merged), CLASSES: classes_table(plan, merged)}
+    tables = {CHANNELS: channels_table(plan, merged, selected.certainty), CLASSES: classes_table(plan, merged)}
     if plan.spec.class_top_k:
         tables[CLASS_EXEMPLARS] = class_exemplars_table(plan, merged)
     for name, table in tables.items():
         with folder.writing(name) as path:
             pq.write_table(table, path, compression="zstd")
     summary = _summary(plan, state, selected, gathered, partial)
+    summary["settled_anew"] = len(settled_anew) if settle else None
     summary["this_invocation"] = {**cost, "seconds": time.monotonic() - started}
     folder.write_json(SUMMARY, summary)
     _report_cost(folder, summary, console)
     return JobOutcome(plan, partial is None, {})
+
+
+def _settle(
+    cluster: Cluster,
+    folder: RunFolder,
+    plan: Plan,
+    state: State,
+    selection: Selection,
+    channels: list[tuple[int, int]],
+    console: Console,
+) -> dict[str, str]:
+    """Scan once more, exactly, for channels that screening left in doubt; return failures.
+
+    That scan is a run of its own inside the run folder, so it too goes on where it was interrupted.
+    """
+    pairs = layers_and_statistics(plan.spec)
+    wanted: dict[str, set[int]] = {}
+    for series, channel in channels:
+        wanted.setdefault(pairs[series][0].name, set()).add(channel)
+    layers = [replace(la, channels=tuple(sorted(wanted[la.name]))) for la in plan.spec.layers if la.name in wanted]
+    exact = Plan(plan.spec.unscreened(layers), plan.shards, plan.class_labels, plan.versions)
+    inner = RunFolder(f"{folder.uri.rstrip('/')}/{SETTLING}-{exact.fingerprint[:12]}")
+    inner.adopt(exact)
+    say(console, f"{len(channels)} channels are in doubt: scanning once more, only for them, in full precision")
+    todo = [p for p in inner.state(exact).unfinished if p in state.completed]
+    most_skipped = max(record["skipped"] for record in state.completed.values())
+    _, failed = _scan(cluster, inner, exact, todo, most_skipped, console, SETTLING)
+    if failed:
+        return failed
+    completed = {p: record for p, record in inner.state(exact).completed.items() if p in state.completed}
+    merged = fold(((p, inner.read_part(p, record, exact)) for p, record in completed.items()), exact.spec)
+    series_of_plan = {(layer.name, statistic): series for series, (layer, statistic) in enumerate(pairs)}
+    which = np.array([series_of_plan[key] for key in series_of(exact.spec)], np.int32)
+    found = merged.scores._replace(series=which[merged.scores.series])
+    doubtful = set(channels)
+    here = [pair in doubtful for pair in zip(found.series.tolist(), found.channel.tolist(), strict=True)]
+    finite = [
+        merged.tallies["moments"][of_exact].images[np.searchsorted(layer.channels, channel)]
+        for series, channel in channels
+        for of_exact, (layer, _) in enumerate(layers_and_statistics(exact.spec))
+        if which[of_exact] == series
+    ]
+    selection.replace(channels, found.take(np.array(here, bool)), finite)
+    return {}
 
 
 def _gather(cluster: Cluster, plan: Plan, selection: Selection, images: ImageSpool, console: Console) -> dict[str, str]:
@@ -273,6 +344,8 @@ def _summary(plan: Plan, state: State, selected: Selected, gathered: int, partia
         "channels": {layer.name: len(layer.channels) for layer in plan.spec.layers},
         "exemplars": len(selected.ranks),
         "images_gathered": gathered,
+        "precision": plan.spec.precision,
+        "decode": plan.spec.decode,
         "largest_error": selected.largest_error,
         "unsettled": [
             {"layer": series[s][0], "statistic": series[s][1], "channel": channel, "sample": sample}
@@ -293,7 +366,7 @@ def _report_cost(folder: RunFolder, summary: dict[str, Any], console: Console) -
     if summary["not_finite"]:
         say(console, f"NaN or infinite activations on {len(summary['not_finite'])} channels: see {SUMMARY}")
     if summary["unsettled"]:
-        say(console, f"NOT SETTLED: rounding may have changed the top K of {len(summary['unsettled'])} channels")
+        say(console, f"NOT SETTLED: {len(summary['unsettled'])} channels, where the scan's error may hide an exemplar")
     if summary["short_of_distinct"]:
         channels = len(summary["short_of_distinct"])
         say(console, f"{channels} channels have fewer distinct exemplars than asked for: see {SUMMARY}")
@@ -307,9 +380,10 @@ def _report_cost(folder: RunFolder, summary: dict[str, Any], console: Console) -
     say(console, f"result: {folder.uri.rstrip('/')}/{EXEMPLARS}")
 
 
-def _is_answered(folder: RunFolder, plan: Plan) -> bool:
+def _is_answered(folder: RunFolder, plan: Plan, settle: bool) -> bool:
     summary = folder.read_json(SUMMARY) or {}
-    return (
+    in_doubt = plan.spec.screened and summary.get("unsettled") and summary.get("settled_anew") is None
+    return not (settle and in_doubt) and (
         summary.get("complete") is True
         and summary.get("fingerprint") == plan.fingerprint
         and summary.get("class_labels_sha256") == _digest(plan.class_labels.to_json())

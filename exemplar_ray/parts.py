@@ -19,10 +19,6 @@ from exemplar_ray.spec import Layer, ResolvedSpec
 from exemplar_ray.tallies import TALLIES, Tally
 from exemplar_ray.topk import BOTTOM, OF_CLASS, TOP, Scores
 
-# So many candidates a channel beyond K are recomputed by gather, so images whose activations
-# the scan's rounding put in the wrong order still come out right.
-CANDIDATE_MARGIN = 2
-
 # A scan keeps this many times K more candidates where near-duplicates may be skipped, at least so many.
 _DISTINCT_DEPTH = 5
 _LEAST_DISTINCT_DEPTH = 50
@@ -56,18 +52,16 @@ def series_of(spec: ResolvedSpec) -> list[tuple[str, str]]:
     return [(layer.name, statistic) for layer, statistic in layers_and_statistics(spec)]
 
 
-def candidates_looked_at(spec: ResolvedSpec) -> int:
-    """Return how many candidates a channel gather recomputes at first."""
-    return spec.top_k + CANDIDATE_MARGIN
-
-
 def candidates_kept(spec: ResolvedSpec) -> dict[int, int]:
-    """Return how many candidates a channel the scan and the merge keep, by contest."""
-    kept = {TOP: candidates_looked_at(spec)}
+    """Return how many candidates a channel the scan of a shard keeps, by contest.
+
+    More than K, so that images which the scan's rounding put in the wrong order still come out right.
+    """
+    kept = {TOP: spec.top_k + spec.margin}
     if spec.distinct:
         kept[TOP] += max(_DISTINCT_DEPTH * spec.top_k, _LEAST_DISTINCT_DEPTH)
     if spec.wants_bottom:
-        kept[BOTTOM] = candidates_looked_at(spec)
+        kept[BOTTOM] = spec.top_k + spec.margin
     if spec.class_top_k:
         kept[OF_CLASS] = spec.class_top_k
     return kept
@@ -78,7 +72,7 @@ class Part:
     """What is known of some images: one shard's scan, or what several of them merge to."""
 
     scores: Scores
-    """The best candidates, at most `candidates_kept` of each contest."""
+    """The best candidates: of a shard, at most `candidates_kept` of each contest."""
     tallies: dict[str, list[Tally]]
     """name -> one tally for each of the run's (layer, statistic) pairs."""
     sampled: SampledImages

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from exemplar_ray.activations import check_statistics, describe_layers
 from exemplar_ray.models import load_network
-from exemplar_ray.spec import Preprocess, ResolvedSpec, RunSpec
+from exemplar_ray.spec import Preprocess, ResolvedSpec, RunSpec, margin_of
 
 
 def resolve(spec: RunSpec) -> ResolvedSpec:
@@ -34,4 +34,7 @@ def resolve(spec: RunSpec) -> ResolvedSpec:
         class_top_k=spec.class_top_k,
         seed=spec.seed,
         preprocess=preprocess,
+        precision=spec.precision,
+        decode=spec.decode,
+        margin=margin_of(spec.margin, spec.top_k),
     )

@@ -38,7 +38,8 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
         (Krizhevsky, Sutskever and Hinton, 2012, section 3.3, with torch's division of alpha by size).
     """
     band = _band(input.shape[1], size, input.dtype, input.device)
-    scale = torch.conv2d(input * input, band * (alpha / size)).add_(k)
+    # Scaled before it is squared: float16 has no room for the square of a large activation.
+    scale = torch.conv2d(input * (alpha / size) * input, band).add_(k)
     # Roots are much cheaper than powers, and these two are what networks use.
     if beta == 0.5:
         return input / scale.sqrt_()

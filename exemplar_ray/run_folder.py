@@ -11,6 +11,7 @@
     RUN/classes.parquet               how much each class excites it
     RUN/class_exemplars.parquet       the strongest images of each class, if asked for
     RUN/images.parquet                the images of all samples but the top, if there are any
+    RUN/settling-*/                   a run inside the run: exact scans of channels that screening left in doubt
     RUN/summary.json                  what was read, what it cost; written last
 
 Files appear whole or not at all: on a local disk through a temporary name, fsync and
@@ -47,6 +48,7 @@ CLASSES = "classes.parquet"
 CLASS_EXEMPLARS = "class_exemplars.parquet"
 IMAGES = "images.parquet"
 SUMMARY = "summary.json"
+SETTLING = "settling"
 _NAME = re.compile(r"(\d{6,})\.json")
 _READING_THREADS = 16
 

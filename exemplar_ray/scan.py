@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from exemplar_ray.activations import Trunk
+from exemplar_ray.compiled import CompiledTrunk
 from exemplar_ray.errors import ShardError
 from exemplar_ray.images import UndecodableImageError, decode_and_crop
 from exemplar_ray.parts import Part, candidates_kept, layers_and_statistics, series_of
@@ -38,7 +39,7 @@ class ScannedShard:
 
 
 def scan_shard(
-    trunk: Trunk,
+    trunk: Trunk | CompiledTrunk,
     spec: ResolvedSpec,
     shard: Shard,
     position: int,
@@ -81,7 +82,7 @@ def scan_shard(
     batch: list[ImageRow] = []
     with ShardReader(shard) as reader:
         images = tallying.prioritise(reader.images()) if spec.drawn_samples else reader.images()
-        decoded = decode_ahead(images, spec.preprocess, decode_threads, 2 * batch_size)
+        decoded = decode_ahead(images, spec.preprocess, decode_threads, 2 * batch_size, spec.decode)
         for image, pixels in decoded:
             if isinstance(pixels, UndecodableImageError):
                 skipped.append({"row": image.row, "reason": str(pixels)})
@@ -192,7 +193,7 @@ class _Tallying:
 
 
 def decode_ahead(
-    images: Iterable[ImageRow], preprocess: Preprocess, threads: int, ahead: int
+    images: Iterable[ImageRow], preprocess: Preprocess, threads: int, ahead: int, decoder: str = "reference"
 ) -> Iterator[tuple[ImageRow, np.ndarray | UndecodableImageError]]:
     """Decode and crop in threads, at most `ahead` images before the one being used.
 
@@ -211,7 +212,7 @@ def decode_ahead(
 
     with ThreadPoolExecutor(threads) as pool:
         for image in images:
-            future = pool.submit(decode_and_crop, image.data, preprocess)
+            future = pool.submit(decode_and_crop, image.data, preprocess, decoder)
             waiting.append((image._replace(data=None), future))
             if len(waiting) > ahead:
                 yield finish()
@@ -219,7 +220,7 @@ def decode_ahead(
             yield finish()
 
 
-def _running(spec: ResolvedSpec, trunk: Trunk, contest: int) -> dict[tuple[str, str], RunningTopK]:
+def _running(spec: ResolvedSpec, trunk: Trunk | CompiledTrunk, contest: int) -> dict[tuple[str, str], RunningTopK]:
     """Return a running top-K for each (layer, statistic), or none if the contest is not wanted."""
     keep = candidates_kept(spec).get(contest)
     return {

@@ -2,14 +2,14 @@
 
 Back and forth: `wanted` says what has to be recomputed next, `add` takes it in, until nothing is
 wanted any more. One round does for the strongest and the weakest; more are needed where
-near-duplicates are skipped and candidates run short, or where recomputing moves an image
-over the edge of a percentile's band. Numpy only.
+a scan's error leaves doubt who is in, where near-duplicates are skipped and candidates run short, or where
+recomputing moves an image over the edge of a percentile's band. Numpy only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +17,10 @@ import pyarrow as pa
 
 from exemplar_ray import samples
 from exemplar_ray.near_duplicates import near_duplicates_of, pick_distinct
-from exemplar_ray.parts import CANDIDATE_MARGIN, Part, candidates_kept, candidates_looked_at, layers_and_statistics
+from exemplar_ray.parts import Part, layers_and_statistics
 from exemplar_ray.samples import draw, sampled_images
 from exemplar_ray.spec import Layer, ResolvedSpec
+from exemplar_ray.standing import SAFETY, Standing, stand
 from exemplar_ray.topk import (
     BOTTOM,
     NO_LABEL,
@@ -74,6 +75,11 @@ class Selected:
     """Largest difference between a scanned and a recomputed activation."""
     unsettled: list[tuple[int, int, str]]
     """(series, channel, sample) whose last exemplar is not clear of the images that were dropped."""
+    certainty: list[dict[str, np.ndarray]]
+    """For each (layer, statistic) pair, by channel: `settled` (bool), whether the top K is beyond doubt;
+    `scan_error` (float64), the largest difference seen between a scanned and a recomputed activation; `margin`
+    (float64), how far the K-th exemplar is above what the scan saw of the strongest image that was
+    not recomputed, infinite if all were."""
     short: list[tuple[int, int, int]]
     """(series, channel, exemplars) with fewer distinct exemplars than asked for, where the data set
     may hold more: the candidates that the scan kept ran out."""
@@ -99,35 +105,38 @@ class _Drawn(NamedTuple):
 
 
 class Selection:
-    """The search for the exemplars among merged candidates."""
+    """The search for the exemplars among merged candidates.
 
-    def __init__(self, spec: ResolvedSpec, merged: Part) -> None:
+    Args:
+        merged: candidates, for every channel all the images that the scan saw above the weakest of them.
+        scored: how many images were scored.
+    """
+
+    def __init__(self, spec: ResolvedSpec, merged: Part, scored: int) -> None:
         self._spec = spec
         self._pairs = layers_and_statistics(spec)
-        ranked = merged.scores.take(merged.scores.contest != OF_CLASS)
-        order, self._scan_ranks = rank(ranked)
-        self._ranked = ranked.take(order)
-        self._groups = number_groups(self._ranked)
-        self._sizes = np.bincount(self._groups)
-        self._depths = np.full(len(self._sizes), candidates_looked_at(spec))
+        self._finite = [tally.images.copy() for tally in merged.tallies["moments"]]
+        self._scored = scored
+        self._rescanned: set[tuple[int, int]] = set()
+        self._rank_candidates(merged.scores.take(merged.scores.contest != OF_CLASS))
         self._pool = merged.sampled.lowest(sampled_images(spec.top_k))
         self._images: dict[tuple[int, int], tuple[int | None, bytes]] = {}
-        self._scanned = Scores.empty()
         self._places = PLACES_SCHEMA.empty_table()
+        self._largest_error = 0.0
         self.exact = Scores.empty()
         """What has been recomputed, each candidate once."""
 
     def wanted(self) -> Scores:
         """Return the candidates to recompute next, each once; none when all that matter are known."""
-        if len(self.exact.row) and self._spec.distinct:
-            self._look_deeper()
         drawn = self._drawn()
         # Whom recomputing could move over a band's edge is known after the first round.
-        edges = Scores.empty() if len(self.exact.row) else drawn.at_edges
-        candidates = concatenate([self._ranked.take(self._looked_at()), drawn.scores, edges])
-        candidates = candidates.take(find(self.exact, candidates) < 0)
-        # Of those that stand there several times, the last.
-        return candidates.take(np.unique(find(candidates, candidates)))
+        edges = Scores.empty() if len(self.exact.row) or self._spec.screened else drawn.at_edges
+        while True:
+            candidates = concatenate([self._ranked.take(self._looked_at()), drawn.scores, edges])
+            candidates = candidates.take(find(self.exact, candidates) < 0)
+            if len(candidates.row) or not self._look_deeper():
+                # Of those that stand there several times, the last.
+                return candidates.take(np.unique(find(candidates, candidates)))
 
     def add(self, scanned: Scores, exact: Scores, places: pa.Table, images: dict[int, pa.Table]) -> None:
         """Take in recomputed candidates.
@@ -138,26 +147,47 @@ class Selection:
             places: `PLACES_SCHEMA`, row for row.
             images: {shard: its images} (`IMAGES_SCHEMA`).
         """
-        self._scanned = concatenate([self._scanned, scanned])
+        error = np.abs(scanned.activation - exact.activation).max(initial=0.0)
+        self._largest_error = max(self._largest_error, float(error))
         self.exact = concatenate([self.exact, exact])
         self._places = pa.concat_tables([self._places, places])
         for shard, table in images.items():
             columns = (table[name].to_pylist() for name in ("row", "label", "hash"))
             self._images.update({(shard, row): (label, seen) for row, label, seen in zip(*columns, strict=True)})
-        self._correct_pool(exact)
+        # What screening saw of an image decides what is drawn: all images were seen alike.
+        if not self._spec.screened:
+            self._correct_pool(exact)
+
+    def unsettled(self) -> list[tuple[int, int]]:
+        """Return the (series, channel) pairs whose strongest or weakest are in doubt, each once."""
+        return sorted({(series, channel) for series, channel, _ in self._unsettled(self._standing())})
+
+    def replace(self, channels: list[tuple[int, int]], scores: Scores, finite: list[int]) -> None:
+        """Go on with other candidates for some channels: those of an exact scan in the place of a screened one's.
+
+        Args:
+            channels: (series, channel).
+            scores: all their candidates.
+            finite: how many images gave each of these channels a finite number.
+        """
+        self._rescanned.update(channels)
+        for (series, channel), images in zip(channels, finite, strict=True):
+            self._finite[series][np.searchsorted(self._pairs[series][0].channels, channel)] = images
+        of_others = ~_of_channels(self._ranked, set(channels))
+        self._rank_candidates(concatenate([self._ranked.take(of_others), scores]))
 
     def result(self) -> Selected:
         """Return the exemplars, once nothing is wanted any more."""
-        ranking = self._rank_exactly()
+        standing = self._standing()
         chosen: list[tuple[str, np.ndarray, np.ndarray]] = []
         for contest, sample in ((TOP, samples.TOP), (BOTTOM, samples.BOTTOM)):
-            shown = (ranking.ranks <= self._spec.top_k) & (self._ranked.contest[ranking.order] == contest)
-            chosen.append((sample, self._known(ranking.order[shown]), ranking.ranks[shown]))
+            shown = (standing.ranks <= self._spec.top_k) & (self._ranked.contest[standing.order] == contest)
+            chosen.append((sample, self._known(standing.order[shown]), standing.ranks[shown]))
         short = []
-        for picked in self._distinct(ranking) if self._spec.distinct else ():
+        for picked in self._distinct(standing) if self._spec.distinct else ():
             chosen.append((samples.DISTINCT, picked.among, np.arange(1, len(picked.among) + 1)))
             if not picked.enough:
-                first = np.searchsorted(self._groups, picked.group)
+                first = self._firsts[picked.group]
                 short.append((int(self._ranked.series[first]), int(self._ranked.channel[first]), len(picked.among)))
         drawn = self._drawn()
         which = np.concatenate([*(among for _, among, _ in chosen), find(self.exact, drawn.scores)])
@@ -173,17 +203,36 @@ class Selection:
             ranks=ranks[order],
             duplicate_of=[duplicate_of[i] for i in order],
             places=self._places.take(which[order]),
-            largest_error=float(np.abs(self._scanned.activation - self.exact.activation).max(initial=0.0)),
-            unsettled=ranking.unsettled,
+            largest_error=self._largest_error,
+            unsettled=self._unsettled(standing),
+            certainty=self._certainty(standing),
             short=short,
         )
 
     def candidates(self) -> Scores:
-        """Return every channel's strongest and weakest candidates that were looked at, recomputed."""
-        scanned = self._ranked.take(self._looked_at())
-        return scanned._replace(activation=self.exact.activation[find(self.exact, scanned)])
+        """Return every channel's strongest and weakest candidates beyond which all images are known, recomputed."""
+        standing = self._standing()
+        known = self._recomputed(standing.order)
+        return known.take(strength(known) > standing.reach[self._groups[standing.order]])
 
     # The strongest and the weakest -------------------------------------------------------
+
+    def _rank_candidates(self, candidates: Scores) -> None:
+        order, self._scan_ranks = rank(candidates)
+        self._ranked = candidates.take(order)
+        self._groups = number_groups(self._ranked)
+        self._sizes = np.bincount(self._groups)
+        self._firsts = np.searchsorted(self._groups, np.arange(len(self._sizes)))
+        self._depths = np.minimum(self._sizes, self._spec.top_k)
+        # Images whose candidates were not kept; with screening, those that it gave no finite number, too.
+        images = np.empty(len(self._sizes), np.int64)
+        self._lost = np.zeros(len(self._sizes), bool)
+        for group, first in enumerate(self._firsts):
+            series, channel = int(self._ranked.series[first]), int(self._ranked.channel[first])
+            images[group] = self._finite[series][np.searchsorted(self._pairs[series][0].channels, channel)]
+            screened = self._spec.screened and (series, channel) not in self._rescanned
+            self._lost[group] = screened and images[group] < self._scored
+        self._more = images > self._sizes
 
     def _looked_at(self) -> np.ndarray:
         """Return the indices of the ranked candidates that are looked at."""
@@ -193,36 +242,76 @@ class Selection:
         """Return where ranked candidates stand among the recomputed ones."""
         return find(self.exact, self._ranked.take(ranked))
 
-    def _rank_exactly(self) -> Ranking:
+    def _recomputed(self, ranked: np.ndarray) -> Scores:
+        """Return ranked candidates with their recomputed activations."""
+        return self._ranked.take(ranked)._replace(activation=self.exact.activation[self._known(ranked)])
+
+    def _standing(self) -> Standing:
+        """Rank what has been looked at."""
         looked_at = self._looked_at()
-        scanned = self._ranked.take(looked_at)
-        ranking = rank_exactly(scanned, self.candidates(), self._spec.top_k, candidates_looked_at(self._spec))
-        return replace(ranking, order=looked_at[ranking.order])
+        scanned = strength(self._ranked).astype(np.float64)
+        # The first that was not looked at; or no more than the last, if more images were dropped.
+        following = np.minimum(self._firsts + self._depths, self._firsts + self._sizes - 1)
+        dropped = self._more | (self._depths < self._sizes)
+        outside = np.where(self._lost, np.inf, np.where(dropped, scanned[following], -np.inf))
+        exact = self._recomputed(looked_at).activation
+        return stand(self._ranked, self._groups, looked_at, exact, self._spec.top_k, outside)
 
-    def _distinct(self, ranking: Ranking) -> Iterator[_Picked]:
+    def _unsettled(self, standing: Standing) -> list[tuple[int, int, str]]:
+        firsts = self._ranked.take(self._firsts[~standing.settled])
+        names = {TOP: samples.TOP, BOTTOM: samples.BOTTOM}
+        return [
+            (int(series), int(channel), names[int(contest)])
+            for series, channel, contest in zip(firsts.series, firsts.channel, firsts.contest, strict=True)
+        ]
+
+    def _certainty(self, standing: Standing) -> list[dict[str, np.ndarray]]:
+        result = []
+        for (layer, _), finite in zip(self._pairs, self._finite, strict=True):
+            count = len(layer.channels)
+            columns = {"settled": (finite == self._scored) | (not self._spec.screened)}
+            result.append({**columns, "scan_error": np.zeros(count), "margin": np.full(count, np.inf)})
+        values = {"settled": standing.settled, "scan_error": standing.error, "margin": standing.kth - standing.outside}
+        for group in np.flatnonzero(self._ranked.contest[self._firsts] == TOP):
+            series, channel = self._ranked.series[self._firsts[group]], self._ranked.channel[self._firsts[group]]
+            place = np.searchsorted(self._pairs[series][0].channels, channel)
+            for name, of_groups in values.items():
+                result[series][name][place] = of_groups[group]
+        return result
+
+    def _look_deeper(self) -> bool:
+        """Look at more candidates of the channels that are not settled or lack distinct ones; false if there are none.
+
+        What decides is what was seen so far, so the next look may show that a deeper one is needed.
+        """
+        before = self._depths
+        standing = self._standing()
+        # All that an error may lift over the K-th: candidates are sorted, so they are the first so many.
+        within = strength(self._ranked) + SAFETY * standing.error[self._groups] >= standing.kth[self._groups]
+        needed = np.maximum(np.bincount(self._groups, within, len(before)).astype(np.int64), before + 1)
+        self._depths = np.minimum(self._sizes, np.where(standing.settled, before, needed))
+        if self._spec.distinct:
+            for picked in self._distinct(standing):
+                if not picked.enough:
+                    deeper = before[picked.group] + self._spec.top_k
+                    self._depths[picked.group] = min(self._sizes[picked.group], max(self._depths[picked.group], deeper))
+        return bool((self._depths > before).any())
+
+    def _distinct(self, standing: Standing) -> Iterator[_Picked]:
         """Pick every channel's distinct exemplars."""
-        strongest = self._ranked.contest[ranking.order] == TOP
-        order, groups = ranking.order[strongest], self._groups[ranking.order[strongest]]
+        strongest = self._ranked.contest[standing.order] == TOP
+        order, groups = standing.order[strongest], self._groups[standing.order[strongest]]
         among = self._known(order)
+        # An image outside might stand before those that it reaches.
+        sure = standing.settled & ((standing.error == 0) | np.isneginf(standing.outside))
+        clear = sure[groups] | (self.exact.activation[among] > standing.reach[groups])
         for span in spans(groups):
-            group, count = int(groups[span][0]), len(groups[span])
-            all_kept = count == self._sizes[group]
-            labels, hashes = zip(*(self._image(i) for i in among[span]), strict=True)
-            # The weakest of the candidates are a margin, as for the plain ranking.
-            usable = count - (0 if all_kept else CANDIDATE_MARGIN)
-            picked = pick_distinct(hashes[:usable], labels[:usable], self._spec.top_k, self._spec.max_per_class)
-            enough = len(picked) == self._spec.top_k or (all_kept and not self._parts_may_hold_more(group))
-            yield _Picked(group, among[span][picked], enough)
-
-    def _look_deeper(self) -> None:
-        """Look at more candidates of the channels that lack distinct ones."""
-        for picked in self._distinct(self._rank_exactly()):
-            if not picked.enough:
-                self._depths[picked.group] += self._spec.top_k
-
-    def _parts_may_hold_more(self, group: int) -> bool:
-        """Whether the data set has images beyond the candidates that the scan kept of a channel."""
-        return self._sizes[group] >= candidates_kept(self._spec)[TOP]
+            group, usable = int(groups[span][0]), among[span][clear[span]]
+            labels, hashes = zip(*(self._image(i) for i in usable), strict=True) if len(usable) else ((), ())
+            picked = pick_distinct(hashes, labels, self._spec.top_k, self._spec.max_per_class)
+            yield _Picked(
+                group, usable[picked], len(picked) == self._spec.top_k or np.isneginf(standing.outside[group])
+            )
 
     def _image(self, known: int) -> tuple[int | None, bytes]:
         """Return label and perceptual hash of a recomputed candidate's image."""
@@ -278,49 +367,7 @@ class Selection:
             activations[at[which], np.searchsorted(layer.channels, exact.channel[which])] = exact.activation[which]
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """Candidates under their recomputed activations, and which top Ks are beyond doubt."""
-
-    order: np.ndarray
-    """int64: where they stand among the candidates, by (series, contest, channel, rank)."""
-    ranks: np.ndarray
-    """int32, from 1; as long as `order`."""
-    unsettled: list[tuple[int, int, str]]
-    """(series, channel, sample) whose K-th exemplar is not clear of the images that were dropped."""
-
-
-def rank_exactly(scanned: Scores, exact: Scores, top_k: int, looked_at: int) -> Ranking:
-    """Rank candidates by their recomputed activations.
-
-    A channel is settled if no image outside its candidates can belong to its top K: there
-    are none outside, or the best of them (at most the weakest candidate's scanned
-    activation, plus the largest error seen in the channel) stays below the K-th.
-
-    Args:
-        scanned: the candidates with the scan's activations, sorted.
-        exact: the same candidates in the same order, recomputed.
-        top_k: how many are exemplars.
-        looked_at: how many candidates a channel has if there may be images outside them.
-    """
-    group = number_groups(scanned)
-    count = np.bincount(group)
-    firsts = np.searchsorted(group, np.arange(len(count)))
-    error = np.abs(scanned.activation.astype(np.float64) - exact.activation)
-    worst_error = np.zeros(len(count))
-    np.maximum.at(worst_error, group, error)
-    weakest_scanned = np.full(len(count), np.inf)
-    np.minimum.at(weakest_scanned, group, strength(scanned))
-
-    order, ranks = rank(exact)
-    shown = order[ranks <= top_k]
-    kth = np.full(len(count), np.inf)
-    np.minimum.at(kth, group[shown], strength(exact)[shown])
-
-    # Without any error, the scan's order is the exact order, ties included.
-    doubtful = (count >= looked_at) & (worst_error > 0) & (weakest_scanned + worst_error >= kth)
-    names = {TOP: samples.TOP, BOTTOM: samples.BOTTOM}
-    unsettled = [
-        (int(scanned.series[i]), int(scanned.channel[i]), names[int(scanned.contest[i])]) for i in firsts[doubtful]
-    ]
-    return Ranking(order, ranks, unsettled)
+def _of_channels(scores: Scores, channels: set[tuple[int, int]]) -> np.ndarray:
+    """Return a mask of the scores that are of some (series, channel) pairs."""
+    pairs = zip(scores.series.tolist(), scores.channel.tolist(), strict=True)
+    return np.fromiter((pair in channels for pair in pairs), bool, len(scores.row))

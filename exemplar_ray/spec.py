@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from exemplar_ray.errors import UsageError, near_matches
@@ -22,6 +22,13 @@ from exemplar_ray.tallies import TALLIES
 FORMAT_VERSION = 2
 
 INTERPOLATIONS = ("bilinear", "bicubic")
+# What a scan may compute in, and how it may decode: the first of each is the reference.
+PRECISIONS = ("float32", "bfloat16", "float16")
+DECODERS = ("reference", "fast")
+
+# So many candidates a channel beyond K, or so many times K, are kept by the scan of each shard.
+_LEAST_MARGIN = 20
+_MARGIN_A_RANK = 2
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,9 @@ class RunSpec:
     class_top_k: int = 0
     seed: int = 0
     preprocess: Mapping[str, Any] | None = None
+    precision: str = PRECISIONS[0]
+    decode: str = DECODERS[0]
+    margin: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("model", "weights"):
@@ -111,9 +121,13 @@ class RunSpec:
             object.__setattr__(self, name, _names(name, getattr(self, name)))
         object.__setattr__(self, "channels", str(self.channels).replace(" ", ""))
         object.__setattr__(self, "sample", parse_samples(_names("sample", self.sample)))
-        for name, least in (("top_k", 1), ("class_top_k", 0), ("seed", 0), ("max_per_class", 1)):
+        for name, known in (("precision", PRECISIONS), ("decode", DECODERS)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"unknown {name} '{getattr(self, name)}'; {near_matches(getattr(self, name), known)}")
+        numbers = (("top_k", 1), ("class_top_k", 0), ("seed", 0), ("max_per_class", 1), ("margin", 0))
+        for name, least in numbers:
             value = getattr(self, name)
-            if name == "max_per_class" and value is None:
+            if name in ("max_per_class", "margin") and value is None:
                 continue
             if not _is_whole(value) or value < least:
                 raise UsageError(f"{name} is a whole number from {least}, not {value!r}")
@@ -182,6 +196,22 @@ class ResolvedSpec:
     """How many images of every class to keep for every channel."""
     seed: int
     preprocess: Preprocess
+    precision: str
+    decode: str
+    margin: int
+    """How many candidates a channel the scan of a shard keeps beyond `top_k`."""
+
+    @property
+    def screened(self) -> bool:
+        """Return whether the scan computes otherwise than the reference, so that only gather is exact."""
+        return (self.precision, self.decode) != (PRECISIONS[0], DECODERS[0])
+
+    def unscreened(self, layers: Sequence[Layer]) -> ResolvedSpec:
+        """Return the spec of an exact scan that looks for the strongest and weakest of some channels."""
+        samples = tuple(sample for sample in self.samples if not is_drawn(sample))
+        return replace(
+            self, layers=tuple(layers), precision=PRECISIONS[0], decode=DECODERS[0], samples=samples, class_top_k=0
+        )
 
     @property
     def shown_samples(self) -> tuple[str, ...]:
@@ -243,6 +273,9 @@ class ResolvedSpec:
             "class_top_k": self.class_top_k,
             "seed": self.seed,
             "preprocess": asdict(self.preprocess),
+            "precision": self.precision,
+            "decode": self.decode,
+            "margin": self.margin,
         }
         # As it reads back from a file, where tuples are lists.
         return json.loads(json.dumps(identity))
@@ -296,6 +329,11 @@ def format_channels(channels: Sequence[int]) -> str:
         else:
             runs.append([channel, channel])
     return ",".join(f"{low}" if low == high else f"{low}-{high}" for low, high in runs)
+
+
+def margin_of(margin: int | None, top_k: int) -> int:
+    """Return how many candidates a channel to keep beyond K: as asked for, or enough as a rule."""
+    return max(_LEAST_MARGIN, _MARGIN_A_RANK * top_k) if margin is None else margin
 
 
 def _field_from_json(field: Mapping[str, Any] | None) -> ReceptiveField | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 import warnings
@@ -14,6 +15,7 @@ import torch
 
 from exemplar_ray import parts
 from exemplar_ray.activations import Trunk
+from exemplar_ray.compiled import CannotCompileError, CompiledTrunk, compiled_trunk
 from exemplar_ray.errors import UsageError
 from exemplar_ray.gather import REFERENCE_THREADS, gather_shard
 from exemplar_ray.models import load_network
@@ -29,13 +31,17 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """How a scan task works; none of it changes the result."""
+    """How a scan task works; none of it changes the result.
+
+    `compile` is `always` (or fail), `never`, or `auto`: if that can be done.
+    """
 
     run_folder: str
     fingerprint: str
     batch_size: int
     threads: int
     use_gpu: bool
+    compile: str
     max_skipped: int
     sample_rate: float
 
@@ -44,7 +50,8 @@ def scan_and_commit(spec: ResolvedSpec, shard: Shard, position: int, settings: S
     """Scan one shard, store its part and completion record, and return the record."""
     started = time.perf_counter()
     torch.set_num_threads(settings.threads)
-    trunk = _trunk(spec, _device(settings.use_gpu))
+    loaded = _scanning_trunk(spec, _device(settings.use_gpu), settings.batch_size, settings.threads, settings.compile)
+    trunk = loaded.trunk
     scanned = scan_shard(
         trunk,
         spec,
@@ -66,6 +73,10 @@ def scan_and_commit(spec: ResolvedSpec, shard: Shard, position: int, settings: S
         "seconds": round(time.perf_counter() - started, 3),
         "host": socket.gethostname(),
         "device": str(trunk.device),
+        "compiled": isinstance(trunk, CompiledTrunk),
+        **({"not_compiled": loaded.not_compiled} if loaded.not_compiled else {}),
+        # What this worker process has done so far: a network is loaded once, however many shards it scans.
+        "worker": {"process": os.getpid(), **_counts},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     return RunFolder(settings.run_folder).commit(position, parts.to_files(scanned.part, spec), record)
@@ -74,7 +85,7 @@ def scan_and_commit(spec: ResolvedSpec, shard: Shard, position: int, settings: S
 def gather(spec: ResolvedSpec, shard: Shard, candidates: Scores) -> tuple[pa.Table, Scores, pa.Table]:
     """Return the images, exact scores and places of one shard's candidates, see `GatheredShard`."""
     torch.set_num_threads(REFERENCE_THREADS)
-    gathered = gather_shard(_trunk(spec, "cpu"), spec, shard, candidates)
+    gathered = gather_shard(_reference_trunk(spec), spec, shard, candidates)
     # Not the object: the driver would need torch to unpickle it.
     return gathered.images, gathered.exact, gathered.places
 
@@ -88,12 +99,44 @@ def _device(use_gpu: bool) -> str:
     return "cuda" if use_gpu else "cpu"
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """A trunk to scan with, and why it is not compiled, if it should have been."""
+
+    trunk: Trunk | CompiledTrunk
+    not_compiled: str | None = None
+
+
+_counts = {"trunks_loaded": 0, "trunks_compiled": 0}
+
+
 @lru_cache(maxsize=2)
-def _trunk(spec: ResolvedSpec, device: str) -> Trunk:
+def _scanning_trunk(spec: ResolvedSpec, device: str, batch_size: int, threads: int, compile_it: str) -> _Loaded:
+    _counts["trunks_loaded"] += 1
+    if compile_it == "never" or device != "cpu":
+        return _Loaded(_trunk(spec, device, spec.precision))
+    try:
+        trunk, new = compiled_trunk(spec, batch_size, threads, lambda: _trunk(spec, device, spec.precision))
+    except CannotCompileError as error:
+        if compile_it == "always":
+            raise UsageError(
+                f"'{spec.model}' cannot be compiled on {socket.gethostname()} ({error}); run with --compile never"
+            ) from error
+        return _Loaded(_trunk(spec, device, spec.precision), str(error))
+    _counts["trunks_compiled"] += new
+    return _Loaded(trunk)
+
+
+@lru_cache(maxsize=2)
+def _reference_trunk(spec: ResolvedSpec) -> Trunk:
+    return _trunk(spec, "cpu", "float32")
+
+
+def _trunk(spec: ResolvedSpec, device: str, precision: str) -> Trunk:
     network = load_network(spec.model, spec.weights, check_factory=False)
     if network.weights_sha256 != spec.weights_sha256:
         raise UsageError(
             f"the weights of '{spec.model}' on {socket.gethostname()} are not the run's: "
             f"{network.weights_sha256[:12]} there, {spec.weights_sha256[:12]} in the run"
         )
-    return Trunk(network.module, spec.layers, spec.statistics, spec.preprocess, torch.device(device))
+    return Trunk(network.module, spec.layers, spec.statistics, spec.preprocess, torch.device(device), precision)

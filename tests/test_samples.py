@@ -151,7 +151,9 @@ def select(values, hashes, labels, error=None, **changes):
     image, channel = np.indices(values.shape).reshape(2, -1)
     scores = merge([make_scores(channel, scanned.reshape(-1), 0, image)], candidates_kept(spec))
     pool = SampledImages(np.zeros(images, np.int32), np.arange(images), np.arange(images) / images, [scanned])
-    selection = Selection(spec, replace(Part.empty(spec), scores=scores, sampled=pool))
+    merged = replace(Part.empty(spec), scores=scores, sampled=pool)
+    merged.tallies["moments"][0].update(scanned, np.zeros(images))
+    selection = Selection(spec, merged, images)
     rounds = 0
     while len((wanted := selection.wanted()).row):
         rounds += 1

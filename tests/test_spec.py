@@ -32,6 +32,9 @@ def resolved(**changes):
         "class_top_k": 0,
         "seed": 0,
         "preprocess": Preprocess(mean=(117, 117, 117)),
+        "precision": "float32",
+        "decode": "reference",
+        "margin": 20,
     }
     return ResolvedSpec(**{**values, **changes})
 

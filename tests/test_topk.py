@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from test_spec import resolved
 
 from exemplar_ray import merge as folding
-from exemplar_ray.parts import CANDIDATE_MARGIN, Part
+from exemplar_ray.parts import Part
 from exemplar_ray.running_topk import RunningTopK, pack, unpack
 from exemplar_ray.samples import SampledImages
 from exemplar_ray.spec import Layer
@@ -117,12 +117,31 @@ def test_scores_are_found_by_channel_and_image_whatever_they_compete_for():
 def test_the_fold_is_the_same_however_many_parts_it_takes_at_once(monkeypatch):
     random = np.random.default_rng(0)
     parts = [scan(random.integers(0, 4, (20, 5)).astype(np.float32), p, 4, 7)[0] for p in range(50)]
-    spec = resolved(layers=(Layer("mixed4a", 5, (14, 14), tuple(range(5))),), top_k=4 - CANDIDATE_MARGIN)
-    at_once = merge(parts, {TOP: 4})
+    spec = resolved(layers=(Layer("mixed4a", 5, (14, 14), tuple(range(5))),), top_k=3, margin=1)
     in_parts = [(p, Part(scores, Part.empty(spec).tallies, SampledImages.empty([5]))) for p, scores in enumerate(parts)]
+    at_once = folding.fold(in_parts, spec).scores
     for size in (1, 40, 120, 999, 1000, 1001):
         monkeypatch.setattr(folding, "_CANDIDATES_PER_FOLD", size)
         assert as_tuples(folding.fold([*in_parts, *in_parts[:9]], spec).scores) == as_tuples(at_once)
+
+
+@settings(max_examples=200, deadline=None)
+@given(shards=data_sets(), top_k=st.integers(1, 3), margin=st.integers(0, 3), contest=st.sampled_from([TOP, BOTTOM]))
+def test_the_fold_leaves_no_image_out_above_its_last(shards, top_k, margin, contest):
+    """Together shards know more than each kept, but only down to where the first of them stopped."""
+    sign, channels, kept = (1 if contest == TOP else -1), shards[0].shape[1], top_k + margin
+    layers = (Layer("mixed4a", channels, None, tuple(range(channels))),)
+    spec = resolved(layers=layers, top_k=top_k, margin=margin, samples=("top", "bottom"))
+    parts = [scan(values, position, kept, 5, sign)[0] for position, values in enumerate(shards)]
+    tallies = Part.empty(spec).tallies
+    folded = folding.fold(
+        [(p, Part(scores, tallies, SampledImages.empty([channels]))) for p, scores in enumerate(parts)], spec
+    )
+    for channel in range(channels):
+        mine = as_tuples(folded.scores.take(folded.scores.channel == channel))
+        everything = [one for one in sorted_everything(shards, 10_000, sign) if one[0] == channel]
+        assert mine == everything[: len(mine)]
+        assert len(mine) >= min(kept, len(everything))
 
 
 @settings(max_examples=300, deadline=None)
