@@ -20,7 +20,7 @@ from exemplar_ray.near_duplicates import near_duplicates_of, pick_distinct
 from exemplar_ray.parts import Part, layers_and_statistics
 from exemplar_ray.samples import draw, sampled_images
 from exemplar_ray.spec import Layer, ResolvedSpec
-from exemplar_ray.standing import SAFETY, Standing, stand
+from exemplar_ray.standing import Groups, Standing, Usual, stand
 from exemplar_ray.topk import (
     BOTTOM,
     NO_LABEL,
@@ -115,9 +115,12 @@ class Selection:
     def __init__(self, spec: ResolvedSpec, merged: Part, scored: int) -> None:
         self._spec = spec
         self._pairs = layers_and_statistics(spec)
-        self._finite = [tally.images.copy() for tally in merged.tallies["moments"]]
+        moments = merged.tallies["moments"]
+        self._finite = [tally.images.copy() for tally in moments]
+        self._ranges = [np.maximum(np.abs(tally.minimum), np.abs(tally.maximum)) for tally in moments]
         self._scored = scored
         self._rescanned: set[tuple[int, int]] = set()
+        self._usual: Usual = {}
         self._rank_candidates(merged.scores.take(merged.scores.contest != OF_CLASS))
         self._pool = merged.sampled.lowest(sampled_images(spec.top_k))
         self._images: dict[tuple[int, int], tuple[int | None, bytes]] = {}
@@ -170,6 +173,8 @@ class Selection:
             scores: all their candidates.
             finite: how many images gave each of these channels a finite number.
         """
+        # The channels that stay are judged as they were: those that go no longer tell of the layer's errors.
+        self._usual = self._standing().usual
         self._rescanned.update(channels)
         for (series, channel), images in zip(channels, finite, strict=True):
             self._finite[series][np.searchsorted(self._pairs[series][0].channels, channel)] = images
@@ -226,12 +231,16 @@ class Selection:
         self._depths = np.minimum(self._sizes, self._spec.top_k)
         # Images whose candidates were not kept; with screening, those that it gave no finite number, too.
         images = np.empty(len(self._sizes), np.int64)
-        self._lost = np.zeros(len(self._sizes), bool)
+        self._screened = np.zeros(len(self._sizes), bool)
+        self._scales = np.zeros(len(self._sizes))
         for group, first in enumerate(self._firsts):
             series, channel = int(self._ranked.series[first]), int(self._ranked.channel[first])
-            images[group] = self._finite[series][np.searchsorted(self._pairs[series][0].channels, channel)]
-            screened = self._spec.screened and (series, channel) not in self._rescanned
-            self._lost[group] = screened and images[group] < self._scored
+            place = np.searchsorted(self._pairs[series][0].channels, channel)
+            images[group], self._scales[group] = self._finite[series][place], self._ranges[series][place]
+            self._screened[group] = self._spec.screened and (series, channel) not in self._rescanned
+        # The errors of an exact scan's channels are not those of the others.
+        self._layers = 2 * self._ranked.series[self._firsts] + self._screened
+        self._lost = self._screened & (images < self._scored)
         self._more = images > self._sizes
 
     def _looked_at(self) -> np.ndarray:
@@ -255,7 +264,8 @@ class Selection:
         dropped = self._more | (self._depths < self._sizes)
         outside = np.where(self._lost, np.inf, np.where(dropped, scanned[following], -np.inf))
         exact = self._recomputed(looked_at).activation
-        return stand(self._ranked, self._groups, looked_at, exact, self._spec.top_k, outside)
+        groups = Groups(outside, self._layers, self._scales, self._screened)
+        return stand(self._ranked, self._groups, looked_at, exact, self._spec.top_k, groups, self._usual)
 
     def _unsettled(self, standing: Standing) -> list[tuple[int, int, str]]:
         firsts = self._ranked.take(self._firsts[~standing.settled])
@@ -271,7 +281,11 @@ class Selection:
             count = len(layer.channels)
             columns = {"settled": (finite == self._scored) | (not self._spec.screened)}
             result.append({**columns, "scan_error": np.zeros(count), "margin": np.full(count, np.inf)})
-        values = {"settled": standing.settled, "scan_error": standing.error, "margin": standing.kth - standing.outside}
+        values = {
+            "settled": standing.settled,
+            "scan_error": standing.seen_error,
+            "margin": standing.kth - standing.outside,
+        }
         for group in np.flatnonzero(self._ranked.contest[self._firsts] == TOP):
             series, channel = self._ranked.series[self._firsts[group]], self._ranked.channel[self._firsts[group]]
             place = np.searchsorted(self._pairs[series][0].channels, channel)
@@ -287,7 +301,7 @@ class Selection:
         before = self._depths
         standing = self._standing()
         # All that an error may lift over the K-th: candidates are sorted, so they are the first so many.
-        within = strength(self._ranked) + SAFETY * standing.error[self._groups] >= standing.kth[self._groups]
+        within = strength(self._ranked) + standing.allowance[self._groups] >= standing.kth[self._groups]
         needed = np.maximum(np.bincount(self._groups, within, len(before)).astype(np.int64), before + 1)
         self._depths = np.minimum(self._sizes, np.where(standing.settled, before, needed))
         if self._spec.distinct:
@@ -303,8 +317,9 @@ class Selection:
         order, groups = standing.order[strongest], self._groups[standing.order[strongest]]
         among = self._known(order)
         # An image outside might stand before those that it reaches.
-        sure = standing.settled & ((standing.error == 0) | np.isneginf(standing.outside))
-        clear = sure[groups] | (self.exact.activation[among] > standing.reach[groups])
+        sure = standing.in_order | np.isneginf(standing.outside)
+        activation = self.exact.activation[among]
+        clear = sure[groups] | (activation > standing.reach[groups]) | (activation >= standing.level[groups])
         for span in spans(groups):
             group, usable = int(groups[span][0]), among[span][clear[span]]
             labels, hashes = zip(*(self._image(i) for i in usable), strict=True) if len(usable) else ((), ())
