@@ -104,7 +104,8 @@ def _processor() -> str:
 def _compile(trunk: Trunk, spec: ResolvedSpec, batch_size: int, library: Path) -> None:
     def activations(crops: Tensor) -> tuple[Tensor, ...]:
         # A copy: what follows in the network may work in place.
-        return tuple(values.clone() for values in trunk(crops).values())
+        pooled = trunk(crops)
+        return tuple(pooled[one].clone() for one in series_of(spec))
 
     random = torch.Generator().manual_seed(0)
     shape = (batch_size, spec.preprocess.crop, spec.preprocess.crop, 3)

@@ -40,7 +40,7 @@ from exemplar_ray.run_folder import (
 from exemplar_ray.samples import sample_rate
 from exemplar_ray.selection import Selected, Selection
 from exemplar_ray.shards import discover, inspect
-from exemplar_ray.spec import RunSpec
+from exemplar_ray.spec import RunSpec, format_channels
 from exemplar_ray.topk import Scores, concatenate
 
 _VERSIONED_PACKAGES = ("ray", "torch", "torchvision", "torch-lucent", "pyarrow", "numpy", "pillow")
@@ -347,6 +347,14 @@ def _summary(plan: Plan, state: State, selected: Selected, gathered: int, partia
         "precision": plan.spec.precision,
         "decode": plan.spec.decode,
         "largest_error": selected.largest_error,
+        # For each layer and statistic, by channel; nothing where the scan itself is exact.
+        "certainty": [
+            {"layer": layer.name, "statistic": statistic, "channels": format_channels(layer.channels)}
+            | {name: [None if np.isinf(v) else v for v in values.tolist()] for name, values in known.items()}
+            for (layer, statistic), known in zip(
+                layers_and_statistics(plan.spec) if plan.spec.screened else (), selected.certainty, strict=False
+            )
+        ],
         "unsettled": [
             {"layer": series[s][0], "statistic": series[s][1], "channel": channel, "sample": sample}
             for s, channel, sample in selected.unsettled

@@ -59,7 +59,7 @@ def candidates_kept(spec: ResolvedSpec) -> dict[int, int]:
     """
     kept = {TOP: spec.top_k + spec.margin}
     if spec.distinct:
-        kept[TOP] += max(_DISTINCT_DEPTH * spec.top_k, _LEAST_DISTINCT_DEPTH)
+        kept[TOP] = spec.top_k + max(spec.margin, _DISTINCT_DEPTH * spec.top_k, _LEAST_DISTINCT_DEPTH)
     if spec.wants_bottom:
         kept[BOTTOM] = spec.top_k + spec.margin
     if spec.class_top_k:

@@ -36,5 +36,5 @@ def resolve(spec: RunSpec) -> ResolvedSpec:
         preprocess=preprocess,
         precision=spec.precision,
         decode=spec.decode,
-        margin=margin_of(spec.margin, spec.top_k),
+        margin=margin_of(spec),
     )

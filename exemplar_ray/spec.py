@@ -26,9 +26,10 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 PRECISIONS = ("float32", "bfloat16", "float16")
 DECODERS = ("reference", "fast")
 
-# So many candidates a channel beyond K, or so many times K, are kept by the scan of each shard.
-_LEAST_MARGIN = 20
-_MARGIN_A_RANK = 2
+# So many candidates a channel beyond K, or so many times K, are kept by the scan of each shard: for rounding,
+# and where the scan is approximate.
+_MARGIN, _MARGIN_A_RANK = 10, 1
+_SCREENING_MARGIN, _SCREENING_MARGIN_A_RANK = 30, 3
 
 
 @dataclass(frozen=True)
@@ -331,9 +332,13 @@ def format_channels(channels: Sequence[int]) -> str:
     return ",".join(f"{low}" if low == high else f"{low}-{high}" for low, high in runs)
 
 
-def margin_of(margin: int | None, top_k: int) -> int:
+def margin_of(spec: RunSpec) -> int:
     """Return how many candidates a channel to keep beyond K: as asked for, or enough as a rule."""
-    return max(_LEAST_MARGIN, _MARGIN_A_RANK * top_k) if margin is None else margin
+    if spec.margin is not None:
+        return spec.margin
+    if (spec.precision, spec.decode) != (PRECISIONS[0], DECODERS[0]):
+        return max(_SCREENING_MARGIN, _SCREENING_MARGIN_A_RANK * spec.top_k)
+    return max(_MARGIN, _MARGIN_A_RANK * spec.top_k)
 
 
 def _field_from_json(field: Mapping[str, Any] | None) -> ReceptiveField | None:

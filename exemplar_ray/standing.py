@@ -113,9 +113,10 @@ def stand(
     few = np.bincount(group[shown], minlength=count) < top_k
     kth[few & ~np.isneginf(outside)] = -np.inf
     ties = (strength(scanned) == outside[group]) & ~groups.screened[group]
-    most, least = np.full(count, -np.inf), np.full(count, np.inf)
-    np.maximum.at(most, group[ties], strength(recomputed)[ties])
-    np.minimum.at(least, group[ties], strength(recomputed)[ties])
+    best_tie, worst_tie = np.full(count, -np.inf), np.full(count, np.inf)
+    np.maximum.at(best_tie, group[ties], strength(recomputed)[ties])
+    np.minimum.at(worst_tie, group[ties], strength(recomputed)[ties])
+    tied_again = (best_tie == worst_tie) & (np.bincount(group[ties], minlength=count) > 1)
     usual = {**_usual_errors(seen_error, groups), **(usual or {})}
     share, least = np.array([usual.get(layer, (0.0, 0.0)) for layer in groups.layer.tolist()]).reshape(-1, 2).T
     return Standing(
@@ -125,7 +126,7 @@ def stand(
         allowance=SAFETY * np.maximum.reduce([seen_error, share * groups.scale, least]),
         kth=kth,
         outside=outside,
-        level=np.where((most == least) & (np.bincount(group[ties], minlength=count) > 1), most, np.nan),
+        level=np.where(tied_again, best_tie, np.nan),
         in_order=(seen_error == 0) & (~groups.screened | (groups.scale == 0)),
         usual=usual,
     )

@@ -133,6 +133,6 @@ def test_the_faster_trunk_gives_what_the_plain_one_gives(model):
     results = []
     for plain in (True, False):
         module = load_network(model, "random:1").module
-        results.append(Trunk(module, layers, ["mean", "max"], preprocess, torch.device("cpu"), plain)(crops))
+        results.append(Trunk(module, layers, ["mean", "max"], preprocess, torch.device("cpu"), plain=plain)(crops))
     for key, expected in results[0].items():
         torch.testing.assert_close(results[1][key], expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))

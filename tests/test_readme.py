@@ -91,7 +91,7 @@ def test_the_new_tally_is_computed_stored_merged_and_shown(monkeypatch, tmp_path
     shards, _ = inspect(discover([str(tmp_path / "data")]))
     scanned = [parts.to_files(scan_it(trunk, spec, shard).part, spec) for shard in shards]
     merged = fold([(i, parts.from_files(files, i, spec)) for i, files in enumerate(scanned)], spec)
-    table = channels_table(Plan(spec, shards, ClassLabels(), {}), merged).to_pylist()
+    table = channels_table(Plan(spec, shards, ClassLabels(), {}), merged, [{}] * 4).to_pylist()
     assert len(table) == 2 * (8 + 12)
     assert 0 < sum(row["above_one"] for row in table) < 30 * len(table)
     for row in table:

@@ -34,7 +34,7 @@ def resolved(**changes):
         "preprocess": Preprocess(mean=(117, 117, 117)),
         "precision": "float32",
         "decode": "reference",
-        "margin": 20,
+        "margin": 10,
     }
     return ResolvedSpec(**{**values, **changes})
 

@@ -72,3 +72,15 @@ class PatchFinder(nn.Module):
 
     def forward(self, x):
         return self.find(x)
+
+
+def deciding():
+    """A forward pass that depends on what it sees, so that no one graph of it is right for all images."""
+
+    class Deciding(nn.Module):
+        def forward(self, x):
+            return x if x.mean() > 0 else -x
+
+    network = trained()
+    network.relu = Deciding()
+    return network

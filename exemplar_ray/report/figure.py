@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -48,9 +49,11 @@ def write_pages(run: str, out: str | None = None) -> list[str]:
             for start in range(0, len(layer.channels), CHANNELS_PER_PAGE):
                 shown = layer.channels[start : start + CHANNELS_PER_PAGE]
                 rows = finished.exemplars(layer=layer.name, statistic=statistic, channel=shown)
+                certainty = finished.channels(layer=layer.name, statistic=statistic, channel=shown).to_pylist()
                 for sample in plan.spec.shown_samples:
                     of_sample = [row for row in rows if row["sample"] == sample]
-                    page = draw_page(plan, summary, layer.name, statistic, sample, shown, of_sample)
+                    known = {row["channel"]: row for row in certainty} if sample == TOP and plan.spec.screened else {}
+                    page = draw_page(plan, summary, layer.name, statistic, sample, shown, of_sample, known)
                     buffer = io.BytesIO()
                     page.save(buffer, "PNG")
                     which = statistic if sample == TOP else f"{statistic}-{sample}"
@@ -68,6 +71,7 @@ def draw_page(
     sample: str,
     channels: Sequence[int],
     rows: Sequence[dict[str, Any]],
+    certainty: Mapping[int, dict[str, Any]] | None = None,
 ) -> Image.Image:
     """Draw one page: a head that says what was searched, then a row of pictures a channel.
 
@@ -77,6 +81,7 @@ def draw_page(
         summary: the run's `summary.json`.
         channels: the channels of the page's rows, from top to bottom.
         rows: their exemplars, with images.
+        certainty: {channel: its row of `channels.parquet`}, to write how sure its top K is.
     """
     head = _head(plan, summary, layer, statistic, sample, channels)
     columns = min(plan.spec.top_k, max((row["rank"] for row in rows), default=1))
@@ -97,6 +102,8 @@ def draw_page(
         draw.text((_MARGIN, y + _PICTURE // 2 - 14), str(channel), _INK, bold)
         if channel in unsettled:
             draw.text((_MARGIN, y + _PICTURE // 2 + 14), "not settled", _ALARM, small)
+        for line, text in enumerate(_certainty((certainty or {}).get(channel))):
+            draw.text((_MARGIN, y + _PICTURE // 2 + 30 + 15 * line), text, _FAINT, small)
         exemplars = [row for row in rows if row["channel"] == channel]
         if not exemplars:
             draw.text((_MARGIN + _LABELS, y), "no image gives a finite activation", _ALARM, small)
@@ -123,11 +130,24 @@ def _head(
             _FAINT,
         ),
     ]
+    if spec.screened:
+        doubt = len({(one["layer"], one["statistic"], one["channel"]) for one in summary["unsettled"]})
+        settled = f"{doubt} channels NOT SETTLED" if doubt else "every top K is settled"
+        how = f"scanned in {spec.precision}, decoding {spec.decode}; shown is what was recomputed exactly"
+        head.append((f"{how}; {settled}", _ALARM if doubt else _FAINT))
     if not spec.trained:
         head.insert(1, ("UNTRAINED NETWORK: random weights, these channels mean nothing", _ALARM))
     if summary["partial"]:
         head.insert(1, (f"PARTIAL RESULT: only {summary['partial']}", _ALARM))
     return head
+
+
+def _certainty(known: dict[str, Any] | None) -> list[str]:
+    """Return what is said of a screened channel: the scan's error, and how far the next image is below the K-th."""
+    if known is None:
+        return []
+    margin = "all known" if math.isinf(known["margin"]) else f"{known['margin']:.2g}"
+    return [f"error {known['scan_error']:.1g}", f"margin {margin}"]
 
 
 def _sample_title(sample: str) -> str:

@@ -1,0 +1,120 @@
+"""The compiled trunk: the same numbers, made once a machine, and never in place of what it cannot do."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import TINY_FLAGS, TINY_NETWORK
+
+from exemplar_ray import compiled, worker
+from exemplar_ray.compiled import CannotCompileError, compiled_trunk
+from exemplar_ray.resolve import resolve
+from exemplar_ray.spec import RunSpec
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++")
+
+PREPROCESS = {"resize": 36, "crop": 32, "mean": [117, 117, 117]}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("EXEMPLAR_RAY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def resolved(factory="trained", **changes):
+    changes = {"layer": ("conv1", "mixed", "mixed_pre_relu", "classifier"), "statistic": ("max", "mean"), **changes}
+    return resolve(RunSpec(model=TINY_NETWORK.replace(":trained", f":{factory}"), preprocess=PREPROCESS, **changes))
+
+
+def built(spec, precision="float32"):
+    return lambda: worker._trunk(spec, "cpu", precision)
+
+
+def crops(count=4):
+    return torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+
+
+def must_not_build():
+    raise AssertionError("the cache has it")
+
+
+def test_compiled_activations_are_the_networks_and_come_from_the_cache_the_second_time(cache):
+    spec = resolved()
+    first, new = compiled_trunk(spec, 4, 1, built(spec))
+    again, new_again = compiled_trunk(spec, 4, 1, must_not_build)
+    assert (new, new_again) == (True, False)
+    expected = built(spec)()(crops())
+    for trunk in (first, again):
+        found = trunk(crops())
+        assert found.keys() == expected.keys()
+        for key, values in expected.items():
+            np.testing.assert_allclose(found[key], values, rtol=1e-4, atol=1e-5)
+    assert [path.suffix for path in sorted(cache.iterdir()) if path.suffix != ".lock"] == [".pt2"]
+
+
+def test_whatever_changes_the_numbers_or_the_machine_code_is_compiled_anew(cache, monkeypatch):
+    spec = resolved(layer=("conv1",))
+    names = {compiled._key(spec, 4, 1), compiled._key(spec, 5, 1), compiled._key(spec, 4, 2)}
+    others = [
+        resolved("trained_otherwise", layer=("conv1",)),
+        resolved(layer=("mixed",)),
+        resolved(layer=("conv1",), channels="0-3"),
+        resolved(layer=("conv1",), statistic=("max",)),
+        resolved(layer=("conv1",), precision="bfloat16"),
+    ]
+    names |= {compiled._key(other, 4, 1) for other in others}
+    monkeypatch.setattr(compiled, "_processor", lambda: "another")
+    assert len(names | {compiled._key(spec, 4, 1)}) == 9
+    # K is none of it.
+    assert compiled._key(resolved(layer=("conv1",), top_k=3), 4, 1) == compiled._key(spec, 4, 1)
+
+
+def test_a_network_that_looks_before_it_computes_is_not_compiled(cache):
+    spec = resolved("deciding", layer=("conv1", "classifier"))
+    with pytest.raises(CannotCompileError):
+        compiled_trunk(spec, 4, 1, built(spec))
+    assert list(cache.glob("*.pt2")) == []
+
+
+def test_what_is_not_the_networks_is_thrown_away(cache, monkeypatch):
+    spec = resolved(layer=("conv1",))
+    monkeypatch.setitem(compiled._TOLERANCE, "float32", -1.0)
+    with pytest.raises(CannotCompileError, match="the compiled max of conv1 is not the network's"):
+        compiled_trunk(spec, 4, 1, built(spec))
+    assert list(cache.glob("*.pt2")) == []
+
+
+def records(run):
+    return [json.loads(path.read_text()) for path in sorted((run / "parts").glob("*.json"))]
+
+
+def test_a_run_compiles_once_loads_once_a_worker_and_gives_the_same(cli, tiny_data, tmp_path, cache):
+    """Without a Ray that runs already: its workers would not know of this cache folder."""
+    exemplars = {}
+    for way in ("always", "never"):
+        status, text = cli(
+            "run", "--data", tiny_data, "--out", tmp_path / way, *TINY_FLAGS, "--compile", way, "--batch-size", "4"
+        )
+        assert status == 0, text
+        exemplars[way] = pq.read_table(tmp_path / way / "exemplars.parquet").to_pylist()
+        assert {record["compiled"] for record in records(tmp_path / way)} == {way == "always"}
+        assert {record["worker"]["trunks_loaded"] for record in records(tmp_path / way)} == {1}
+    assert exemplars["always"] == exemplars["never"]
+    by_worker = {r["worker"]["process"]: r["worker"]["trunks_compiled"] for r in records(tmp_path / "always")}
+    assert sum(by_worker.values()) == 1
+
+
+def test_what_cannot_be_compiled_is_run_as_it_is_or_refused(cli, tiny_data, tmp_path, cache, monkeypatch):
+    flags = ["--model", TINY_NETWORK.replace(":trained", ":deciding"), "--layer", "classifier", *TINY_FLAGS[4:]]
+    monkeypatch.setattr("exemplar_ray.cluster._IMAGES_WORTH_COMPILING", 0)
+    status, text = cli("run", "--data", tiny_data, "--out", tmp_path / "auto", *flags)
+    assert status == 0, text
+    assert "the network was not compiled, which takes longer: " in text
+    status, text = cli("run", "--data", tiny_data, "--out", tmp_path / "always", *flags, "--compile", "always")
+    assert (status, text.strip().count("\n") <= 8) == (2, True), text
+    assert "cannot be compiled on" in text
+    assert "run with --compile never" in text
