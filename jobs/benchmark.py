@@ -1,110 +1,74 @@
-"""Side by side in one run, on the same images: the notebook's loop, the top K alone, and every answer.
+"""Side by side in one run, on the same images and cores: the notebook's loop, the rivals, this job, the limits.
 
-    python jobs/benchmark.py --data ../shared/data/imagenet-sample --repeats 3
+    python jobs/benchmark.py --data ../shared/data/imagenet-sample --out benchmark
+    python jobs/benchmark.py scaling --data ../shared/data/imagenet-sample --out benchmark
 
-Prints images/s of each (median, minimum, maximum) and the ratios, repetition by repetition. All
-compute every channel of InceptionV1's mixed4a; the weights are random, which does not change the
-speed. A job's figure includes everything from start to result: starting Ray, building the network
-in each worker, scanning, gathering, writing.
+The first compares: notebook (one image at a time), dataloader (the same network, batches from a torch
+DataLoader), ray_data (the same network in a Ray Data pipeline), zennit_crp (where it is installed), and
+this job: exact, screened (bfloat16, fast decoding), every answer. All compute every channel of
+InceptionV1's mixed4a, the mean, the top 10; every answer, all that can be asked for in one pass. "start to
+end" is everything from starting Python to the written result; "scan" and "pipeline" leave out what starts
+Ray. The limits are what the cores reach with nothing but decoding, and with nothing but the network up to
+mixed4a. It writes benchmark.json and stages.png.
+
+`scaling` compares the exact scan with itself: more images, fewer channels, more layers, without Ray. It
+writes scaling.json.
+
+The weights are random, which does not change the speed. Repetitions are interleaved; tables have medians, and
+minimum and maximum in brackets.
 """
 
 import argparse
-import heapq
-import io
-import json
 import os
-import shutil
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow.parquet as pq
-import torch
-from PIL import Image
-from torchvision import transforms
+from benchmarking.comparison import compare
+from benchmarking.measuring import allowed_cores, only_on
+from benchmarking.scaling import scaling
 
 from exemplar_ray.shards import discover
 
-
-def images_of(shards: list[str]) -> Iterator[Image.Image]:
-    """Yield the decoded images of local parquet shards, one row group at a time."""
-    for shard in shards:
-        file = pq.ParquetFile(shard)
-        for group in range(file.num_row_groups):
-            for image in file.read_row_group(group, columns=["image"])["image"].to_pylist():
-                yield Image.open(io.BytesIO(image["bytes"])).convert("RGB")
+MODES = {"compare": compare, "scaling": scaling}
 
 
-def notebook_loop(shards: list[str], limit: int) -> float:
-    """Score up to `limit` images as the notebook does and return images/s, model loading left out."""
-    from lucent.modelzoo import inceptionv1
-
-    torch.manual_seed(0)
-    model = inceptionv1(pretrained=False).eval()
-    acts = {}
-    model.mixed4a.register_forward_hook(lambda module, inputs, output: acts.update(layer=output))
-    prepare = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()])
-    heaps = [[] for _ in range(508)]
-    started, count = time.perf_counter(), 0
-    for count, image in enumerate(images_of(shards), start=1):
-        with torch.no_grad():
-            model(prepare(image).unsqueeze(0).float() - 117)
-        for channel, heap in enumerate(heaps):
-            entry = (acts["layer"][0, channel].mean().item(), -count)
-            (heapq.heappush if len(heap) < 10 else heapq.heappushpop)(heap, entry)
-        if count == limit:
-            break
-    return count / (time.perf_counter() - started)
-
-
-# Tallies and classes are part of every run.
-EVERY_ANSWER = ["--statistic", "mean", "max", "center", "--sample", "bottom", "random", "q99", "q95", "q90", "q50"]
-EVERY_ANSWER += ["--distinct", "--class-top-k", "1"]
-
-
-def job(data: list[str], flags: list[str]) -> tuple[float, float]:
-    """Run the job in a process of its own; return images/s from start to end, and of the scan alone."""
-    folder = tempfile.mkdtemp(prefix="exemplar_ray-benchmark-")
-    command = [sys.executable, "-m", "exemplar_ray", "run", "--out", folder, "--weights", "random:0", "--data", *data]
-    command += flags
-    # What was written before must not be written back on this one's time.
-    os.sync()
-    try:
-        started = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        seconds = time.perf_counter() - started
-        summary = json.loads((Path(folder) / "summary.json").read_text())
-    finally:
-        shutil.rmtree(folder)
-    return summary["scored"] / seconds, summary["this_invocation"]["images_per_second"]
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("mode", nargs="?", choices=MODES, default="compare", help="default: compare")
+    parser.add_argument("--data", nargs="+", required=True, metavar="PATH", help="local parquet shards")
+    parser.add_argument("--out", metavar="FOLDER", help="where to write the figures and the picture")
+    counts = {
+        "repeats": (3, "how often to measure everything"),
+        "cores": (2, "how many of the allowed cores to use"),
+        "copies": (4, "how often the job's data holds every image (scaling: also once, and 4 times as often)"),
+        "notebook-images": (200, "images a repetition"),
+        "loader-images": (800, "images a repetition"),
+        "ray-data-images": (800, "images a repetition; whole shards"),
+        "crp-images": (96, "images a repetition"),
+        "stage-images": (96, "images a repetition to time the stages with"),
+        "limit-seconds": (10, "how long to measure each limit"),
+        "shard-rows": (1000, "scaling: images a shard where Ray is compared with a plain loop"),
+        "large-shards": (3, "scaling: how many such shards"),
+    }
+    for name, (default, text) in counts.items():
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Measure, interleaved, and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", nargs="+", required=True, help="local parquet shards")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--notebook-images", type=int, default=200, help="images a repetition of the notebook's loop")
-    options = parser.parse_args()
+    """Restrict this process and what it starts to some cores, and measure."""
+    options = parse_options()
     shards = [shard.uri for shard in discover(options.data)]
-    measured: dict[str, list[float]] = {}
-    for _ in range(options.repeats):
-        figures = {"notebook's loop": notebook_loop(shards, options.notebook_images)}
-        for name, flags in (("top K alone", []), ("every answer", EVERY_ANSWER)):
-            figures[f"{name}, start to end"], figures[f"{name}, the scan"] = job(options.data, flags)
-        for name, figure in figures.items():
-            measured.setdefault(name, []).append(figure)
-    for name, figures in measured.items():
-        print(f"{name:28} {statistics.median(figures):7.1f} images/s ({min(figures):.1f}-{max(figures):.1f})", end="")
-        for other in ("notebook's loop", name.replace("every answer", "top K alone")):
-            if other != name:
-                ratios = [figure / base for figure, base in zip(figures, measured[other], strict=True)]
-                print(f"   x {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) of {other}", end="")
-        print()
+    with only_on(allowed_cores()[: options.cores]), tempfile.TemporaryDirectory(prefix="exemplar_ray-data-") as work:
+        # Compiled networks are kept for this run alone, which says what the first use of each costs.
+        os.environ["EXEMPLAR_RAY_CACHE"] = f"{work}/cache"
+        # From now on the shards are in memory: the disk is not what is measured.
+        for shard in shards:
+            Path(shard).read_bytes()
+        MODES[options.mode](shards, Path(work), options)
 
 
 if __name__ == "__main__":

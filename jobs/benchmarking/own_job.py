@@ -1,0 +1,54 @@
+"""This project's job, run as a user runs it, in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarking.measuring import Rate
+
+EXACT = ["--compile", "always"]
+SCREENED = [*EXACT, "--precision", "bfloat16", "--decode", "fast"]
+# Tallies and classes are part of every run.
+EVERY_ANSWER = [*EXACT, "--statistic", "mean", "max", "center"]
+EVERY_ANSWER += ["--sample", "bottom", "random", "q99", "q95", "q90", "q50", "--distinct", "--class-top-k", "1"]
+
+
+def job(data: Sequence[str], flags: Sequence[str]) -> tuple[dict[str, Rate], dict[str, Any]]:
+    """Run the job over InceptionV1's mixed4a.
+
+    Returns:
+        The rates: "start to end": everything, from starting Python and Ray to the written result; "scan": what
+        the job itself says of its scan, which includes loading the network in every worker. And the summary.
+    """
+    with tempfile.TemporaryDirectory(prefix="exemplar_ray-benchmark-") as folder:
+        command = [sys.executable, "-m", "exemplar_ray", "run", "--weights", "random:0", *flags]
+        command += ["--out", folder, "--data", *data]
+        # What was written before must not be written back on this one's time.
+        os.sync()
+        started = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - started
+        summary = json.loads((Path(folder) / "summary.json").read_text())
+    scan = summary["this_invocation"]
+    rates = {
+        "start to end": Rate(summary["scored"], seconds),
+        "scan": Rate(scan["images_scanned"], scan["scan_seconds"]),
+    }
+    return rates, summary
+
+
+def first_runs(shards: Sequence[str], kinds: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Run each kind over one shard, so that its network is compiled; return how many seconds each took."""
+    seconds = {}
+    for name, flags in kinds.items():
+        rate = job(shards[:1], flags)[0]["start to end"]
+        seconds[name] = rate.seconds
+        print(f"first run of {name}, compiling, {rate.images} images: {rate.seconds:.0f} s", flush=True)
+    print(flush=True)
+    return seconds
