@@ -7,7 +7,7 @@ import json
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -247,19 +247,18 @@ def _settle(
     channels: list[tuple[int, int]],
     console: Console,
 ) -> dict[str, str]:
-    """Scan once more, exactly, for channels that screening left in doubt; return failures.
+    """Scan once more, exactly, for the channels that screening left in doubt; return failures.
 
     That scan is a run of its own inside the run folder, so it too goes on where it was interrupted.
     """
     pairs = layers_and_statistics(plan.spec)
-    wanted: dict[str, set[int]] = {}
-    for series, channel in channels:
-        wanted.setdefault(pairs[series][0].name, set()).add(channel)
-    layers = [replace(la, channels=tuple(sorted(wanted[la.name]))) for la in plan.spec.layers if la.name in wanted]
+    # All channels of the layers: the others cost nothing, and an exact run's compiled trunk serves here, too.
+    doubtful_layers = {pairs[series][0].name for series, _ in channels}
+    layers = [layer for layer in plan.spec.layers if layer.name in doubtful_layers]
     exact = Plan(plan.spec.unscreened(layers), plan.shards, plan.class_labels, plan.versions)
     inner = RunFolder(f"{folder.uri.rstrip('/')}/{SETTLING}-{exact.fingerprint[:12]}")
     inner.adopt(exact)
-    say(console, f"{len(channels)} channels are in doubt: scanning once more, only for them, in full precision")
+    say(console, f"{len(channels)} channels are in doubt: scanning once more, for them, in full precision")
     todo = [p for p in inner.state(exact).unfinished if p in state.completed]
     most_skipped = max(record["skipped"] for record in state.completed.values())
     _, failed = _scan(cluster, inner, exact, todo, most_skipped, console, SETTLING)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
@@ -100,7 +101,7 @@ def _expand(uri: str) -> dict[str, int]:
     return {
         info["name"] if local else fs.unstrip_protocol(info["name"]): info["size"]
         for info in infos
-        if info["type"] == "file"
+        if info["type"] == "file" or (local and Path(info["name"]).is_file())  # fsspec calls links to files "other"
     }
 
 

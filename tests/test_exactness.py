@@ -14,6 +14,7 @@ from notebook_loop import MEANS, network, notebook_loop, sample_images
 pytestmark = [needs_shared, pytest.mark.usefixtures("ray_cluster")]
 
 RELATIVE = 1e-4
+OF_STRONGEST = 1e-6
 NETWORKS = {
     "inceptionv1": ["--model", "inceptionv1", "--weights", "random:0", "--layer", "mixed4a"],
     "bvlc": [
@@ -64,8 +65,10 @@ def assert_equals_oracle(exemplars, images, activations):
     numbers = (shard.to_numpy() * 100 + ours["row"].to_numpy()).reshape(channels, top_k)
     found = ours["activation"].to_numpy().reshape(channels, top_k)
     expected = activations[:, :top_k]
-    np.testing.assert_allclose(found, expected, rtol=RELATIVE)
-    clear_below = activations[:, :-1] - activations[:, 1:] > RELATIVE * np.abs(activations[:, :-1])
+    # A weak activation is what is left of strong ones that cancel: rounding goes by the channel's strongest.
+    tolerance = RELATIVE * np.abs(activations) + OF_STRONGEST * np.abs(activations[:, :1])
+    assert (np.abs(found - expected) <= tolerance[:, :top_k]).all()
+    clear_below = activations[:, :-1] - activations[:, 1:] > tolerance[:, :-1]
     clear_above = np.hstack([np.ones((channels, 1), bool), clear_below[:, :-1]])
     clear = clear_above & clear_below
     assert clear.mean() > 0.8

@@ -189,3 +189,14 @@ def test_shards_are_not_written_over_other_files(tmp_path):
     (tmp_path / "x.txt").write_text("mine")
     with pytest.raises(UsageError, match="not an empty folder"):
         write_images([LabelledImage(b"x", "p", 0)], str(tmp_path), None, 10)
+
+
+def test_links_to_shards_are_shards(tmp_path):
+    """The Hub's own cache is made of links."""
+    [path] = write_tiny_data(tmp_path / "blobs", shards=1)
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "train.parquet").symlink_to(path)
+    (tmp_path / "snapshot" / "gone.parquet").symlink_to(tmp_path / "nowhere")
+    [shard] = discover([str(tmp_path / "snapshot")])
+    assert (shard.name, shard.size) == ("train.parquet", path.stat().st_size)
+    assert inspect([shard])[0][0].rows == 10
