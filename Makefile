@@ -34,8 +34,8 @@ exactness: setup ## compute the 800-image oracles anew (minutes), then compare w
 	$(BIN)/python tests/notebook_loop.py bvlc tests/oracle/bvlc-googlenet.npz
 	EXEMPLAR_RAY_ALL_IMAGES=1 $(BIN)/pytest -rP tests/test_exactness.py tests/test_brute_force.py
 
-benchmark: setup ## the notebook's loop and the job, side by side
-	$(BIN)/python jobs/benchmark.py --data ../shared/data/imagenet-sample
+benchmark: setup ## the notebook's loop, others' ways and the job, side by side, in benchmark/
+	$(BIN)/python jobs/benchmark.py --data ../shared/data/imagenet-sample --out benchmark
 
 lint: setup ## style and common mistakes
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarking import rivals
-from benchmarking.data import copies_of
+from benchmarking.data import row_groups, shards_of_rows
 from benchmarking.limits import KINDS, bound, decoding_alone, trunk_alone
 from benchmarking.measuring import Rate, allowed_cores, in_own_process, print_table, ratios, reference_machine, spread
 from benchmarking.own_job import EVERY_ANSWER, EXACT, SCREENED, first_runs, job
@@ -57,7 +57,9 @@ def compare(shards: Sequence[str], work: Path, options: Namespace) -> None:
     """Measure everything `--repeats` times, print the tables, write benchmark.json and stages.png."""
     machine = reference_machine(allowed_cores())
     print_table(("reference machine", ""), list(machine.items()))
-    data = copies_of(shards, work, options.copies)
+    # As many shards as copies: of the size that data sets have, a last batch that is not full hardly counts.
+    rows = sum(group.rows for group in row_groups(shards))
+    data = shards_of_rows(shards, work / "data", rows, options.copies)
     measured = Measured()
     measured.first_runs = first_runs(shards, OWN)
     for number in range(options.repeats):
