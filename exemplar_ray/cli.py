@@ -84,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--config", metavar="FILE.yaml", help="a file with any of the keys below; a flag wins")
     _add_keys(sub, _RUN_KEYS)
 
+    sub = command("plan", _plan, "what a run would do, how long it would take and cost; scans 200 images to find out")
+    sub.add_argument("--config", metavar="FILE.yaml", help="a file with any of the keys below; a flag wins")
+    sub.add_argument("--price", type=float, metavar="P", help="of one hour of all machines together")
+    _add_keys(sub, {key: value for key, value in _RUN_KEYS.items() if key not in ("class_labels", "max_skipped")})
+
     sub = command("status", _status, "shards done, failed and pending, rows, skipped images, last errors")
     sub.add_argument("run", metavar="RUN", help="a run folder")
 
@@ -154,13 +159,13 @@ def _add_keys(parser: argparse.ArgumentParser, keys: dict[str, tuple[Any, str, s
         parser.add_argument(flag, metavar=metavar, help=text, default=argparse.SUPPRESS, **several)
 
 
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
+def _settings(options: argparse.Namespace, required: Sequence[str] = ("data", "out")) -> dict[str, Any]:
     """Lay the flags over the config file's keys."""
     settings: dict[str, Any] = {}
     if options.config:
         settings = _read_config(options.config)
     settings.update({key: value for key, value in vars(options).items() if key in _RUN_KEYS})
-    for key in ("data", "out"):
+    for key in required:
         if not settings.get(key):
             raise UsageError(f"--{key} is missing: give it as a flag or as a key of --config")
     if isinstance(settings["data"], str):
@@ -215,6 +220,19 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         settle=settings.get("settle", True),
     )
     return _finish(outcome, settings["out"], "exemplar-ray " + shlex.join(sys.argv[1:]), console)
+
+
+def _plan(options: argparse.Namespace, console: Console) -> int:
+    from exemplar_ray.cluster import Resources
+    from exemplar_ray.forecast import forecast
+    from exemplar_ray.spec import RunSpec
+
+    settings = _settings(options, required=("data",))
+    if options.price is not None and options.price < 0:
+        raise UsageError(f"price is a number from 0, not {options.price:g}")
+    for line in forecast(_pick(RunSpec, settings), settings["data"], _pick(Resources, settings), options.price):
+        say(console, line)
+    return COMPLETE
 
 
 def _merge(options: argparse.Namespace, console: Console) -> int:

@@ -172,20 +172,36 @@ class Cluster:
         Args:
             images: of the whole data set.
         """
+        settings = self._settings(images)
+        settings |= {"run_folder": run_folder, "fingerprint": fingerprint}
+        settings |= {"max_skipped": max_skipped, "sample_rate": sample_rate}
+        task = _scan.options(num_cpus=self.cpus_per_task, num_gpus=self.gpus_per_task)
+        stored = ray.put(spec)
+        return self._run((p, lambda p=p, s=s: task.remote(stored, s, p, settings)) for p, s in shards)
+
+    def probe(
+        self, spec: ResolvedSpec, shards: Iterable[Shard], sample_rate: float, images: int, rows: int
+    ) -> Iterator[Outcome[int]]:
+        """Scan the first rows of some shards, all at the same time if that can be; see `worker.probe`.
+
+        Args:
+            images: of the whole data set.
+        """
+        settings = self._settings(images)
+        settings |= {"run_folder": "", "fingerprint": "", "max_skipped": rows, "sample_rate": sample_rate}
+        task = _probe.options(num_cpus=self.cpus_per_task, num_gpus=self.gpus_per_task)
+        stored = ray.put(spec)
+        return self._run((p, lambda s=s: task.remote(stored, s, settings, rows)) for p, s in enumerate(shards))
+
+    def _settings(self, images: int) -> dict[str, Any]:
+        """Return how scan tasks of a data set of so many images work."""
         few = self._wanted.compile == "auto" and images < _IMAGES_WORTH_COMPILING
-        settings = {
-            "run_folder": run_folder,
-            "fingerprint": fingerprint,
+        return {
             "batch_size": self._wanted.batch_size,
             "threads": self.cpus_per_task,
             "use_gpu": self.gpus_per_task > 0,
             "compile": "never" if few else self._wanted.compile,
-            "max_skipped": max_skipped,
-            "sample_rate": sample_rate,
         }
-        task = _scan.options(num_cpus=self.cpus_per_task, num_gpus=self.gpus_per_task)
-        stored = ray.put(spec)
-        return self._run((p, lambda p=p, s=s: task.remote(stored, s, p, settings)) for p, s in shards)
 
     def gather(self, spec: ResolvedSpec, candidates: Iterable[tuple[int, Shard, Scores]]) -> Iterator[Outcome[int]]:
         """Gather, a task a shard; yield (images, exact scores, places), keyed by position, as they come."""
@@ -277,6 +293,13 @@ def _scan(spec: ResolvedSpec, shard: Shard, position: int, settings: dict[str, A
     from exemplar_ray.worker import ScanSettings, scan_and_commit
 
     return scan_and_commit(spec, shard, position, ScanSettings(**settings))
+
+
+@ray.remote(max_retries=0, max_calls=0)
+def _probe(spec: ResolvedSpec, shard: Shard, settings: dict[str, Any], rows: int) -> dict[str, Any]:
+    from exemplar_ray.worker import ScanSettings, probe
+
+    return probe(spec, shard, ScanSettings(**settings), rows)
 
 
 @ray.remote(max_retries=0, max_calls=0)

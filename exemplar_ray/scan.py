@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -48,6 +49,7 @@ def scan_shard(
     decode_threads: int,
     max_skipped: int,
     sample_rate: float = 0.0,
+    most_rows: int | None = None,
 ) -> ScannedShard:
     """Score every image of a shard and keep each channel's best candidates.
 
@@ -57,6 +59,7 @@ def scan_shard(
     Args:
         position: the shard's place in the sorted shard list.
         sample_rate: see `samples.sample_rate`; 0 where no sample is drawn.
+        most_rows: read only so many, to see how long that takes.
 
     Raises:
         ShardError: more than `max_skipped` images cannot be decoded, the rows do not add up,
@@ -81,7 +84,8 @@ def scan_shard(
     crops = torch.zeros((batch_size, size, size, 3), dtype=torch.uint8)
     batch: list[ImageRow] = []
     with ShardReader(shard) as reader:
-        images = tallying.prioritise(reader.images()) if spec.drawn_samples else reader.images()
+        images = islice(reader.images(), most_rows)
+        images = tallying.prioritise(images) if spec.drawn_samples else images
         decoded = decode_ahead(images, spec.preprocess, decode_threads, 2 * batch_size, spec.decode)
         for image, pixels in decoded:
             if isinstance(pixels, UndecodableImageError):
@@ -97,7 +101,7 @@ def scan_shard(
             if len(batch) == batch_size:
                 score(crops, batch)
                 batch = []
-        rows = reader.rows
+        rows = reader.rows if most_rows is None else min(reader.rows, most_rows)
     if len(skipped) > max_skipped:
         raise ShardError(_too_many_skipped(shard, skipped, max_skipped))
     if batch:

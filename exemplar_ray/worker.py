@@ -82,6 +82,34 @@ def scan_and_commit(spec: ResolvedSpec, shard: Shard, position: int, settings: S
     return RunFolder(settings.run_folder).commit(position, parts.to_files(scanned.part, spec), record)
 
 
+def probe(spec: ResolvedSpec, shard: Shard, settings: ScanSettings, rows: int) -> dict[str, Any]:
+    """Scan a shard's first rows, keep nothing, and return what it took: images, seconds, and seconds to load."""
+    torch.set_num_threads(settings.threads)
+    started = time.perf_counter()
+    loaded = _scanning_trunk(spec, _device(settings.use_gpu), settings.batch_size, settings.threads, settings.compile)
+
+    def scan(rows: int) -> int:
+        scanned = scan_shard(
+            loaded.trunk,
+            spec,
+            shard,
+            0,
+            batch_size=settings.batch_size,
+            decode_threads=settings.threads,
+            max_skipped=rows,
+            sample_rate=settings.sample_rate,
+            most_rows=rows,
+        )
+        return scanned.rows
+
+    # The first batch prepares what the others find ready.
+    scan(1)
+    loading = time.perf_counter() - started
+    started = time.perf_counter()
+    images = scan(rows)
+    return {"images": images, "seconds": time.perf_counter() - started, "loading_seconds": loading}
+
+
 def gather(spec: ResolvedSpec, shard: Shard, candidates: Scores) -> tuple[pa.Table, Scores, pa.Table]:
     """Return the images, exact scores and places of one shard's candidates, see `GatheredShard`."""
     torch.set_num_threads(REFERENCE_THREADS)
