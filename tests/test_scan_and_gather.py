@@ -214,6 +214,18 @@ def test_a_mix_up_of_rows_and_numbers_cannot_survive(scanned_shard, mix_up):
         gather_shard(trunk, spec, shard, wrong)
 
 
+@pytest.mark.parametrize("column", ["row", "channel"])
+def test_screening_allows_for_its_error_but_for_no_mix_up(scanned_shard, column):
+    spec, trunk, shard, candidates = scanned_shard
+    spec = dataclasses.replace(spec, precision="bfloat16")
+    off = candidates._replace(activation=candidates.activation * np.float32(1.02))
+    exact = gather_shard(trunk, spec, shard, off).exact
+    assert exact.activation.tolist() == gather_shard(trunk, spec, shard, candidates).exact.activation.tolist()
+    size = {"row": 40, "channel": 8}[column]
+    with pytest.raises(ShardError, match="changed: row .* the scan recorded"):
+        gather_shard(trunk, spec, shard, off._replace(**{column: (getattr(off, column) + 1) % size}))
+
+
 def test_an_image_that_broke_after_the_scan_is_noticed(scanned_shard, tmp_path):
     spec, trunk, shard, candidates = scanned_shard
     broken = candidates.row[0]
