@@ -304,11 +304,11 @@ class Selection:
         within = strength(self._ranked) + standing.allowance[self._groups] >= standing.kth[self._groups]
         needed = np.maximum(np.bincount(self._groups, within, len(before)).astype(np.int64), before + 1)
         self._depths = np.minimum(self._sizes, np.where(standing.settled, before, needed))
-        if self._spec.distinct:
-            for picked in self._distinct(standing):
-                if not picked.enough:
-                    deeper = before[picked.group] + self._spec.top_k
-                    self._depths[picked.group] = min(self._sizes[picked.group], max(self._depths[picked.group], deeper))
+        for picked in self._distinct(standing) if self._spec.distinct else ():
+            if not picked.enough:
+                # Twice as deep each time: every look is a round of tasks over the shards.
+                deeper = max(self._depths[picked.group], 2 * before[picked.group])
+                self._depths[picked.group] = min(self._sizes[picked.group], deeper)
         return bool((self._depths > before).any())
 
     def _distinct(self, standing: Standing) -> Iterator[_Picked]:
