@@ -303,7 +303,8 @@ class Selection:
         # All that an error may lift over the K-th: candidates are sorted, so they are the first so many.
         within = strength(self._ranked) + standing.allowance[self._groups] >= standing.kth[self._groups]
         needed = np.maximum(np.bincount(self._groups, within, len(before)).astype(np.int64), before + 1)
-        self._depths = np.minimum(self._sizes, np.where(standing.settled, before, needed))
+        # Where screening gave no number at all, no depth helps.
+        self._depths = np.minimum(self._sizes, np.where(standing.settled | self._lost, before, needed))
         for picked in self._distinct(standing) if self._spec.distinct else ():
             if not picked.enough:
                 # Twice as deep each time: every look is a round of tasks over the shards.

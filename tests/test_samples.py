@@ -148,8 +148,8 @@ def select(values, hashes, labels, error=None, **changes):
     images, channels = values.shape
     spec = resolved(layers=(Layer("mixed4a", channels, None, tuple(range(channels))),), top_k=3, **changes)
     scanned = (values + (0 if error is None else error)).astype(np.float32)
-    image, channel = np.indices(values.shape).reshape(2, -1)
-    scores = merge([make_scores(channel, scanned.reshape(-1), 0, image)], candidates_kept(spec))
+    image, channel = np.nonzero(np.isfinite(scanned))
+    scores = merge([make_scores(channel, scanned[image, channel], 0, image)], candidates_kept(spec))
     pool = SampledImages(np.zeros(images, np.int32), np.arange(images), np.arange(images) / images, [scanned])
     merged = replace(Part.empty(spec), scores=scores, sampled=pool)
     merged.tallies["moments"][0].update(scanned, np.zeros(images))
@@ -200,6 +200,16 @@ def test_when_candidates_run_out_the_channel_is_called_short():
     # A data set of so few images has no more to give: that is not short.
     selected, _ = select(values[:20], [HASHES[0]] * 20, [None] * 20, distinct=True)
     assert (shown(selected, "distinct"), selected.short) == ([0], [])
+
+
+def test_an_image_that_screening_gave_no_number_leaves_its_channel_in_doubt():
+    values = np.arange(100, 0, -1, dtype=np.float64)[:, None] * np.ones(2)
+    overflown = np.zeros(values.shape)
+    overflown[0, 1] = np.inf
+    selected, rounds = select(values, HASHES, [None] * 100, overflown, precision="float16")
+    assert (selected.unsettled, rounds) == ([(0, 1, "top")], 1)
+    assert [known["settled"].tolist() for known in selected.certainty] == [[True, False]]
+    assert shown(selected, "top") == [0, 1, 2]
 
 
 def test_at_most_so_many_of_a_class():
