@@ -13,7 +13,7 @@ from rich.console import Console
 from exemplar_ray.cli import _RUN_KEYS, _parser
 from exemplar_ray.progress import ProgressDisplay
 
-COMMANDS = ["sample-data", "shard", "run", "status", "merge", "report"]
+COMMANDS = ["sample-data", "shard", "run", "plan", "status", "merge", "report"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
