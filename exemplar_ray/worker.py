@@ -113,7 +113,7 @@ def probe(spec: ResolvedSpec, shard: Shard, settings: ScanSettings, rows: int) -
 def gather(spec: ResolvedSpec, shard: Shard, candidates: Scores) -> tuple[pa.Table, Scores, pa.Table]:
     """Return the images, exact scores and places of one shard's candidates, see `GatheredShard`."""
     torch.set_num_threads(REFERENCE_THREADS)
-    gathered = gather_shard(_reference_trunk(spec), spec, shard, candidates)
+    gathered = gather_shard(_trunk(spec, "cpu", "float32"), spec, shard, candidates)
     # Not the object: the driver would need torch to unpickle it.
     return gathered.images, gathered.exact, gathered.places
 
@@ -156,10 +156,6 @@ def _scanning_trunk(spec: ResolvedSpec, device: str, batch_size: int, threads: i
 
 
 @lru_cache(maxsize=2)
-def _reference_trunk(spec: ResolvedSpec) -> Trunk:
-    return _trunk(spec, "cpu", "float32")
-
-
 def _trunk(spec: ResolvedSpec, device: str, precision: str) -> Trunk:
     network = load_network(spec.model, spec.weights, check_factory=False)
     if network.weights_sha256 != spec.weights_sha256:
