@@ -91,8 +91,8 @@ class Trunk:
         return pooled, outputs
 
     def _pool(self, layer: str, output: Tensor, pooled: dict[tuple[str, str], Tensor]) -> None:
+        output = output.float()
         for statistic in self._statistics:
-            output = output.float()
             pooled[layer, statistic] = STATISTICS[statistic](output) if output.dim() == 4 else output
 
     def _forward(self, crops: Tensor, take: Callable[[str, Tensor], None]) -> None:

@@ -205,7 +205,7 @@ class ResolvedSpec:
     @property
     def screened(self) -> bool:
         """Return whether the scan computes otherwise than the reference, so that only gather is exact."""
-        return (self.precision, self.decode) != (PRECISIONS[0], DECODERS[0])
+        return _is_screening(self.precision, self.decode)
 
     def unscreened(self, layers: Sequence[Layer]) -> ResolvedSpec:
         """Return the spec of an exact scan that looks for the strongest and weakest of some channels."""
@@ -332,11 +332,15 @@ def format_channels(channels: Sequence[int]) -> str:
     return ",".join(f"{low}" if low == high else f"{low}-{high}" for low, high in runs)
 
 
+def _is_screening(precision: str, decode: str) -> bool:
+    return (precision, decode) != (PRECISIONS[0], DECODERS[0])
+
+
 def margin_of(spec: RunSpec) -> int:
     """Return how many candidates a channel to keep beyond K: as asked for, or enough as a rule."""
     if spec.margin is not None:
         return spec.margin
-    if (spec.precision, spec.decode) != (PRECISIONS[0], DECODERS[0]):
+    if _is_screening(spec.precision, spec.decode):
         return max(_SCREENING_MARGIN, _SCREENING_MARGIN_A_RANK * spec.top_k)
     return max(_MARGIN, _MARGIN_A_RANK * spec.top_k)
 
