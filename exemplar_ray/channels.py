@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pyarrow as pa
 
 from exemplar_ray.parts import Part, channel_names, layers_and_statistics, series_of
 from exemplar_ray.run_folder import Plan
-from exemplar_ray.topk import BOTTOM, OF_CLASS, TOP, Scores, rank, spans
+from exemplar_ray.selection import Tail
+from exemplar_ray.spec import ResolvedSpec
+from exemplar_ray.topk import BOTTOM, OF_CLASS, TOP, Scores, rank
 
 
 def channels_table(plan: Plan, merged: Part, certainty: list[dict[str, np.ndarray]]) -> pa.Table:
@@ -70,7 +74,9 @@ def class_exemplars_table(plan: Plan, merged: Part) -> pa.Table:
     )
 
 
-def percentiles(plan: Plan, merged: Part, known: Scores, exemplars: Scores) -> np.ndarray:
+def percentiles(
+    spec: ResolvedSpec, merged: Part, tails: Mapping[tuple[int, int, int], Tail], exemplars: Scores
+) -> np.ndarray:
     """Return the share of scored images, 0..100, whose activation is below an exemplar's.
 
     Exact for an exemplar among its channel's known strongest or weakest: all images beyond it are then known.
@@ -78,34 +84,28 @@ def percentiles(plan: Plan, merged: Part, known: Scores, exemplars: Scores) -> n
     the share of the images in one bin, and exact again for a dead channel, whose exemplars are at 0.
 
     Args:
-        known: the run's strongest and weakest candidates, recomputed.
+        tails: what is known of every channel's strongest and weakest.
         exemplars: of whom to tell.
 
     Returns:
         float64 [exemplars].
     """
-    strongest, weakest = (_by_channel(known.take(known.contest == contest)) for contest in (TOP, BOTTOM))
-    nothing = np.empty(0, np.float32)
     below = np.empty(len(exemplars.row))
     images = np.empty(len(exemplars.row), np.int64)
-    for series, (layer, _) in enumerate(layers_and_statistics(plan.spec)):
+    for series, (layer, _) in enumerate(layers_and_statistics(spec)):
         of_series = np.flatnonzero(exemplars.series == series)
         places = np.searchsorted(layer.channels, exemplars.channel[of_series])
         images[of_series] = merged.tallies["moments"][series].images[places]
         below[of_series] = merged.tallies["histogram"][series].count_below(places, exemplars.activation[of_series])
+    unknown = Tail(np.empty(0, np.float32), np.inf)
     for i, (series, channel, activation) in enumerate(
         zip(exemplars.series.tolist(), exemplars.channel.tolist(), exemplars.activation.tolist(), strict=True)
     ):
-        above, under = strongest.get((series, channel), nothing), weakest.get((series, channel), nothing)
-        if len(above) == images[i] or (len(above) and activation >= above[0]):
-            below[i] = images[i] - (len(above) - np.searchsorted(above, activation, side="left"))
-        elif len(under) and activation <= under[-1]:
-            below[i] = np.searchsorted(under, activation, side="left")
+        strongest, weakest = (tails.get((series, contest, channel), unknown) for contest in (TOP, BOTTOM))
+        if activation > strongest.beyond:
+            not_below = len(strongest.strengths) - np.searchsorted(strongest.strengths, activation, side="left")
+            below[i] = images[i] - not_below
+        # Among the weakest, those level with the last may be missing: they are not below it.
+        elif -activation >= weakest.beyond:
+            below[i] = len(weakest.strengths) - np.searchsorted(weakest.strengths, -activation, side="right")
     return 100.0 * below / images
-
-
-def _by_channel(scores: Scores) -> dict[tuple[int, int], np.ndarray]:
-    """Return {(series, channel): activations, ascending}."""
-    order = np.lexsort((scores.activation, scores.channel, scores.series))
-    series, channel, activation = scores.series[order], scores.channel[order], scores.activation[order]
-    return {(int(series[one][0]), int(channel[one][0])): activation[one] for one in spans(series, channel)}

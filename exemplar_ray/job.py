@@ -218,7 +218,7 @@ def _answer(
         gathered = len(images)
         done, total = len(state.completed), len(plan.shards)
         partial = None if done == total else f"{done} of {total} shards"
-        below = percentiles(plan, merged, selection.candidates(), selected.scores)
+        below = percentiles(plan.spec, merged, selected.tails, selected.scores)
         with folder.writing(EXEMPLARS) as path:
             write_exemplars(path, plan, selected, below, images, partial)
         if len(plan.spec.shown_samples) > 1:

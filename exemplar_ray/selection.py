@@ -58,6 +58,15 @@ PLACES_SCHEMA = pa.schema(
 )
 
 
+class Tail(NamedTuple):
+    """One end of a channel's distribution, as far as it is known without a gap."""
+
+    strengths: np.ndarray
+    """float32, ascending: of the strongest images, or of the weakest, negated."""
+    beyond: float
+    """Every stronger image stands among them: -infinity if they are all."""
+
+
 @dataclass(frozen=True)
 class Selected:
     """The exemplars of a run, in the order of results: by series, channel, rank, sample."""
@@ -80,6 +89,8 @@ class Selected:
     `scan_error` (float64), the largest difference seen between a scanned and a recomputed activation; `margin`
     (float64), how far the K-th exemplar is above what the scan saw of the strongest image that was
     not recomputed, infinite if all were."""
+    tails: dict[tuple[int, int, int], Tail]
+    """{(series, contest, channel): what is known of its strongest or weakest}."""
     short: list[tuple[int, int, int]]
     """(series, channel, exemplars) with fewer distinct exemplars than asked for, where the data set
     may hold more: the candidates that the scan kept ran out."""
@@ -211,18 +222,14 @@ class Selection:
             largest_error=self._largest_error,
             unsettled=self._unsettled(standing),
             certainty=self._certainty(standing),
+            tails=self._tails(standing),
             short=short,
         )
-
-    def candidates(self) -> Scores:
-        """Return every channel's strongest and weakest candidates beyond which all images are known, recomputed."""
-        standing = self._standing()
-        known = self._recomputed(standing.order)
-        return known.take(strength(known) > standing.reach[self._groups[standing.order]])
 
     # The strongest and the weakest -------------------------------------------------------
 
     def _rank_candidates(self, candidates: Scores) -> None:
+        self._stood: tuple[tuple[int, int], Standing] | None = None
         order, self._scan_ranks = rank(candidates)
         self._ranked = candidates.take(order)
         self._groups = number_groups(self._ranked)
@@ -257,6 +264,12 @@ class Selection:
 
     def _standing(self) -> Standing:
         """Rank what has been looked at."""
+        # Nothing changes but depths and what is recomputed, and either only grows.
+        if self._stood is None or self._stood[0] != (len(self.exact.row), int(self._depths.sum())):
+            self._stood = (len(self.exact.row), int(self._depths.sum())), self._stand()
+        return self._stood[1]
+
+    def _stand(self) -> Standing:
         looked_at = self._looked_at()
         scanned = strength(self._ranked).astype(np.float64)
         # The first that was not looked at; or no more than the last, if more images were dropped.
@@ -292,6 +305,29 @@ class Selection:
             for name, of_groups in values.items():
                 result[series][name][place] = of_groups[group]
         return result
+
+    def _tails(self, standing: Standing) -> dict[tuple[int, int, int], Tail]:
+        strengths = strength(self._ranked).astype(np.float32)
+        lasts = np.where(self._more, strengths[self._firsts + self._sizes - 1], -np.inf)
+        # Of images that are level with the last exemplar, all are known if the shards kept weaker ones.
+        level = np.where(lasts < standing.outside, np.nextafter(standing.level, -np.inf), standing.level)
+        beyond = np.where(np.isnan(level), standing.reach, level)
+        # Where the scan's order is the exact one, all that the shards kept is known.
+        beyond = np.where(self._lost, np.inf, np.where(standing.in_order, lasts, beyond))
+        known = standing.in_order[self._groups]
+        tied = ~known & ~np.isnan(level)[self._groups] & (strengths == standing.outside[self._groups])
+        strengths[tied] = standing.level[self._groups[tied]]
+        strengths[standing.order] = strength(self._recomputed(standing.order))
+        known[tied] = True
+        known[standing.order] = True
+        known = np.flatnonzero(known & (standing.in_order[self._groups] | (strengths > beyond[self._groups])))
+        ends = np.searchsorted(self._groups[known], np.arange(len(self._sizes) + 1))
+        firsts = self._ranked.take(self._firsts)
+        keys = zip(firsts.series.tolist(), firsts.contest.tolist(), firsts.channel.tolist(), strict=True)
+        return {
+            key: Tail(np.sort(strengths[known[ends[group] : ends[group + 1]]]), float(beyond[group]))
+            for group, key in enumerate(keys)
+        }
 
     def _look_deeper(self) -> bool:
         """Look at more candidates of the channels that are not settled or lack distinct ones; false if there are none.

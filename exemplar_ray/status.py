@@ -23,7 +23,7 @@ def describe(run_folder: str) -> tuple[list[str], bool]:
     rows, scored, skipped = (sum(record[key] for record in records) for key in ("rows", "scored", "skipped"))
     lines = [
         f"{spec.model_title}, {spec.weights_title}{untrained}; {layers}; "
-        f"{', '.join(spec.statistics)}; top {spec.top_k}",
+        f"{', '.join(spec.statistics)}; {', '.join(spec.shown_samples)}: {spec.top_k} each",
         f"shards: {len(plan.shards)} in all, {len(state.completed)} done, {len(state.failed)} failed, "
         f"{len(state.pending)} pending",
         f"rows: {rows} read = {scored} scored + {skipped} skipped",

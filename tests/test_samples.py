@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import TINY_CLASSES, TINY_FLAGS, TINY_NETWORK, encode, random_picture
@@ -15,6 +16,7 @@ from test_spec import resolved
 from test_topk import make_scores
 
 from exemplar_ray import open_run
+from exemplar_ray.channels import percentiles
 from exemplar_ray.errors import UsageError
 from exemplar_ray.near_duplicates import near_duplicates_of, perceptual_hash, pick_distinct
 from exemplar_ray.parts import Part, candidates_kept
@@ -22,7 +24,7 @@ from exemplar_ray.samples import SampledImages, band, draw, parse_samples, prior
 from exemplar_ray.selection import PLACES_SCHEMA, Selection
 from exemplar_ray.sharding import LabelledImage, write_images
 from exemplar_ray.spec import Layer, RunSpec
-from exemplar_ray.topk import merge
+from exemplar_ray.topk import BOTTOM, TOP, merge
 
 # Who is drawn ------------------------------------------------------------------------------
 
@@ -143,24 +145,30 @@ def test_distinct_ones_are_picked_in_order_with_so_many_of_a_class():
 # The selection -----------------------------------------------------------------------------
 
 
-def select(values, hashes, labels, error=None, **changes):
-    """Run the selection over one shard's exact activations [images, channels], scanned with an error."""
+def scanned_once(values, error=None, **changes):
+    """Pretend to scan a shard of exact activations [images, channels], with an error; return the spec, what it gave."""
     images, channels = values.shape
     spec = resolved(layers=(Layer("mixed4a", channels, None, tuple(range(channels))),), top_k=3, **changes)
     scanned = (values + (0 if error is None else error)).astype(np.float32)
     image, channel = np.nonzero(np.isfinite(scanned))
-    scores = merge([make_scores(channel, scanned[image, channel], 0, image)], candidates_kept(spec))
+    contests = (TOP, BOTTOM) if spec.wants_bottom else (TOP,)
+    scores = [make_scores(channel, scanned[image, channel], 0, image, contest=contest) for contest in contests]
     pool = SampledImages(np.zeros(images, np.int32), np.arange(images), np.arange(images) / images, [scanned])
-    merged = replace(Part.empty(spec), scores=scores, sampled=pool)
-    merged.tallies["moments"][0].update(scanned, np.zeros(images))
-    selection = Selection(spec, merged, images)
+    merged = replace(Part.empty(spec), scores=merge(scores, candidates_kept(spec)), sampled=pool)
+    for tallies in merged.tallies.values():
+        tallies[0].update(scanned, np.zeros(images, np.int64))
+    return spec, merged
+
+
+def select(values, hashes, labels, error=None, **changes):
+    """Run the selection over what a scan gave; return its result and in how many rounds."""
+    spec, merged = scanned_once(values, error, **changes)
+    selection = Selection(spec, merged, len(values))
     rounds = 0
     while len((wanted := selection.wanted()).row):
         rounds += 1
         exact = wanted._replace(activation=values[wanted.row, wanted.channel].astype(np.float32))
         nowhere = [(None, None, None)] * len(wanted.row)
-        import pyarrow as pa
-
         places = pa.table(dict(zip(PLACES_SCHEMA.names, zip(*nowhere, strict=True), strict=True)), schema=PLACES_SCHEMA)
         rows = np.unique(wanted.row).tolist()
         seen = pa.table({"row": rows, "label": [labels[r] for r in rows], "hash": [hashes[r] for r in rows]})
@@ -234,6 +242,20 @@ def test_recomputing_decides_who_is_in_a_band(seed):
     for sample in samples:
         assert shown(with_error, sample) == shown(exact, sample)
     assert shown(exact, "random") == [0, 1, 2]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 1000))
+def test_percentiles_are_exact_where_images_are_level_with_the_last_and_all_lie_in_one_bin(seed):
+    """A channel that hardly varies: its histogram says nothing, and the K-th of an exact scan may have equals."""
+    random = np.random.default_rng(seed)
+    values = 1 + random.integers(0, 200, (60, 8)) * 2.0**-20
+    error = random.integers(-1, 2, (60, 8)) * 2.0**-20 * (np.arange(8) % 2)
+    spec, merged = scanned_once(values, error, samples=("top", "bottom"))
+    selected, _ = select(values, [bytes(32)] * 60, [None] * 60, error, samples=("top", "bottom"))
+    found = percentiles(spec, merged, selected.tails, selected.scores)
+    below = (values[:, selected.scores.channel] < selected.scores.activation).mean(axis=0)
+    assert found == pytest.approx(100 * below)
 
 
 # In a run ----------------------------------------------------------------------------------
