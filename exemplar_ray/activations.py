@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.pre_relu import SUFFIX, ReluInputs, split_name
 from exemplar_ray.receptive_field import UntraceableError, receptive_fields
-from exemplar_ray.response_norm import BandedResponseNorm
+from exemplar_ray.response_norm import FastResponseNorm
 from exemplar_ray.spec import Layer, Preprocess, ReceptiveField, parse_channels
 
 STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -109,7 +109,7 @@ class Trunk:
             waiting.remove(name)
             return not waiting
 
-        norm = nullcontext() if self._plain else BandedResponseNorm()
+        norm = nullcontext() if self._plain else FastResponseNorm()
         with _hooked(self._module, list(self._layers), seen), torch.inference_mode(), reference_precision(), norm:
             pixels = to_input(crops.to(self.device), self._preprocess).to(self._type)
             _run(self._module, pixels.contiguous(memory_format=self._layout))

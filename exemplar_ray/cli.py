@@ -141,7 +141,7 @@ _RUN_KEYS: dict[str, tuple[Any, str, str]] = {
     "settle": (bool, "", "scan once more for channels that screening leaves in doubt (default: yes)"),
     "max_skipped": (int, "N", "undecodable images a shard may have before it fails (default: 0)"),
     "address": (str, "ADDRESS", "the Ray cluster (default: RAY_ADDRESS, or a Ray of its own on this machine)"),
-    "batch_size": (int, "N", "images a forward pass (default: 32)"),
+    "batch_size": (int, "N", "images a forward pass (default: 8 a CPU, 128 on a GPU)"),
     "compile": (str, "WHEN", "the network, for CPUs: auto (default: from 5,000 images), always, never"),
     "cpus_per_task": (int, "N", "default: 1 without a GPU, the GPU's share of the CPUs with one"),
     "gpus_per_task": (float, "N", "default: 1 where the cluster has GPUs, else 0"),

@@ -35,6 +35,10 @@ _COMPILE = ("auto", "always", "never")
 # the first run did.
 _IMAGES_WORTH_COMPILING = 5000
 
+# Images a forward pass: what a core works on should stay in its cache; a GPU wants many at a time.
+_BATCH_OF_A_CORE = 8
+_BATCH_OF_A_GPU = 128
+
 # OSErrors that trying again does not mend.
 _PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 
@@ -44,11 +48,11 @@ class Resources:
     """Where and how fast to compute. None of it changes the result.
 
     None stands for what the cluster has: a GPU a task where there are GPUs; one CPU a task
-    without a GPU, the GPU's share of the CPUs with one.
+    without a GPU, the GPU's share of the CPUs with one; and batches that suit either.
     """
 
     address: str | None = None
-    batch_size: int = 32
+    batch_size: int | None = None
     compile: str = "auto"
     cpus_per_task: int | None = None
     gpus_per_task: float | None = None
@@ -117,6 +121,8 @@ class Cluster:
         wanted = self._wanted
         self.gpus_per_task = float(totals.get("GPU", 0) >= 1) if wanted.gpus_per_task is None else wanted.gpus_per_task
         self.cpus_per_task = wanted.cpus_per_task or self._cpus_a_task(totals)
+        usual = _BATCH_OF_A_GPU if self.gpus_per_task else _BATCH_OF_A_CORE * self.cpus_per_task
+        self.batch_size = wanted.batch_size or usual
         if not self._address:
             self._refuse_impossible(totals)
         self.slots = self._slots(totals)
@@ -197,7 +203,7 @@ class Cluster:
         """Return how scan tasks of a data set of so many images work."""
         few = self._wanted.compile == "auto" and images < _IMAGES_WORTH_COMPILING
         return {
-            "batch_size": self._wanted.batch_size,
+            "batch_size": self.batch_size,
             "threads": self.cpus_per_task,
             "use_gpu": self.gpus_per_task > 0,
             "compile": "never" if few else self._wanted.compile,

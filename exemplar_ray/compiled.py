@@ -28,6 +28,9 @@ from exemplar_ray.spec import ResolvedSpec
 # How far compiled and plain activations may differ, as a share of the largest one.
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05, "float16": 0.01}
 
+# Whose code goes into the library, beside the network's.
+_TRACED = ("activations.py", "compiled.py", "pre_relu.py", "response_norm.py")
+
 
 class CannotCompileError(Exception):
     """This network cannot be compiled on this machine; the message is the reason."""
@@ -87,7 +90,9 @@ def _key(spec: ResolvedSpec, batch_size: int, threads: int) -> str:
     """Name a library by all that it depends on: what it computes, with what, for which processor."""
     identity = spec.identity()
     what = {name: identity[name] for name in ("model", "weights", "channels", "statistic", "preprocess", "precision")}
-    versions = [exemplar_ray.__version__, torch.__version__]
+    own = Path(__file__).parent
+    code = [hashlib.sha256((own / name).read_bytes()).hexdigest() for name in _TRACED]
+    versions = [exemplar_ray.__version__, torch.__version__, code]
     known = json.dumps([what, batch_size, threads, versions, _processor()], sort_keys=True)
     return hashlib.sha256(known.encode()).hexdigest()[:32]
 

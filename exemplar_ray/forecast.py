@@ -42,6 +42,7 @@ def forecast(spec: RunSpec, data: Sequence[str], resources: Resources, price: fl
                 raise UsageError(f"the probe of {probed[outcome.key].name} failed: {outcome.error}")
         each = [outcome.value["images"] / outcome.value["seconds"] for outcome in outcomes]
         loading = max(outcome.value["loading_seconds"] for outcome in outcomes)
+        batch = cluster.batch_size
         device = "a GPU" if cluster.gpus_per_task else f"{cluster.cpus_per_task} CPU"
     together = statistics.mean(each) * at_once
     # A task is a shard: in the last round not all have one.
@@ -52,8 +53,7 @@ def forecast(spec: RunSpec, data: Sequence[str], resources: Resources, price: fl
     lines = [
         f"{resolved.model_title}, {resolved.weights_title}{untrained}; "
         f"{sum(len(layer.channels) for layer in resolved.layers)} channels{screening}",
-        f"{len(shards)} shards, {images:,} images; {at_once} tasks at once, {device} and batches of "
-        f"{resources.batch_size} each",
+        f"{len(shards)} shards, {images:,} images; {at_once} tasks at once, {device} and batches of {batch} each",
         f"a task: {statistics.mean(each):.1f} images/s ({min(each):.1f}-{max(each):.1f} in {len(each)} tasks at the "
         f"same time, {outcomes[0].value['images']} images each), after {loading:.0f} s to get ready",
         f"all together: {together:.1f} images/s, so the scan takes about {_duration(seconds)}",

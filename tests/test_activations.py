@@ -3,11 +3,12 @@
 import pytest
 import torch
 from conftest import TINY_NETWORK
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from exemplar_ray.activations import STATISTICS, Trunk, check_statistics, describe_layers, to_input
 from exemplar_ray.errors import UsageError
 from exemplar_ray.models import load_network
-from exemplar_ray.response_norm import BandedResponseNorm, local_response_norm
+from exemplar_ray.response_norm import FastResponseNorm, local_response_norm
 from exemplar_ray.spec import Preprocess
 
 TINY = Preprocess(mean=(117, 117, 117), resize=36, crop=32)
@@ -112,14 +113,17 @@ def test_input_on_0_to_1_is_torchvisions_to_tensor_and_normalize():
 
 @pytest.mark.parametrize("size", [2, 5, 9, 11])
 @pytest.mark.parametrize("beta", [0.5, 0.75, 0.6])
-def test_banded_response_normalisation_is_torchs(size, beta):
+def test_fast_response_normalisation_is_torchs(size, beta):
     x = torch.randn(3, 16, 7, 5, generator=torch.Generator().manual_seed(size)) * 30
     expected = torch.nn.functional.local_response_norm(x, size, alpha=1e-2, beta=beta, k=2.0)
     torch.testing.assert_close(local_response_norm(x, size, 1e-2, beta, 2.0), expected, rtol=2e-6, atol=1e-7)
-    with BandedResponseNorm():
+    with FastResponseNorm():
         replaced = torch.nn.LocalResponseNorm(size, alpha=1e-2, beta=beta, k=2.0)(x)
         assert torch.equal(torch.relu(x), x.clamp(min=0))
     torch.testing.assert_close(replaced, expected, rtol=2e-6, atol=1e-7)
+    traced = make_fx(lambda x: local_response_norm(x, size, 1e-2, beta, 2.0))(x)
+    assert "convolution" not in traced.code
+    torch.testing.assert_close(traced(x), expected, rtol=2e-6, atol=1e-7)
     assert torch.equal(torch.nn.functional.local_response_norm(x, size, alpha=1e-2, beta=beta, k=2.0), expected)
 
 

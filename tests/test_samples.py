@@ -249,8 +249,11 @@ def test_recomputing_decides_who_is_in_a_band(seed):
 def test_percentiles_are_exact_where_images_are_level_with_the_last_and_all_lie_in_one_bin(seed):
     """A channel that hardly varies: its histogram says nothing, and the K-th of an exact scan may have equals."""
     random = np.random.default_rng(seed)
-    values = 1 + random.integers(0, 200, (60, 8)) * 2.0**-20
-    error = random.integers(-1, 2, (60, 8)) * 2.0**-20 * (np.arange(8) % 2)
+    level = random.integers(0, 200, (60, 8))
+    distinct = np.stack([4 * random.permutation(60) for _ in range(8)], axis=1)
+    erring = np.arange(8) % 2
+    values = 1 + np.where(erring, distinct, level) * 2.0**-20
+    error = erring * random.choice([-1, 1], (60, 8)) * 2.0**-20
     spec, merged = scanned_once(values, error, samples=("top", "bottom"))
     selected, _ = select(values, [bytes(32)] * 60, [None] * 60, error, samples=("top", "bottom"))
     found = percentiles(spec, merged, selected.tails, selected.scores)

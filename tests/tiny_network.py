@@ -75,11 +75,13 @@ class PatchFinder(nn.Module):
 
 
 def deciding():
-    """A forward pass that depends on what it sees, so that no one graph of it is right for all images."""
+    """A forward pass that depends on what it sees, so that no one graph of it is right for all images.
+
+    Both ways give the same, as an image must not depend on those beside it."""
 
     class Deciding(nn.Module):
         def forward(self, x):
-            return x if x.mean() > 0 else -x
+            return x.clamp(min=0) if x.mean() > 0 else (x.abs() + x) / 2
 
     network = trained()
     network.relu = Deciding()

@@ -24,7 +24,7 @@ from exemplar_ray.models import find_architecture, load_network
 from exemplar_ray.resolve import resolve
 from exemplar_ray.spec import ResolvedSpec, RunSpec
 
-MODEL, WEIGHTS, BATCH = "inceptionv1", "random:0", 32
+MODEL, WEIGHTS, BATCH = "inceptionv1", "random:0", 8
 # How many different images a decoding process goes through.
 _IMAGES = 200
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarking.data import copies_of, shards_of_rows
-from benchmarking.limits import spec_of, trunk_of
+from benchmarking.limits import BATCH, spec_of, trunk_of
 from benchmarking.measuring import (
     Rate,
     allowed_cores,
@@ -79,6 +79,6 @@ def plain_loop(shards: Sequence[str]) -> Rate:
     started, count = time.perf_counter(), 0
     trunk = trunk_of("float32")
     for position, shard in enumerate(discover(shards)):
-        scanned = scan_shard(trunk, spec, shard, position, batch_size=32, decode_threads=1, max_skipped=0)
+        scanned = scan_shard(trunk, spec, shard, position, batch_size=BATCH, decode_threads=1, max_skipped=0)
         count += scanned.scored
     return Rate(count, time.perf_counter() - started)
