@@ -25,11 +25,12 @@ from exemplar_ray.shards import ImageRow, Shard, ShardReader
 from exemplar_ray.spec import ResolvedSpec
 from exemplar_ray.topk import Scores
 
-# The reference computation: this batch shape, one thread, on the CPU. Convolutions round
+# The reference computation: one image at a time, one thread, on the CPU. Convolutions round
 # differently with other shapes and thread counts; fixing them makes the result the same on
-# a laptop and on a cluster, whatever the scan ran on.
-REFERENCE_BATCH = 8
+# a laptop and on a cluster, whatever the scan ran on. Batches would gain a twentieth.
 REFERENCE_THREADS = 1
+
+_IMAGES_AHEAD = 16
 
 # How far scan and gather may disagree: rounding, as a share of the activation itself and of
 # the largest one in the shard (a small activation is what is left of large ones that cancel).
@@ -67,22 +68,19 @@ def gather_shard(trunk: Trunk, spec: ResolvedSpec, shard: Shard, candidates: Sco
     rows = np.unique(candidates.row)
     exact = candidates.activation.copy()
     places = _Places(spec, candidates)
-    size = spec.preprocess.crop
-    crops = torch.zeros((REFERENCE_BATCH, size, size, 3), dtype=torch.uint8)
     pairs = layers_and_statistics(spec)
     table: dict[str, list] = {name: [] for name in IMAGES_SCHEMA.names}
+    by_row = np.argsort(candidates.row, kind="stable")
+    starts = np.searchsorted(candidates.row[by_row], [*rows, np.iinfo(np.int64).max])
 
-    def rescore(batch_rows: list[int]) -> None:
-        pooled, outputs = trunk.with_maps(crops)
-        found = np.flatnonzero(np.isin(candidates.row, batch_rows))
-        image = np.searchsorted(batch_rows, candidates.row[found])
+    def rescore(of_image: np.ndarray, pixels: np.ndarray) -> None:
+        pooled, outputs = trunk.with_maps(torch.tensor(pixels[None]))
         for number, (layer, statistic) in enumerate(pairs):
-            of_pair = candidates.series[found] == number
-            which = found[of_pair]
-            at = image[of_pair], np.searchsorted(layer.channels, candidates.channel[which])
-            exact[which] = pooled[layer.name, statistic].numpy()[at]
+            which = of_image[candidates.series[of_image] == number]
+            channels = np.searchsorted(layer.channels, candidates.channel[which])
+            exact[which] = pooled[layer.name, statistic].numpy()[0, channels]
             if layer.map_size:
-                places.keep(which, outputs[layer.name].numpy()[at])
+                places.keep(which, outputs[layer.name].numpy()[0, channels])
 
     def keep_bytes(images: Iterable[ImageRow]) -> Iterator[ImageRow]:
         for image in images:
@@ -91,21 +89,14 @@ def gather_shard(trunk: Trunk, spec: ResolvedSpec, shard: Shard, candidates: Sco
             table["bytes"].append(image.data)
             yield image
 
-    batch_rows: list[int] = []
     with ShardReader(shard) as reader:
         images = keep_bytes(reader.select(rows))
-        for image, pixels in decode_ahead(images, spec.preprocess, 1, REFERENCE_BATCH):
+        for image, pixels in decode_ahead(images, spec.preprocess, 1, _IMAGES_AHEAD):
             if isinstance(pixels, UndecodableImageError):
                 raise ShardError(f"{shard.name} changed: row {image.row} was scanned and is now broken: {pixels}")
-            crops.numpy()[len(batch_rows)] = pixels
             table["hash"].append(perceptual_hash(pixels))
-            batch_rows.append(image.row)
-            if len(batch_rows) == REFERENCE_BATCH:
-                rescore(batch_rows)
-                batch_rows = []
-    if batch_rows:
-        crops[len(batch_rows) :] = 0
-        rescore(batch_rows)
+            place = np.searchsorted(rows, image.row)
+            rescore(by_row[starts[place] : starts[place + 1]], pixels)
     if table["row"] != rows.tolist():
         raise ShardError(f"{shard.name} changed: {len(rows) - len(table['row'])} scanned rows are gone")
     table["width"], table["height"] = zip(*map(size_of, table["bytes"]), strict=True)

@@ -67,6 +67,8 @@ def assert_equals_oracle(exemplars, images, activations):
     expected = activations[:, :top_k]
     # A weak activation is what is left of strong ones that cancel: rounding goes by the channel's strongest.
     tolerance = RELATIVE * np.abs(activations) + OF_STRONGEST * np.abs(activations[:, :1])
+    # In a channel that hardly ever fires the strongest, too, is what is left.
+    tolerance += np.finfo(np.float32).eps * activations.max()
     assert (np.abs(found - expected) <= tolerance[:, :top_k]).all()
     clear_below = activations[:, :-1] - activations[:, 1:] > tolerance[:, :-1]
     clear_above = np.hstack([np.ones((channels, 1), bool), clear_below[:, :-1]])
