@@ -23,7 +23,7 @@ from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars import ImageSpool, write_exemplars, write_images
 from exemplar_ray.labels import ClassLabels, read_class_labels
 from exemplar_ray.merge import fold
-from exemplar_ray.parts import layers_and_statistics, series_of
+from exemplar_ray.parts import Part, layers_and_statistics, series_of
 from exemplar_ray.progress import ProgressDisplay, say
 from exemplar_ray.run_folder import (
     CHANNELS,
@@ -36,6 +36,7 @@ from exemplar_ray.run_folder import (
     Plan,
     RunFolder,
     State,
+    TornPartError,
 )
 from exemplar_ray.samples import sample_rate
 from exemplar_ray.selection import Selected, Selection
@@ -88,12 +89,14 @@ def run(
             return JobOutcome(plan, True, {})
         _announce(plan, state, cluster, console)
         scan_started = time.monotonic()
-        images, failed = _scan(cluster, folder, plan, state.unfinished, max_skipped, console)
+        scanned, failed = _scan(cluster, folder, plan, state.unfinished, max_skipped, console)
         if failed:
             return JobOutcome(plan, False, failed)
         seconds = time.monotonic() - scan_started
+        images = sum(record["scored"] for record in scanned.values())
         cost = {"images_scanned": images, "scan_seconds": seconds, "images_per_second": images / seconds}
-        return _answer(cluster, folder, plan, folder.state(plan), console, started, cost, settle)
+        completed = dict(sorted({**state.completed, **scanned}.items()))
+        return _answer(cluster, folder, plan, completed, console, started, cost, settle)
 
 
 def merge(
@@ -117,7 +120,7 @@ def merge(
     if not state.completed:
         raise UsageError(f"no shard of '{out}' is scanned yet, so there is nothing to merge; run it first")
     with Cluster(resources) as cluster:
-        return _answer(cluster, folder, plan, state, console, started, {}, settle)
+        return _answer(cluster, folder, plan, state.completed, console, started, {}, settle)
 
 
 def _versions() -> dict[str, str]:
@@ -153,9 +156,9 @@ def _scan(
     max_skipped: int,
     console: Console,
     title: str = "scan",
-) -> tuple[int, dict[str, str]]:
-    """Scan some shards; return how many images that were, and {shard: reason} of failures."""
-    images = 0
+) -> tuple[dict[int, dict[str, Any]], dict[str, str]]:
+    """Scan some shards; return completion records by position, and {shard: reason} of failures."""
+    scanned: dict[int, dict[str, Any]] = {}
     not_compiled: set[str] = set()
     failed: dict[str, str] = {}
     todo = [(position, plan.shards[position]) for position in positions]
@@ -174,7 +177,7 @@ def _scan(
                 record = outcome.value
                 notes = f"{record['skipped']} skipped" if record["skipped"] else ""
                 display.finished(shard.name, record["scored"], notes)
-                images += record["scored"]
+                scanned[outcome.key] = record
                 if "not_compiled" in record:
                     not_compiled.add(record["not_compiled"])
                 continue
@@ -185,14 +188,14 @@ def _scan(
             display.failed(shard.name, reason)
     for reason in sorted(not_compiled):
         say(console, f"the network was not compiled, which takes longer: {reason}")
-    return images, failed
+    return scanned, failed
 
 
 def _answer(
     cluster: Cluster,
     folder: RunFolder,
     plan: Plan,
-    state: State,
+    completed: dict[int, dict[str, Any]],
     console: Console,
     started: float,
     cost: dict[str, float],
@@ -201,22 +204,26 @@ def _answer(
     """Merge the parts, gather the candidates, write exemplars and summary.
 
     Args:
+        completed: completion records by position, ascending.
         started: `time.monotonic()` when this invocation began.
         cost: the images that this invocation scanned, and the seconds that took; {} for none.
     """
-    merged = fold(((p, folder.read_part(p, record, plan)) for p, record in state.completed.items()), plan.spec)
-    selection = Selection(plan.spec, merged, sum(record["scored"] for record in state.completed.values()))
+    try:
+        merged = _merged(folder, plan, completed)
+    except TornPartError as error:
+        return JobOutcome(plan, False, _retracted(folder, plan, error))
+    selection = Selection(plan.spec, merged, sum(record["scored"] for record in completed.values()))
     with ImageSpool() as images:
         failed = _gather(cluster, plan, selection, images, console)
         settled_anew = selection.unsettled() if settle and plan.spec.screened and not failed else []
         if settled_anew:
-            failed = _settle(cluster, folder, plan, state, selection, settled_anew, console)
+            failed = _settle(cluster, folder, plan, completed, selection, settled_anew, console)
             failed = failed or _gather(cluster, plan, selection, images, console)
         if failed:
             return JobOutcome(plan, False, failed)
         selected = selection.result()
         gathered = len(images)
-        done, total = len(state.completed), len(plan.shards)
+        done, total = len(completed), len(plan.shards)
         partial = None if done == total else f"{done} of {total} shards"
         below = percentiles(plan.spec, merged, selected.tails, selected.scores)
         with folder.writing(EXEMPLARS) as path:
@@ -230,7 +237,7 @@ def _answer(
     for name, table in tables.items():
         with folder.writing(name) as path:
             pq.write_table(table, path, compression="zstd")
-    summary = _summary(plan, state, selected, gathered, partial)
+    summary = _summary(plan, completed, selected, gathered, partial)
     summary["settled_anew"] = len(settled_anew) if settle else None
     summary["this_invocation"] = {**cost, "seconds": time.monotonic() - started}
     folder.write_json(SUMMARY, summary)
@@ -238,11 +245,21 @@ def _answer(
     return JobOutcome(plan, partial is None, {})
 
 
+def _merged(folder: RunFolder, plan: Plan, completed: dict[int, dict[str, Any]]) -> Part:
+    return fold(((p, folder.read_part(p, record, plan)) for p, record in completed.items()), plan.spec)
+
+
+def _retracted(folder: RunFolder, plan: Plan, error: TornPartError) -> dict[str, str]:
+    """Let a shard be scanned again whose part is not the one that was committed; return {shard: reason}."""
+    folder.retract(error.position)
+    return {plan.shards[error.position].name: f"{error}; run again to scan this shard again"}
+
+
 def _settle(
     cluster: Cluster,
     folder: RunFolder,
     plan: Plan,
-    state: State,
+    completed: dict[int, dict[str, Any]],
     selection: Selection,
     channels: list[tuple[int, int]],
     console: Console,
@@ -259,13 +276,16 @@ def _settle(
     inner = RunFolder(f"{folder.uri.rstrip('/')}/{SETTLING}-{exact.fingerprint[:12]}")
     inner.adopt(exact)
     say(console, f"{len(channels)} channels are in doubt: scanning once more, for them, in full precision")
-    todo = [p for p in inner.state(exact).unfinished if p in state.completed]
-    most_skipped = max(record["skipped"] for record in state.completed.values())
-    _, failed = _scan(cluster, inner, exact, todo, most_skipped, console, SETTLING)
+    done = {p: record for p, record in inner.state(exact).completed.items() if p in completed}
+    todo = [p for p in completed if p not in done]
+    most_skipped = max(record["skipped"] for record in completed.values())
+    scanned, failed = _scan(cluster, inner, exact, todo, most_skipped, console, SETTLING)
     if failed:
         return failed
-    completed = {p: record for p, record in inner.state(exact).completed.items() if p in state.completed}
-    merged = fold(((p, inner.read_part(p, record, exact)) for p, record in completed.items()), exact.spec)
+    try:
+        merged = _merged(inner, exact, dict(sorted({**done, **scanned}.items())))
+    except TornPartError as error:
+        return _retracted(inner, exact, error)
     series_of_plan = {(layer.name, statistic): series for series, (layer, statistic) in enumerate(pairs)}
     which = np.array([series_of_plan[key] for key in series_of(exact.spec)], np.int32)
     found = merged.scores._replace(series=which[merged.scores.series])
@@ -312,13 +332,13 @@ def _gather(cluster: Cluster, plan: Plan, selection: Selection, images: ImageSpo
     return failed
 
 
-def _summary(plan: Plan, state: State, selected: Selected, gathered: int, partial: str | None) -> dict[str, Any]:
+def _summary(
+    plan: Plan, completed: dict[int, dict[str, Any]], selected: Selected, gathered: int, partial: str | None
+) -> dict[str, Any]:
     """Put together `summary.json`: rows read = scored + skipped, per shard and in all."""
     series = series_of(plan.spec)
     keep = ("rows", "scored", "skipped", "seconds", "host", "device")
-    shards = [
-        {"name": plan.shards[p].name, **{key: record[key] for key in keep}} for p, record in state.completed.items()
-    ]
+    shards = [{"name": plan.shards[p].name, **{key: record[key] for key in keep}} for p, record in completed.items()]
     totals = {key: sum(shard[key] for shard in shards) for key in ("rows", "scored", "skipped")}
     return {
         "fingerprint": plan.fingerprint,
@@ -332,13 +352,11 @@ def _summary(plan: Plan, state: State, selected: Selected, gathered: int, partia
         **totals,
         "skipped_images": [
             {"shard": plan.shards[p].name, **image}
-            for p, record in state.completed.items()
+            for p, record in completed.items()
             for image in record["skipped_images"]
         ],
         "not_finite": [
-            {"shard": plan.shards[p].name, **entry}
-            for p, record in state.completed.items()
-            for entry in record["not_finite"]
+            {"shard": plan.shards[p].name, **entry} for p, record in completed.items() for entry in record["not_finite"]
         ],
         "channels": {layer.name: len(layer.channels) for layer in plan.spec.layers},
         "exemplars": len(selected.ranks),

@@ -110,6 +110,14 @@ class State:
         return sorted([*self.failed, *self.pending])
 
 
+class TornPartError(Exception):
+    """A part is not what its completion record says; the message is the reason."""
+
+    def __init__(self, position: int, reason: str) -> None:
+        super().__init__(reason)
+        self.position = position
+
+
 class RunFolder:
     """A run folder on any file system that fsspec opens. Reading never writes."""
 
@@ -208,6 +216,21 @@ class RunFolder:
         """Whether a shard's completion record can be seen from here."""
         return self.exists(f"parts/{_number(position)}.json")
 
+    def committed(self, position: int, shard: Shard, fingerprint: str) -> dict[str, Any] | None:
+        """Return the completion record of a shard that is scanned already, asking for its files one by one: what
+        another attempt has just written may be missing from a listing."""
+        record = self.read_json(f"parts/{_number(position)}.json")
+        if record is None or record.get("fingerprint") != fingerprint or not record.get("files"):
+            return None
+        if (record["shard"]["size"], record["shard"]["footer"]) != (shard.size, shard.footer):
+            return None
+        there = (self.exists(f"parts/{_number(position)}.{ending}") for ending in record["files"])
+        return record if all(there) else None
+
+    def retract(self, position: int) -> None:
+        """Take a shard's completion record back, so that the shard counts as not scanned."""
+        self.remove(f"parts/{_number(position)}.json")
+
     def state(self, plan: Plan) -> State:
         """Find out what is done, from the completion records alone.
 
@@ -244,16 +267,17 @@ class RunFolder:
         """Read one committed part, checked against its completion record.
 
         Raises:
-            UsageError: the part is not the one that was committed.
+            TornPartError: a file is gone, or is not the one that was committed.
         """
-        name = f"parts/{_number(position)}"
-        files = {ending: self._fs.cat_file(self._path(f"{name}.{ending}")) for ending in record["files"]}
-        for ending, content in files.items():
-            if parts.digest(content) != record["files"][ending]["sha256"]:
-                raise UsageError(
-                    f"'{self.uri}/{name}.{ending}' is not the part that was committed; "
-                    f"remove {name}.json and run again to scan its shard again"
-                )
+        files = {}
+        for ending, stored in record["files"].items():
+            name = f"parts/{_number(position)}.{ending}"
+            try:
+                files[ending] = self._fs.cat_file(self._path(name))
+            except FileNotFoundError:
+                raise TornPartError(position, f"{name} is gone") from None
+            if parts.digest(files[ending]) != stored["sha256"]:
+                raise TornPartError(position, f"{name} is not the file that was committed")
         return parts.from_files(files, position, plan.spec)
 
     # Files -------------------------------------------------------------------------------

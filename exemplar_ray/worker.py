@@ -49,6 +49,10 @@ class ScanSettings:
 def scan_and_commit(spec: ResolvedSpec, shard: Shard, position: int, settings: ScanSettings) -> dict[str, Any]:
     """Scan one shard, store its part and completion record, and return the record."""
     started = time.perf_counter()
+    folder = RunFolder(settings.run_folder)
+    # The attempt before this one may have been lost after it had stored everything; so may another driver's.
+    if (record := folder.committed(position, shard, settings.fingerprint)) is not None:
+        return record
     torch.set_num_threads(settings.threads)
     loaded = _scanning_trunk(spec, _device(settings.use_gpu), settings.batch_size, settings.threads, settings.compile)
     trunk = loaded.trunk
@@ -79,7 +83,7 @@ def scan_and_commit(spec: ResolvedSpec, shard: Shard, position: int, settings: S
         "worker": {"process": os.getpid(), **_counts},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    return RunFolder(settings.run_folder).commit(position, parts.to_files(scanned.part, spec), record)
+    return folder.commit(position, parts.to_files(scanned.part, spec), record)
 
 
 def probe(spec: ResolvedSpec, shard: Shard, settings: ScanSettings, rows: int) -> dict[str, Any]:

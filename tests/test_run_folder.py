@@ -12,7 +12,7 @@ from test_topk import make_scores
 from exemplar_ray import parts
 from exemplar_ray.errors import UsageError
 from exemplar_ray.labels import ClassLabels
-from exemplar_ray.run_folder import Plan, RunFolder
+from exemplar_ray.run_folder import Plan, RunFolder, TornPartError
 from exemplar_ray.shards import Shard
 from exemplar_ray.spec import Layer
 
@@ -127,7 +127,7 @@ def test_a_part_that_is_not_the_committed_one_is_refused(folder):
     record = folder.commit(0, a_part(), a_record(plan, 0))
     for ending, content in a_part().items():
         folder.write(f"parts/000000.{ending}", content + b" ")
-        with pytest.raises(UsageError, match=f"parts/000000.{ending}' is not the part that was committed"):
+        with pytest.raises(TornPartError, match=f"parts/000000.{ending} is not the file that was committed"):
             folder.read_part(0, record, plan)
         folder.write(f"parts/000000.{ending}", content)
     assert len(folder.read_part(0, record, plan).scores.row) == 4
@@ -217,3 +217,21 @@ def test_reading_never_writes(tmp_path):
     assert not folder.exists("run.json")
     assert folder.read_json("run.json") is None
     assert not os.path.exists(tmp_path / "nothing")
+
+
+def test_what_another_attempt_committed_is_found_without_a_listing(folder):
+    plan = make_plan()
+    folder.adopt(plan)
+    fingerprint, shard = plan.fingerprint, plan.shards[0]
+    assert folder.committed(0, shard, fingerprint) is None
+    record = folder.commit(0, a_part(), a_record(plan, 0))
+    assert folder.committed(0, shard, fingerprint) == record
+    assert folder.committed(0, replace(shard, uri="/elsewhere/train-0.parquet"), fingerprint) == record
+    assert folder.committed(0, shard, "of another run") is None
+    assert folder.committed(0, replace(shard, footer="another"), fingerprint) is None
+    folder.remove("parts/000000.parquet")
+    assert folder.committed(0, shard, fingerprint) is None
+    folder.commit(0, a_part(), a_record(plan, 0))
+    folder.retract(0)
+    assert folder.committed(0, shard, fingerprint) is None
+    assert folder.state(plan).pending == [0, 1, 2]
