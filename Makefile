@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export RAY_AUTH_MODE ?= disabled
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test exactness benchmark lint format clean
+.PHONY: help setup demo test exactness benchmark chaos lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ exactness: setup ## compute the 800-image oracles anew (minutes), then compare w
 
 benchmark: setup ## the notebook's loop, others' ways and the job, side by side, in benchmark/
 	$(BIN)/python jobs/benchmark.py --data ../shared/data/imagenet-sample --out benchmark
+
+chaos: setup ## 34 schedules of faults of machines and storage; every answer must be the undisturbed one, byte for byte
+	$(BIN)/python tests/chaos.py --schedules 34 --data ../shared/data/imagenet-sample
 
 lint: setup ## style and common mistakes
 	$(BIN)/ruff check .

@@ -6,7 +6,9 @@ import argparse
 import dataclasses
 import difflib
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -46,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     console = Console()
     errors = Console(stderr=True)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    # What `ray job stop` and a cluster's manager send is an interruption like Ctrl-C.
+    on_sigterm = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
     try:
         options = _parser().parse_args(arguments)
         return options.command(options, console)
@@ -59,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say(errors, "exemplar-ray: interrupted; finished shards are kept, run the same command to go on")
         return INTERRUPTED
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def _parser() -> argparse.ArgumentParser:

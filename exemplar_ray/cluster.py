@@ -8,6 +8,8 @@ from __future__ import annotations
 import heapq
 import importlib
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -93,6 +95,7 @@ class Cluster:
     def __enter__(self) -> Cluster:
         self._joined = ray.is_initialized()
         if not self._joined:
+            on_sigterm = signal.getsignal(signal.SIGTERM)
             try:
                 ray.init(
                     # "local" starts a Ray of our own; without it ray.init would join whatever
@@ -105,6 +108,10 @@ class Cluster:
                 )
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise UsageError(f"cannot connect to Ray at '{self._address or 'local'}': {error}") from error
+            finally:
+                # Ray's own handler would end the process on the spot.
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, on_sigterm)
         try:
             self._size_tasks(ray.cluster_resources())
         except UsageError:

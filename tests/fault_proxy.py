@@ -84,8 +84,7 @@ class FaultProxy:
 @contextmanager
 def fault_proxy(upstream):
     """Run a proxy in front of a server: yield its `FaultProxy`."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), _Handler)
     server.upstream = urlsplit(upstream).netloc
     server.control = FaultProxy(f"http://127.0.0.1:{server.server_address[1]}")
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -96,6 +95,13 @@ def fault_proxy(upstream):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_):
+        """Clients that are killed go away in the middle of a request."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -235,3 +235,35 @@ def test_what_another_attempt_committed_is_found_without_a_listing(folder):
     folder.retract(0)
     assert folder.committed(0, shard, fingerprint) is None
     assert folder.state(plan).pending == [0, 1, 2]
+
+
+def test_a_commit_that_ends_anywhere_counts_whole_or_not_at_all(folder, monkeypatch):
+    """The process may die after any of the files; what a later one finds is nothing, or the part and its record."""
+    plan = make_plan()
+    folder.adopt(plan)
+    write, last = RunFolder.write, len(a_part())
+    for writes in range(last + 2):
+        left = writes
+
+        def dying(self, name, content):
+            nonlocal left
+            if left == 0:
+                raise SystemExit
+            left -= 1
+            write(self, name, content)
+
+        monkeypatch.setattr(RunFolder, "write", dying)
+        if writes <= last:
+            with pytest.raises(SystemExit):
+                folder.commit(1, a_part(), a_record(plan, 1))
+        else:
+            folder.commit(1, a_part(), a_record(plan, 1))
+        monkeypatch.setattr(RunFolder, "write", write)
+        there = folder.names("parts")
+        recorded = "000001.json" in there
+        assert recorded == (writes > last)
+        assert len(there) == writes
+        assert list(folder.state(plan).completed) == ([1] if recorded else [])
+        assert (folder.committed(1, plan.shards[1], plan.fingerprint) is not None) == recorded
+        for name in there:
+            folder.remove(f"parts/{name}")

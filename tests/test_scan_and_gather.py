@@ -16,7 +16,7 @@ from exemplar_ray.images import decode_and_crop
 from exemplar_ray.models import load_network
 from exemplar_ray.resolve import resolve
 from exemplar_ray.sharding import LabelledImage, write_images
-from exemplar_ray.shards import discover, inspect
+from exemplar_ray.shards import ShardReader, discover, inspect
 from exemplar_ray.spec import RunSpec
 
 PREPROCESS = {"resize": 36, "crop": 32, "mean": [117, 117, 117]}
@@ -122,10 +122,18 @@ def test_nan_and_infinity_are_counted_by_channel_and_never_ranked(tmp_path):
 
 
 def _rows(shard):
-    from exemplar_ray.shards import ShardReader
-
     with ShardReader(shard) as reader:
         return list(reader.images())
+
+
+def test_a_row_that_gets_lost_on_the_way_fails_the_shard(tmp_path, monkeypatch):
+    spec, trunk = tiny()
+    [path] = write_tiny_data(tmp_path / "d", shards=1, rows=20)
+    [shard], _ = inspect(discover([str(path)]))
+    images = ShardReader.images
+    monkeypatch.setattr(ShardReader, "images", lambda self: (one for one in images(self) if one.row != 7))
+    with pytest.raises(ShardError, match="20 rows, but 19 scored and 0 skipped"):
+        scan_it(trunk, spec, shard)
 
 
 def test_fewer_images_than_k_give_them_all(tmp_path):
