@@ -95,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("plan", _plan, "what a run would do, how long it would take and cost; scans 200 images to find out")
     sub.add_argument("--config", metavar="FILE.yaml", help="a file with any of the keys below; a flag wins")
     sub.add_argument("--price", type=float, metavar="P", help="of one hour of all machines together")
+    sub.add_argument(
+        "--tasks", type=int, nargs="+", default=[], metavar="N", help="what so many tasks at once would do"
+    )
     _add_keys(sub, {key: value for key, value in _RUN_KEYS.items() if key not in ("class_labels", "max_skipped")})
 
     sub = command("status", _status, "shards done, failed and pending, rows, skipped images, last errors")
@@ -238,7 +241,10 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
     settings = _settings(options, required=("data",))
     if options.price is not None and options.price < 0:
         raise UsageError(f"price is a number from 0, not {options.price:g}")
-    for line in forecast(_pick(RunSpec, settings), settings["data"], _pick(Resources, settings), options.price):
+    if any(tasks < 1 for tasks in options.tasks):
+        raise UsageError(f"tasks is a whole number from 1, not {min(options.tasks)}")
+    spec, resources = _pick(RunSpec, settings), _pick(Resources, settings)
+    for line in forecast(spec, settings["data"], resources, options.price, options.tasks):
         say(console, line)
     return COMPLETE
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from exemplar_ray.cluster import Cluster, Resources
 from exemplar_ray.errors import UsageError
 from exemplar_ray.samples import sample_rate
 from exemplar_ray.shards import discover, inspect
-from exemplar_ray.spec import RunSpec
+from exemplar_ray.spec import ResolvedSpec, RunSpec
 
 PROBED_IMAGES = 200
 
@@ -17,11 +18,45 @@ PROBED_IMAGES = 200
 _MOST_PROBES = 16
 
 
-def forecast(spec: RunSpec, data: Sequence[str], resources: Resources, price: float | None = None) -> list[str]:
-    """Say in lines of text what a run would do, how long that takes and what it costs.
+@dataclass(frozen=True)
+class Forecast:
+    """What was measured, and what follows from it for any number of tasks at once."""
 
-    Args:
-        price: of one hour of all machines together, in any currency.
+    spec: ResolvedSpec
+    shards: int
+    unreadable: int
+    images: int
+    at_once: int
+    """Tasks that this cluster runs at the same time."""
+    device: str
+    on_gpu: bool
+    batch_size: int
+    per_second: list[float]
+    """Images/s of each task that was tried; all were at the same time."""
+    tried: int
+    """Images a task."""
+    loading_seconds: float
+    decoding_seconds: float
+    """Of one image, by all CPUs of a task."""
+
+    def rate(self, tasks: int) -> float:
+        """Return images/s of so many tasks at once, if nothing that they share slows them down."""
+        return statistics.mean(self.per_second) * tasks
+
+    def seconds(self, tasks: int) -> float:
+        """Return how long the scan takes so many tasks. A task is a shard: in the last round not all have one."""
+        rounds = -(-self.shards // tasks)
+        return self.loading_seconds + rounds * (self.images / self.shards) / self.rate(1)
+
+    @property
+    def limit(self) -> str:
+        """Return what an image waits for longest. On a GPU decoding goes on beside the network, on a CPU in turns."""
+        share = self.decoding_seconds * self.rate(1)
+        return "decoding" if share > (0.8 if self.on_gpu else 0.5) else "the network"
+
+
+def measure(spec: RunSpec, data: Sequence[str], resources: Resources) -> Forecast:
+    """Scan a few images as a run would.
 
     Raises:
         UsageError: the run cannot be done, or its data cannot be read.
@@ -40,30 +75,74 @@ def forecast(spec: RunSpec, data: Sequence[str], resources: Resources, price: fl
         for outcome in outcomes:
             if outcome.error:
                 raise UsageError(f"the probe of {probed[outcome.key].name} failed: {outcome.error}")
-        each = [outcome.value["images"] / outcome.value["seconds"] for outcome in outcomes]
-        loading = max(outcome.value["loading_seconds"] for outcome in outcomes)
-        batch = cluster.batch_size
-        device = "a GPU" if cluster.gpus_per_task else f"{cluster.cpus_per_task} CPU"
-    together = statistics.mean(each) * at_once
-    # A task is a shard: in the last round not all have one.
-    rounds = -(-len(shards) // at_once)
-    seconds = loading + rounds * (images / len(shards)) / statistics.mean(each)
+        found = [outcome.value for outcome in outcomes]
+        return Forecast(
+            spec=resolved,
+            shards=len(shards),
+            unreadable=len(shards) - len(known),
+            images=images,
+            at_once=at_once,
+            device="a GPU" if cluster.gpus_per_task else f"{cluster.cpus_per_task} CPU",
+            on_gpu=cluster.gpus_per_task > 0,
+            batch_size=cluster.batch_size,
+            per_second=[one["images"] / one["seconds"] for one in found],
+            tried=found[0]["images"],
+            loading_seconds=max(one["loading_seconds"] for one in found),
+            decoding_seconds=statistics.mean(one["decoding_seconds"] for one in found) / cluster.cpus_per_task,
+        )
+
+
+def forecast(
+    spec: RunSpec,
+    data: Sequence[str],
+    resources: Resources,
+    price: float | None = None,
+    tasks: Sequence[int] = (),
+) -> list[str]:
+    """Say in lines of text what a run would do, how long that takes and what it costs.
+
+    Args:
+        price: of one hour of all machines together, in any currency.
+        tasks: how many tasks at once to tell of, beside as many as there would be.
+
+    Raises:
+        UsageError: the run cannot be done, or its data cannot be read.
+    """
+    found = measure(spec, data, resources)
+    each, resolved = found.per_second, found.spec
     screening = f", {resolved.precision}, decoding {resolved.decode}" if resolved.screened else ""
     untrained = "" if resolved.trained else " — UNTRAINED"
     lines = [
         f"{resolved.model_title}, {resolved.weights_title}{untrained}; "
         f"{sum(len(layer.channels) for layer in resolved.layers)} channels{screening}",
-        f"{len(shards)} shards, {images:,} images; {at_once} tasks at once, {device} and batches of {batch} each",
-        f"a task: {statistics.mean(each):.1f} images/s ({min(each):.1f}-{max(each):.1f} in {len(each)} tasks at the "
-        f"same time, {outcomes[0].value['images']} images each), after {loading:.0f} s to get ready",
-        f"all together: {together:.1f} images/s, so the scan takes about {_duration(seconds)}",
-        "not in it: gathering the exemplars' images, whose number does not depend on the data set's",
+        f"{found.shards} shards, {found.images:,} images; {found.at_once} tasks at once, {found.device} and batches "
+        f"of {found.batch_size} each",
+        f"a task: {found.rate(1):.1f} images/s ({min(each):.1f}-{max(each):.1f} in {len(each)} tasks at the "
+        f"same time, {found.tried} images each), after {found.loading_seconds:.0f} s to get ready",
+        f"an image takes it {1000 / found.rate(1):.1f} ms; decoding alone, {1000 * found.decoding_seconds:.1f} ms: "
+        f"{found.limit} limits it",
+        f"all together: {found.rate(found.at_once):.1f} images/s, so the scan takes about "
+        f"{_duration(found.seconds(found.at_once))}{_cost(found, found.at_once, price)}",
     ]
-    if len(known) < len(shards):
-        lines.append(f"{len(shards) - len(known)} shards cannot be read, or are empty: they are not counted")
-    if price is not None:
-        lines.append(f"at {price:g} an hour for all machines: {price * seconds / 3600:.2f}")
+    for count in tasks:
+        lines.append(
+            f"{count} tasks: {found.rate(count):.1f} images/s, about {_duration(found.seconds(count))}"
+            f"{_cost(found, count, price)}"
+        )
+    if tasks:
+        lines.append("if the storage keeps up, which has to deliver that many images, and no task waits for another's")
+    lines.append("not in it: gathering the exemplars' images, whose number does not depend on the data set's")
+    if found.unreadable:
+        lines.append(f"{found.unreadable} shards cannot be read, or are empty: they are not counted")
     return lines
+
+
+def _cost(found: Forecast, tasks: int, price: float | None) -> str:
+    """Write what so many tasks cost, at a price for as many as there are."""
+    if price is None:
+        return ""
+    cost = price * tasks / found.at_once * found.seconds(tasks) / 3600
+    return f"; at {price:g} an hour for {found.at_once} tasks: {cost:.2f}"
 
 
 def _duration(seconds: float) -> str:

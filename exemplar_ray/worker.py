@@ -6,8 +6,10 @@ import os
 import socket
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -18,15 +20,19 @@ from exemplar_ray.activations import Trunk
 from exemplar_ray.compiled import CannotCompileError, CompiledTrunk, compiled_trunk
 from exemplar_ray.errors import UsageError
 from exemplar_ray.gather import REFERENCE_THREADS, gather_shard
+from exemplar_ray.images import UndecodableImageError, decode_and_crop
 from exemplar_ray.models import load_network
 from exemplar_ray.run_folder import RunFolder
 from exemplar_ray.scan import scan_shard
-from exemplar_ray.shards import Shard
+from exemplar_ray.shards import Shard, ShardReader
 from exemplar_ray.spec import ResolvedSpec
 from exemplar_ray.topk import Scores
 
 # Broken EXIF, palettes with transparency, large images: images like any other, no news.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+_DECODED_TO_MEASURE = 50
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,8 @@ def scan_and_commit(spec: ResolvedSpec, shard: Shard, position: int, settings: S
 
 
 def probe(spec: ResolvedSpec, shard: Shard, settings: ScanSettings, rows: int) -> dict[str, Any]:
-    """Scan a shard's first rows, keep nothing, and return what it took: images, seconds, and seconds to load."""
+    """Scan a shard's first rows, keep nothing, and return what it took: images, seconds, seconds to load,
+    and seconds to decode one image."""
     torch.set_num_threads(settings.threads)
     started = time.perf_counter()
     loaded = _scanning_trunk(spec, _device(settings.use_gpu), settings.batch_size, settings.threads, settings.compile)
@@ -111,7 +118,24 @@ def probe(spec: ResolvedSpec, shard: Shard, settings: ScanSettings, rows: int) -
     loading = time.perf_counter() - started
     started = time.perf_counter()
     images = scan(rows)
-    return {"images": images, "seconds": time.perf_counter() - started, "loading_seconds": loading}
+    seconds = time.perf_counter() - started
+    return {
+        "images": images,
+        "seconds": seconds,
+        "loading_seconds": loading,
+        "decoding_seconds": _decoding_seconds(spec, shard),
+    }
+
+
+def _decoding_seconds(spec: ResolvedSpec, shard: Shard) -> float:
+    """Return how long reading, decoding and cropping one image takes a CPU."""
+    with ShardReader(shard) as reader:
+        started = time.perf_counter()
+        images = list(islice(reader.images(), _DECODED_TO_MEASURE))
+        for image in images:
+            with suppress(UndecodableImageError):
+                decode_and_crop(image.data, spec.preprocess, spec.decode)
+        return (time.perf_counter() - started) / len(images)
 
 
 def gather(spec: ResolvedSpec, shard: Shard, candidates: Scores) -> tuple[pa.Table, Scores, pa.Table]:

@@ -2,6 +2,7 @@
 
     python jobs/benchmark.py --data ../shared/data/imagenet-sample --out benchmark
     python jobs/benchmark.py scaling --data ../shared/data/imagenet-sample --out benchmark
+    python jobs/benchmark.py cluster-model --data ../shared/data/imagenet-sample --out benchmark
 
 The first compares: notebook (one image at a time), dataloader (the same network, batches from a torch
 DataLoader), ray_data (the same network in a Ray Data pipeline), zennit_crp (where it is installed), and
@@ -12,7 +13,7 @@ Ray. The limits are what the cores reach with nothing but decoding, and with not
 mixed4a. It writes benchmark.json and stages.png.
 
 `scaling` compares the exact scan with itself: more images, fewer channels, more layers, without Ray. It
-writes scaling.json.
+writes scaling.json. `cluster-model` holds what `exemplar-ray plan` foresees against what one worker and two do.
 
 The weights are random, which does not change the speed. Repetitions are interleaved; tables have medians, and
 minimum and maximum in brackets.
@@ -23,13 +24,14 @@ import os
 import tempfile
 from pathlib import Path
 
+from benchmarking.cluster_model import cluster_model
 from benchmarking.comparison import compare
 from benchmarking.measuring import allowed_cores, only_on
 from benchmarking.scaling import scaling
 
 from exemplar_ray.shards import discover
 
-MODES = {"compare": compare, "scaling": scaling}
+MODES = {"compare": compare, "scaling": scaling, "cluster-model": cluster_model}
 
 
 def parse_options() -> argparse.Namespace:
