@@ -156,15 +156,19 @@ class Cluster:
             slots = min(slots, totals.get("GPU", 0) / self.gpus_per_task)
         return int(slots)
 
-    def resolve(self, spec: RunSpec) -> ResolvedSpec:
+    def resolve(self, spec: RunSpec, images: int) -> ResolvedSpec:
         """Build and look at the model in a task, where torch and the weights are.
+
+        Args:
+            images: of the whole data set.
 
         Raises:
             UsageError: see `resolve.resolve`.
         """
         # The other workers get ready meanwhile; if one cannot, the scan will say so.
+        compiled = self._settings(images)["compile"] != "never" and not self.gpus_per_task
         for _ in range(min(self.slots - 1, _MOST_PREPARED)):
-            _prepare.options(num_cpus=self.cpus_per_task).remote()
+            _prepare.options(num_cpus=self.cpus_per_task).remote(compiled)
         [outcome] = self._run([("model", lambda: _resolve.options(num_cpus=1).remote(spec))])
         if outcome.error:
             raise RuntimeError(f"the model cannot be built: {outcome.error}\n{outcome.details}")
@@ -297,8 +301,11 @@ def _resolve(spec: RunSpec) -> ResolvedSpec:
 
 
 @ray.remote(max_retries=0, max_calls=0)
-def _prepare() -> None:
+def _prepare(compiled: bool) -> None:
     importlib.import_module("exemplar_ray.worker")
+    if compiled:
+        # What loading a library needs; it takes longer to import than torch.
+        importlib.import_module("torch._inductor.package")
 
 
 @ray.remote(max_retries=0, max_calls=0)
