@@ -57,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         say(errors, "exemplar-ray: error: " + " ".join(str(error).split()))
         return BAD_USAGE
+    except PermissionError as error:
+        say(errors, "exemplar-ray: error: access denied: " + " ".join(str(error).split()) + "; check the credentials")
+        return BAD_USAGE
     except OSError as error:
         # Not a bug: a folder that cannot be written, a full disk, a server that is gone.
         say(errors, f"exemplar-ray: error: {type(error).__name__}: " + " ".join(str(error).split()))

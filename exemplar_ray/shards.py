@@ -95,6 +95,8 @@ def _expand(uri: str) -> dict[str, int]:
         infos = fs.glob(pattern, detail=True).values() if pattern is not None else [fs.info(path)]
     except FileNotFoundError:
         return {}
+    except PermissionError as error:
+        raise UsageError(f"cannot list '{uri}': access denied ({_one_line(error)}); check the credentials") from error
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(f"cannot list '{uri}': {_one_line(error)}") from error
     local = isinstance(fs, LocalFileSystem)

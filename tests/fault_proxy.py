@@ -176,7 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _error(self, fault):
         code = {ERROR_500: "InternalError", ERROR_503: "SlowDown", FORBIDDEN: "AccessDenied"}[fault]
-        content = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
+        message = "Access Denied" if fault == FORBIDDEN else "injected"
+        content = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
         self.send_response(int(fault))
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(content)))

@@ -1,0 +1,137 @@
+"""Data and run folder on a real S3 server: the same bytes as on a disk, and what happens when it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import TINY_FLAGS, write_tiny_data
+from fault_proxy import FORBIDDEN, fault_proxy
+from object_store import BUCKET, environment, file_system, object_store, upload
+
+FLAGS = [*TINY_FLAGS, "--sample", "bottom", "q50"]
+ANSWER = ("exemplars.parquet", "channels.parquet", "classes.parquet", "images.parquet")
+
+
+@pytest.fixture(scope="module")
+def store():
+    with object_store() as url, fault_proxy(url) as proxy:
+        yield file_system(url), proxy
+
+
+@pytest.fixture(scope="module")
+def data(store, tmp_path_factory):
+    """(folder, the same on the object store)"""
+    folder = tmp_path_factory.mktemp("data")
+    write_tiny_data(folder, shards=3)
+    return folder, upload(store[0], folder, "data")
+
+
+@pytest.fixture
+def command(store):
+    """Run a command in a process of its own that finds the store; return (exit status, what it printed)."""
+
+    def run(*arguments):
+        variables = {name: value for name, value in environment(store[1].url).items() if name != "RAY_ADDRESS"}
+        line = [sys.executable, "-m", "exemplar_ray", *map(str, arguments)]
+        done = subprocess.run(line, env=variables, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+def contents(file_system, folder):
+    file_system.invalidate_cache()
+    return {path: file_system.cat_file(path) for path in file_system.find(folder)}
+
+
+def test_a_run_on_an_object_store_is_the_run_on_a_disk(store, data, command, tmp_path, monkeypatch):
+    folder, uri = data
+    out = f"s3://{BUCKET}/run"
+    for where, to in ((folder, tmp_path / "run"), (uri, out)):
+        status, text = command("run", "--data", where, "--out", to, *FLAGS)
+        assert status == 0, text
+    there = contents(store[0], f"{BUCKET}/run")
+    for name in ANSWER:
+        assert there[f"{BUCKET}/run/{name}"] == (tmp_path / "run" / name).read_bytes()
+    assert not [name for name in there if name.endswith(".tmp")]
+
+    # Who reads leaves everything as it was.
+    status, text = command("status", out)
+    assert (status, "shards: 3 in all, 3 done" in text) == (0, True), text
+    assert command("report", out, "--out", tmp_path / "report")[0] == 0
+    for name, value in environment(store[1].url).items():
+        monkeypatch.setenv(name, value)
+    from exemplar_ray import open_run
+
+    run = open_run(out)
+    assert run.table(rank=1).num_rows == 12 * 3
+    assert run.exemplars(channel=3)[0].image.size == (48, 40)
+    assert contents(store[0], f"{BUCKET}/run") == there
+    status, text = command("run", "--data", uri, "--out", out, *FLAGS)
+    assert (status, "nothing to do" in text) == (0, True)
+
+
+def test_a_corrupt_shard_is_repaired_on_an_object_store(store, data, command):
+    folder, _ = data
+    fs, out = store[0], f"s3://{BUCKET}/repaired"
+    uri = upload(fs, folder, "damaged")
+    [damaged] = [path for path in fs.find(f"{BUCKET}/damaged") if "00001" in path]
+    whole = fs.cat_file(damaged)
+    fs.pipe_file(damaged, whole[: len(whole) // 2])
+    status, text = command("run", "--data", uri, "--out", out, *FLAGS, "--retries", "0")
+    assert (status, "1 of 3 shards have no result" in text) == (1, True), text
+    before = contents(fs, f"{BUCKET}/repaired/parts")
+    fs.pipe_file(damaged, whole)
+    status, text = command("run", "--data", uri, "--out", out, *FLAGS)
+    assert (status, text.count("scan 1/1")) == (0, 1), text
+    after = contents(fs, f"{BUCKET}/repaired")
+    assert {name: after[name] for name in before} == before
+
+
+def test_data_that_changed_under_a_run_is_refused(store, data, command, tmp_path):
+    folder, _ = data
+    fs, out = store[0], f"s3://{BUCKET}/changed-run"
+    uri = upload(fs, folder, "changed")
+    assert command("run", "--data", uri, "--out", out, *FLAGS)[0] == 0
+    [path] = write_tiny_data(tmp_path / "other", shards=1, first_seed=1000)
+    [shard] = [path for path in fs.find(f"{BUCKET}/changed") if "00002" in path]
+    fs.pipe_file(shard, path.read_bytes())
+    before = contents(fs, f"{BUCKET}/changed-run")
+    status, text = command("run", "--data", uri, "--out", out, *FLAGS)
+    assert (status, "shard train-00002-of-00003.parquet changed after it was scanned" in text) == (2, True), text
+    assert contents(fs, f"{BUCKET}/changed-run") == before
+
+
+@pytest.mark.parametrize("what", ["data", "run folder"])
+def test_wrong_credentials_are_one_line_that_says_so(store, data, command, tmp_path, what):
+    folder, uri = data
+    store[1].reseed(0, rate=1.0, kinds=(FORBIDDEN,))
+    try:
+        where, to = (uri, tmp_path / "run") if what == "data" else (folder, f"s3://{BUCKET}/forbidden")
+        status, text = command("run", "--data", where, "--out", to, *FLAGS)
+    finally:
+        store[1].reseed(0)
+    assert status == 2, text
+    assert text.count("\n") == 1, text
+    assert "denied" in text.lower(), text
+
+
+def test_two_runs_of_different_specs_at_the_same_time_do_not_disturb_each_other(tmp_path, ray_head, cli):
+    write_tiny_data(tmp_path / "data")
+    variables = {**os.environ, "RAY_ADDRESS": ray_head["address"]}
+    specs = {"mean": ["--statistic", "mean"], "max": ["--statistic", "max", "--top-k", "5"]}
+
+    def start(name, out):
+        line = [sys.executable, "-m", "exemplar_ray", "run", "--data", tmp_path / "data", "--out", out]
+        return subprocess.Popen([*line, *TINY_FLAGS, *specs[name]], env=variables, stdout=subprocess.DEVNULL)
+
+    together = [start(name, tmp_path / name) for name in specs]
+    assert [driver.wait(300) for driver in together] == [0, 0]
+    for name in specs:
+        assert start(name, tmp_path / f"{name} alone").wait(300) == 0
+        alone = pq.read_table(tmp_path / f"{name} alone" / "exemplars.parquet")
+        assert pq.read_table(tmp_path / name / "exemplars.parquet").equals(alone)
+        assert json.loads((tmp_path / name / "summary.json").read_text())["complete"]
