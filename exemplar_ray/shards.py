@@ -26,6 +26,8 @@ from exemplar_ray.errors import ShardError, UsageError
 
 # What a parquet file is read in: small enough that memory follows the batch, not the shard.
 ROWS_PER_READ = 32
+# A row group of the usual 100 images is one request; of larger ones only so much is in memory at a time.
+_BYTES_PER_READ = 16 << 20
 # ImageNet's footers are below this, so one request reads a whole footer.
 _TAIL_BYTES = 1 << 16
 _LISTING_THREADS = 32
@@ -168,7 +170,7 @@ class ShardReader:
         local = isinstance(fs, LocalFileSystem)
         self._source = pa.OSFile(path) if local else fs.open(path, "rb", cache_type="none")
         try:
-            self._file = pq.ParquetFile(self._source, pre_buffer=False)
+            self._file = pq.ParquetFile(self._source, pre_buffer=False, buffer_size=_BYTES_PER_READ)
         except BaseException:
             self._source.close()
             raise
