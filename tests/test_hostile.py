@@ -131,8 +131,8 @@ def scan_memory(path):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-# A page is what a reader must hold: up to 1,024 rows where a row group is that long.
-@pytest.mark.parametrize(("rows_per_group", "small"), [(100, 500), (5000, 1500)])
+# Pages are what a reader must hold, two at a time: of up to 1,024 rows, where a row group is that long.
+@pytest.mark.parametrize(("rows_per_group", "small"), [(100, 500), (5000, 2500)])
 def test_memory_does_not_follow_the_size_of_the_shard(tmp_path, rows_per_group, small):
     pictures = [random_picture(i, 400, 300) for i in range(20)]
     noise = np.random.default_rng(0).integers(0, 60, (300, 400, 3), np.uint8)
