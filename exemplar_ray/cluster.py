@@ -266,7 +266,8 @@ class Cluster:
                         continue
                     yield Outcome(key, None, _reason(failure), str(failure), attempt)
         finally:
-            for ref in running:
+            # Leaving Ray ends our tasks anyway; Ray 2.60 aborts the process that cancels them and leaves at once.
+            for ref in running if self._joined else ():
                 ray.cancel(ref, force=False)
 
 

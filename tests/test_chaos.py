@@ -1,5 +1,7 @@
 """A short, seeded form of `make chaos`: faults of machines and storage, and the bytes of an undisturbed run."""
 
+import hashlib
+import json
 import signal
 import subprocess
 import sys
@@ -44,6 +46,40 @@ def test_an_interrupted_driver_says_how_to_go_on(tmp_path, ray_head, number):
         time.sleep(0.02)
     driver.send_signal(number)
     _, said = driver.communicate(timeout=60)
-    assert driver.returncode == 130
+    assert driver.returncode == 130, said
     assert "finished shards are kept, run the same command to go on" in said
     assert "Traceback" not in said
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 100 KB, and a function that makes it large."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    yield disk, lambda: subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True)
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_leaves_no_torn_part_and_more_room_mends_it(tiny_data, small_disk, tmp_path, cli, ray_cluster):
+    disk, enlarge = small_disk
+    arguments = ["run", "--data", tiny_data, "--out", disk / "run", *TINY_FLAGS, "--retries", "0"]
+    status, text = cli(*arguments)
+    assert status in (1, 2), text
+    assert "No space left" in text
+    records = {path: path.read_bytes() for path in (disk / "run" / "parts").glob("*.json")}
+    assert len(records) < 8
+    for path, record in records.items():
+        for ending, stored in json.loads(record)["files"].items():
+            content = path.with_name(f"{path.stem}.{ending}").read_bytes()
+            assert hashlib.sha256(content).hexdigest() == stored["sha256"]
+    assert not list((disk / "run").rglob(".*.tmp"))
+    enlarge()
+    status, text = cli(*arguments)
+    assert status == 0, text
+    assert all(path.read_bytes() == record for path, record in records.items())
+    assert cli("run", "--data", tiny_data, "--out", tmp_path / "roomy", *TINY_FLAGS)[0] == 0
+    for name in ("exemplars.parquet", "channels.parquet"):
+        assert (disk / "run" / name).read_bytes() == (tmp_path / "roomy" / name).read_bytes()
