@@ -96,9 +96,14 @@ def free_port():
 @pytest.fixture(scope="session")
 def ray_head():
     """A Ray head of our own with a job server: {"address", "dashboard"}. Stopped by its process group."""
+    yield from start_ray_head(os.environ)
+
+
+def start_ray_head(environment):
+    """Yield such a head; its workers get the environment."""
     for attempt in (1, 2, 3):
         try:
-            yield from _running_ray_head()
+            yield from _running_ray_head(environment)
             return
         except RayDidNotStartError:
             # A port may have been taken between asking for a free one and using it.
@@ -110,15 +115,17 @@ class RayDidNotStartError(Exception):
     """The message is Ray's own output."""
 
 
-def _running_ray_head():
+def _running_ray_head(environment):
     port, dashboard = free_port(), free_port()
     # Ray's socket names must be short, so not below pytest's long temporary folder.
     with tempfile.TemporaryDirectory(prefix="xr-", ignore_cleanup_errors=True) as folder:
         command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=2"]
         command += [f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
+        # Of two heads on one machine the second finds the usual port taken, and has no agent for jobs.
+        command += [f"--dashboard-agent-listen-port={free_port()}"]
         command += ["--node-ip-address=127.0.0.1", f"--temp-dir={folder}", "--disable-usage-stats"]
         log = open(Path(folder) / "start.log", "w+")  # noqa: SIM115
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
         try:
             url = f"http://127.0.0.1:{dashboard}"
             _wait_for(f"{url}/api/version", process, log)

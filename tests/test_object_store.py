@@ -7,7 +7,7 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import TINY_FLAGS, write_tiny_data
+from conftest import TINY_FLAGS, start_ray_head, write_tiny_data
 from fault_proxy import FORBIDDEN, fault_proxy
 from object_store import BUCKET, environment, file_system, object_store, upload
 
@@ -29,17 +29,19 @@ def data(store, tmp_path_factory):
     return folder, upload(store[0], folder, "data")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def command(store):
-    """Run a command in a process of its own that finds the store; return (exit status, what it printed)."""
+    """Run a command, on a Ray whose workers find the store; return (exit status, what it printed)."""
+    heads = start_ray_head(environment(store[1].url))
+    variables = {**environment(store[1].url), "RAY_ADDRESS": next(heads)["address"]}
 
     def run(*arguments):
-        variables = {name: value for name, value in environment(store[1].url).items() if name != "RAY_ADDRESS"}
         line = [sys.executable, "-m", "exemplar_ray", *map(str, arguments)]
         done = subprocess.run(line, env=variables, capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
 
-    return run
+    yield run
+    next(heads, None)
 
 
 def contents(file_system, folder):
