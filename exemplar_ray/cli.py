@@ -58,7 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(errors, "exemplar-ray: error: " + " ".join(str(error).split()))
         return BAD_USAGE
     except PermissionError as error:
-        say(errors, "exemplar-ray: error: access denied: " + " ".join(str(error).split()) + "; check the credentials")
+        say(
+            errors,
+            "exemplar-ray: error: access denied: "
+            + " ".join(str(error).split())
+            + "; check permissions or credentials",
+        )
         return BAD_USAGE
     except OSError as error:
         # Not a bug: a folder that cannot be written, a full disk, a server that is gone.

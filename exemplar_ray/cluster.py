@@ -305,7 +305,7 @@ def _resolve(spec: RunSpec) -> ResolvedSpec:
 def _prepare(compiled: bool) -> None:
     importlib.import_module("exemplar_ray.worker")
     if compiled:
-        # What loading a library needs; it takes longer to import than torch.
+        # What loading a library needs; it takes about as long to import as torch.
         importlib.import_module("torch._inductor.package")
 
 

@@ -81,12 +81,8 @@ def run(
     folder = RunFolder(out)
     shards, names = inspect(discover(data))
     with Cluster(resources) as cluster:
-        plan = Plan(
-            cluster.resolve(spec, sum(shard.rows or 0 for shard in shards)),
-            shards,
-            ClassLabels(names, table),
-            _versions(),
-        )
+        rows = sum(shard.rows or 0 for shard in shards)
+        plan = Plan(cluster.resolve(spec, rows), shards, ClassLabels(names, table), _versions())
         folder.adopt(plan)
         state = folder.state(plan)
         if not state.unfinished and _is_answered(folder, plan, settle):

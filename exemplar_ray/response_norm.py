@@ -2,7 +2,7 @@
 
 torch sums the squares over neighbouring channels with `avg_pool3d`, which takes longer than the
 network's convolutions together. The same sum is a 1 x 1 convolution whose weights are a band of ones; and
-where the network is compiled, the sum of a few neighbours in memory, which takes a tenth of that.
+where the network is compiled, the sum of a few neighbours in memory, which takes less.
 """
 
 from __future__ import annotations

@@ -98,7 +98,9 @@ def _expand(uri: str) -> dict[str, int]:
     except FileNotFoundError:
         return {}
     except PermissionError as error:
-        raise UsageError(f"cannot list '{uri}': access denied ({_one_line(error)}); check the credentials") from error
+        raise UsageError(
+            f"cannot list '{uri}': access denied ({_one_line(error)}); check permissions or credentials"
+        ) from error
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(f"cannot list '{uri}': {_one_line(error)}") from error
     local = isinstance(fs, LocalFileSystem)

@@ -10,6 +10,7 @@ undisturbed one.
 """
 
 import argparse
+import logging
 import os
 import queue
 import random
@@ -22,6 +23,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import fsspec
 import psutil
 from conftest import TINY_FLAGS
 from fault_proxy import FAULTS, fault_proxy
@@ -176,7 +178,7 @@ class Attempt:
     def __init__(self, machines, place, disturbances, seed):
         self._machines, self._place, self._draw = machines, place, random.Random(seed)
         self._disturbances = disturbances
-        self.struck = Counter()
+        self.struck, self.storage_faults = Counter(), Counter()
         self._second = None
         self._due = queue.Queue()
         self._over = threading.Event()
@@ -193,8 +195,9 @@ class Attempt:
         self._driver = self._start()
         timers = [threading.Timer(d.delay, self._ask_for, [d]) for d in self._disturbances if not d.moment]
         ended = threading.Event()
-        watcher = threading.Thread(target=self._watch, args=[ended])
-        for thread in (*timers, *([] if self._place.proxy else [watcher])):
+        # Behind the proxy the requests say how far a run is.
+        watchers = [] if self._place.proxy else [threading.Thread(target=self._watch, args=[ended])]
+        for thread in (*timers, *watchers):
             thread.start()
         try:
             deadline = time.monotonic() + _LONGEST_ATTEMPT_SECONDS
@@ -209,7 +212,7 @@ class Attempt:
                 driver.kill()
                 driver.wait()
             self._over.set()
-            for thread in (*timers, *([] if self._place.proxy else [watcher])):
+            for thread in (*timers, *watchers):
                 thread.join()
             if self._place.proxy:
                 self.storage_faults = Counter(self._place.proxy.done)
@@ -317,7 +320,7 @@ def survive(seed, machines, place, undisturbed):
         status = attempt.run()
         survived.attempts.append(status)
         survived.struck += attempt.struck
-        survived.storage_faults += getattr(attempt, "storage_faults", Counter())
+        survived.storage_faults += attempt.storage_faults
         files = place.files()
         if "Traceback" in attempt.printed:
             survived.wrong.append(f"attempt {number + 1} ended with a traceback:\n{attempt.printed[-3000:]}")
@@ -348,8 +351,6 @@ def answer_of(place):
 
 def local_place(data, folder):
     """A run folder on this disk."""
-    import fsspec
-
     return Place(str(data), str(folder / "run"), dict(os.environ), (fsspec.filesystem("file"), str(folder / "run")))
 
 
@@ -361,8 +362,6 @@ def s3_place(url, proxy, data_uri, name):
 
 def run_schedules(seeds, data, say=print):
     """Run schedules over a folder of shards; yield how each went."""
-    import logging
-
     logging.getLogger("ray").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="xr-chaos-") as work, object_store() as url, fault_proxy(url) as proxy:
         work = Path(work)

@@ -18,7 +18,7 @@ KINDS = {
     "screened": (SCREENED, RunSpec(model=MODEL, weights=WEIGHTS, precision="bfloat16", decode="fast")),
 }
 # What jobs/imagenet.yaml gives a GPU, and ImageNet-1k.
-CPUS_A_GPU, GPUS, IMAGES, SHARDS = 8, (1, 8, 64), 1_281_167, 294
+CPUS_A_GPU, GPUS, IMAGES, SHARDS = 7, (1, 8, 64), 1_281_167, 294
 
 
 def cluster_model(shards: Sequence[str], work: Path, options: Namespace) -> None:
