@@ -155,7 +155,7 @@ _RUN_KEYS: dict[str, tuple[Any, str, str]] = {
     ),
     "class_labels": (str, "FILE", 'names of the classes: {"0": ["n01440764", "tench"], ...}'),
     "precision": (str, "TYPE", "of the scan: float32 (default), bfloat16, float16; exemplars are exact all the same"),
-    "decode": (str, "HOW", "in the scan: reference (default), or fast: off by a level of 255 at most"),
+    "decode": (str, "HOW", "in the scan: reference (default), fast: off by a level of 255 at most, or gpu"),
     "margin": (int, "N", "candidates a channel that the scan keeps beyond K (default: as many as K; 3 K if screened)"),
     "settle": (bool, "", "scan once more for channels that screening leaves in doubt (default: yes)"),
     "max_skipped": (int, "N", "undecodable images a shard may have before it fails (default: 0)"),

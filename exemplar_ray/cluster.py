@@ -20,7 +20,7 @@ import ray
 
 from exemplar_ray.errors import UsageError
 from exemplar_ray.shards import Shard
-from exemplar_ray.spec import ResolvedSpec, RunSpec
+from exemplar_ray.spec import GPU_DECODER, ResolvedSpec, RunSpec
 from exemplar_ray.topk import Scores
 
 Key = TypeVar("Key")
@@ -163,8 +163,12 @@ class Cluster:
             images: of the whole data set.
 
         Raises:
-            UsageError: see `resolve.resolve`.
+            UsageError: see `resolve.resolve`; or the GPU is to decode, and there is none.
         """
+        if spec.decode == GPU_DECODER and not self.gpus_per_task:
+            raise UsageError(
+                "decode gpu needs a GPU a task, and this run has none; give --gpus-per-task, or --decode fast"
+            )
         # The other workers get ready meanwhile; if one cannot, the scan will say so.
         compiled = self._settings(images)["compile"] != "never" and not self.gpus_per_task
         for _ in range(min(self.slots - 1, _MOST_PREPARED)):

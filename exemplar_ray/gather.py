@@ -15,11 +15,11 @@ import pyarrow as pa
 import torch
 
 from exemplar_ray.activations import Trunk
+from exemplar_ray.batches import decode_ahead
 from exemplar_ray.errors import ShardError
 from exemplar_ray.images import UndecodableImageError, size_of
 from exemplar_ray.near_duplicates import perceptual_hash
 from exemplar_ray.parts import layers_and_statistics, series_of
-from exemplar_ray.scan import decode_ahead
 from exemplar_ray.selection import IMAGES_SCHEMA, PLACES_SCHEMA
 from exemplar_ray.shards import ImageRow, Shard, ShardReader
 from exemplar_ray.spec import ResolvedSpec

@@ -13,7 +13,7 @@ import zlib
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from exemplar_ray.geometry import Framing
 from exemplar_ray.spec import Preprocess
@@ -60,6 +60,9 @@ def decode(data: bytes | None) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.convert("RGB")
+    except UnidentifiedImageError as error:
+        # Pillow's own message names a place in memory.
+        raise UndecodableImageError("not an image of any known format") from error
     except _UNDECODABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UndecodableImageError(reason) from error
@@ -105,19 +108,28 @@ def decode_and_crop(data: bytes | None, preprocess: Preprocess, decoder: str = "
     Raises:
         UndecodableImageError: as `decode`.
     """
-    if decoder == "fast" and data and data.startswith(_JPEG):
-        pixels = _decode_plain_jpeg(data)
-        if pixels is not None:
-            return _resize_crop_only(Image.fromarray(pixels), preprocess)
+    pixels = _decode_plain_jpeg(data) if decoder == "fast" else None
+    if pixels is not None:
+        return _resize_crop_only(Image.fromarray(pixels), preprocess)
     return crop(decode(data), preprocess)
 
 
-def _decode_plain_jpeg(data: bytes) -> np.ndarray | None:
-    """Decode an ordinary JPEG: uint8 [height, width, 3]; None if it is anything else, or not whole."""
+def size_of_plain_jpeg(data: bytes | None) -> tuple[int, int] | None:
+    """Return width and height in pixels of an ordinary JPEG, from its header; None of anything else."""
+    if not data or not data.startswith(_JPEG):
+        return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in _PLAIN_COLOURS or height * width > Image.MAX_IMAGE_PIXELS:
-            return None
+    except ValueError:
+        return None
+    return (width, height) if colours in _PLAIN_COLOURS and height * width <= Image.MAX_IMAGE_PIXELS else None
+
+
+def _decode_plain_jpeg(data: bytes | None) -> np.ndarray | None:
+    """Decode an ordinary JPEG: uint8 [height, width, 3]; None if it is anything else, or not whole."""
+    if size_of_plain_jpeg(data) is None:
+        return None
+    try:
         return simplejpeg.decode_jpeg(data, "RGB")
     except ValueError:
         return None

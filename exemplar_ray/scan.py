@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -12,14 +11,14 @@ import numpy as np
 import torch
 
 from exemplar_ray.activations import Trunk
+from exemplar_ray.batches import batches
 from exemplar_ray.compiled import CompiledTrunk
 from exemplar_ray.errors import ShardError
-from exemplar_ray.images import UndecodableImageError, decode_and_crop
 from exemplar_ray.parts import Part, candidates_kept, layers_and_statistics, series_of
 from exemplar_ray.running_topk import RunningTopK
 from exemplar_ray.samples import SampledImages, priority
 from exemplar_ray.shards import ImageRow, Shard, ShardReader
-from exemplar_ray.spec import Preprocess, ResolvedSpec
+from exemplar_ray.spec import ResolvedSpec
 from exemplar_ray.topk import BOTTOM, NO_LABEL, OF_CLASS, TOP, Scores, concatenate, merge
 
 ROWS_PER_BLOCK = 1024
@@ -65,73 +64,56 @@ def scan_shard(
         ShardError: more than `max_skipped` images cannot be decoded, the rows do not add up,
             or the file is not the listed one.
     """
-    strongest = _running(spec, trunk, TOP)
-    weakest = _running(spec, trunk, BOTTOM)
     skipped: list[dict[str, object]] = []
     scored = 0
-    tallying = _Tallying(spec, position, sample_rate)
-
-    def score(crops: torch.Tensor, batch: list[ImageRow]) -> None:
-        rows = torch.tensor([image.row for image in batch], device=trunk.device)
-        pooled = {key: values[: len(batch)] for key, values in trunk(crops).items()}
-        for key, values in pooled.items():
-            strongest[key].update(values, rows)
-            if key in weakest:
-                weakest[key].update(-values, rows)
-        tallying.add(pooled, batch)
-
-    size = spec.preprocess.crop
-    crops = torch.zeros((batch_size, size, size, 3), dtype=torch.uint8)
-    batch: list[ImageRow] = []
-    with ShardReader(shard) as reader:
+    with ShardReader(shard) as reader, _Collecting(spec, position, sample_rate, trunk.device) as collecting:
         images = islice(reader.images(), most_rows)
-        images = tallying.prioritise(images) if spec.drawn_samples else images
-        decoded = decode_ahead(images, spec.preprocess, decode_threads, 2 * batch_size, spec.decode)
-        for image, pixels in decoded:
-            if isinstance(pixels, UndecodableImageError):
-                skipped.append({"row": image.row, "reason": str(pixels)})
-                continue
+        images = collecting.prioritise(images) if spec.drawn_samples else images
+        for batch in batches(images, spec.preprocess, batch_size, decode_threads, trunk.device, spec.decode):
+            skipped += [{"row": image.row, "reason": str(reason)} for image, reason in batch.undecodable]
             # A shard that has failed is read to its end, so that the message can name every
             # bad image, but nothing more is computed for it.
-            if len(skipped) > max_skipped:
+            if len(skipped) > max_skipped or not batch.images:
                 continue
-            crops.numpy()[len(batch)] = pixels
-            batch.append(image)
-            scored += 1
-            if len(batch) == batch_size:
-                score(crops, batch)
-                batch = []
+            scored += len(batch.images)
+            collecting.add(trunk(batch.crops), batch.images)
         rows = reader.rows if most_rows is None else min(reader.rows, most_rows)
-    if len(skipped) > max_skipped:
-        raise ShardError(_too_many_skipped(shard, skipped, max_skipped))
-    if batch:
-        crops[len(batch) :] = 0
-        score(crops, batch)
+        if len(skipped) > max_skipped:
+            raise ShardError(_too_many_skipped(shard, skipped, max_skipped))
+        part, not_finite = collecting.result()
     if rows != scored + len(skipped):
         raise ShardError(f"{shard.name}: {rows} rows, but {scored} scored and {len(skipped)} skipped")
-    scores, not_finite = _collect(spec, strongest, weakest, position)
-    part = tallying.finish()
-    part = replace(part, scores=merge([scores, part.scores], candidates_kept(spec)))
     return ScannedShard(part, rows, scored, skipped, not_finite)
 
 
-class _Tallying:
-    """Gathers activations on the device and works through them on the CPU, a block of rows at a time:
-    one copy a block, not one a batch, and memory for only so many rows.
+class _Collecting:
+    """Takes in activations, and works through them a block of rows at a time: memory for only so many rows, and
+    the device waited for once a block, in a thread of its own, while it scores the next.
 
-    Does what needs no device: tallies, the strongest of each class, the activations of the images
-    that samples are drawn from.
+    The running top-K stays on the device; what needs none is done on the CPU: tallies, the strongest of each class,
+    the activations of the images that samples are drawn from.
     """
 
-    def __init__(self, spec: ResolvedSpec, position: int, sample_rate: float) -> None:
+    def __init__(self, spec: ResolvedSpec, position: int, sample_rate: float, device: torch.device) -> None:
         self._spec = spec
         self._position = position
         self._sample_rate = sample_rate
+        self._device = device
+        self._strongest = _running(spec, TOP, device)
+        self._weakest = _running(spec, BOTTOM, device)
         self._part = Part.empty(spec)
         self._waiting: dict[tuple[str, str], list[torch.Tensor]] = {key: [] for key in series_of(spec)}
         self._labels: list[int] = []
         self._rows: list[int] = []
         self._priorities: dict[int, float] = {}
+        self._thread = ThreadPoolExecutor(1)
+        self._block: Future[None] | None = None
+
+    def __enter__(self) -> _Collecting:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
 
     def prioritise(self, images: Iterable[ImageRow]) -> Iterator[ImageRow]:
         """Note the priorities of images on their way to the decoder, while their bytes are there."""
@@ -142,21 +124,49 @@ class _Tallying:
                     self._priorities[image.row] = one
             yield image
 
-    def add(self, pooled: dict[tuple[str, str], torch.Tensor], batch: list[ImageRow]) -> None:
-        """Take in a batch's activations, image for image."""
+    def add(self, pooled: dict[tuple[str, str], torch.Tensor], images: list[ImageRow]) -> None:
+        """Take in a batch's activations, of whose rows the first are these images'."""
         for key, values in pooled.items():
-            self._waiting[key].append(values)
-        self._labels += [NO_LABEL if image.label is None else image.label for image in batch]
-        self._rows += [image.row for image in batch]
+            self._waiting[key].append(values[: len(images)])
+        self._labels += [NO_LABEL if image.label is None else image.label for image in images]
+        self._rows += [image.row for image in images]
         if len(self._rows) >= ROWS_PER_BLOCK:
-            self.finish()
+            self._pass_on()
 
-    def finish(self) -> Part:
-        """Work through what is waiting; return the part so far, without the candidates of channels."""
-        if not self._rows:
-            return self._part
-        labels, rows = np.array(self._labels, np.int64), np.array(self._rows, np.int64)
-        blocks = [torch.cat(values).cpu().numpy() for values in self._waiting.values()]
+    def result(self) -> tuple[Part, list[dict[str, object]]]:
+        """Return the part, and the counts of activations that are not finite."""
+        self._pass_on()
+        self._wait()
+        scores, not_finite = _collect(self._spec, self._strongest, self._weakest, self._position)
+        part = replace(self._part, scores=merge([scores, self._part.scores], candidates_kept(self._spec)))
+        return part, not_finite
+
+    def _pass_on(self) -> None:
+        """Give what is waiting to the thread, one block at a time."""
+        self._wait()
+        if self._rows:
+            block = {key: torch.cat(values) for key, values in self._waiting.items()}
+            labels, rows = np.array(self._labels, np.int64), np.array(self._rows, np.int64)
+            self._block = self._thread.submit(self._work_through, block, labels, rows)
+        self._waiting = {key: [] for key in self._waiting}
+        self._labels, self._rows = [], []
+
+    def _wait(self) -> None:
+        """Wait for the block that the thread has, if it has one."""
+        if self._block is not None:
+            self._block.result()
+            self._block = None
+
+    @torch.inference_mode()
+    def _work_through(
+        self, activations: dict[tuple[str, str], torch.Tensor], labels: np.ndarray, rows: np.ndarray
+    ) -> None:
+        rows_there = torch.from_numpy(rows).to(self._device)
+        for key, values in activations.items():
+            self._strongest[key].update(values, rows_there)
+            if key in self._weakest:
+                self._weakest[key].update(-values, rows_there)
+        blocks = [values.cpu().numpy() for values in activations.values()]
         for number, block in enumerate(blocks):
             for tallies in self._part.tallies.values():
                 tallies[number].update(block, labels)
@@ -165,9 +175,6 @@ class _Tallying:
             scores = merge([scores, *self._of_classes(blocks, labels, rows)], candidates_kept(self._spec))
         sampled = SampledImages.together([self._part.sampled, self._to_draw_from(blocks, rows)])
         self._part = Part(scores, self._part.tallies, sampled)
-        self._waiting = {key: [] for key in self._waiting}
-        self._labels, self._rows = [], []
-        return self._part
 
     def _of_classes(self, blocks: list[np.ndarray], labels: np.ndarray, rows: np.ndarray) -> Iterator[Scores]:
         """Yield the strongest images of each class for every channel, one series after another."""
@@ -196,39 +203,11 @@ class _Tallying:
         )
 
 
-def decode_ahead(
-    images: Iterable[ImageRow], preprocess: Preprocess, threads: int, ahead: int, decoder: str = "reference"
-) -> Iterator[tuple[ImageRow, np.ndarray | UndecodableImageError]]:
-    """Decode and crop in threads, at most `ahead` images before the one being used.
-
-    Yields:
-        each row, in order, without its bytes, and its uint8 [crop, crop, 3] pixels or the
-        reason why it has none.
-    """
-    waiting: deque[tuple[ImageRow, Future[np.ndarray]]] = deque()
-
-    def finish() -> tuple[ImageRow, np.ndarray | UndecodableImageError]:
-        image, future = waiting.popleft()
-        error = future.exception()
-        if error is not None and not isinstance(error, UndecodableImageError):
-            raise error
-        return image, error or future.result()
-
-    with ThreadPoolExecutor(threads) as pool:
-        for image in images:
-            future = pool.submit(decode_and_crop, image.data, preprocess, decoder)
-            waiting.append((image._replace(data=None), future))
-            if len(waiting) > ahead:
-                yield finish()
-        while waiting:
-            yield finish()
-
-
-def _running(spec: ResolvedSpec, trunk: Trunk | CompiledTrunk, contest: int) -> dict[tuple[str, str], RunningTopK]:
+def _running(spec: ResolvedSpec, contest: int, device: torch.device) -> dict[tuple[str, str], RunningTopK]:
     """Return a running top-K for each (layer, statistic), or none if the contest is not wanted."""
     keep = candidates_kept(spec).get(contest)
     return {
-        (layer.name, statistic): RunningTopK(len(layer.channels), keep, trunk.device)
+        (layer.name, statistic): RunningTopK(len(layer.channels), keep, device)
         for layer, statistic in layers_and_statistics(spec)
         if keep
     }

@@ -24,7 +24,8 @@ FORMAT_VERSION = 2
 INTERPOLATIONS = ("bilinear", "bicubic")
 # What a scan may compute in, and how it may decode: the first of each is the reference.
 PRECISIONS = ("float32", "bfloat16", "float16")
-DECODERS = ("reference", "fast")
+GPU_DECODER = "gpu"
+DECODERS = ("reference", "fast", GPU_DECODER)
 
 # So many candidates a channel beyond K, or so many times K, are kept by the scan of each shard: for rounding,
 # and where the scan is approximate.

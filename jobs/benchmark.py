@@ -14,24 +14,31 @@ mixed4a. It writes benchmark.json and stages.png.
 
 `scaling` compares the exact scan with itself: more images, fewer channels, more layers, without Ray. It
 writes scaling.json. `cluster-model` holds what `exemplar-ray plan` foresees against what one worker and two do.
+`gpu` measures one GPU: scans in processes that share it, their limits, and whether the answer is the CPU's; give it
+`--cores` and enough `--copies`. It needs no Ray, and writes gpu.json.
 
 The weights are random, which does not change the speed. Repetitions are interleaved; tables have medians, and
 minimum and maximum in brackets.
 """
 
 import argparse
+import importlib
 import os
 import tempfile
 from pathlib import Path
 
-from benchmarking.cluster_model import cluster_model
-from benchmarking.comparison import compare
+import torch
 from benchmarking.measuring import allowed_cores, only_on
-from benchmarking.scaling import scaling
 
 from exemplar_ray.shards import discover
 
-MODES = {"compare": compare, "scaling": scaling, "cluster-model": cluster_model}
+# Where each mode's function is: one of them needs no Ray, and others need more.
+MODES = {
+    "compare": ("benchmarking.comparison", "compare"),
+    "scaling": ("benchmarking.scaling", "scaling"),
+    "cluster-model": ("benchmarking.cluster_model", "cluster_model"),
+    "gpu": ("benchmarking.gpu", "gpu"),
+}
 
 
 def parse_options() -> argparse.Namespace:
@@ -57,7 +64,11 @@ def parse_options() -> argparse.Namespace:
     }
     for name, (default, text) in counts.items():
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
-    return parser.parse_args()
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="gpu: cpu tries the script out")
+    options = parser.parse_args()
+    if options.mode == "gpu" and options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no GPU here; --device cpu tries the script out without one")
+    return options
 
 
 def main() -> None:
@@ -70,7 +81,8 @@ def main() -> None:
         # From now on the shards are in memory: the disk is not what is measured.
         for shard in shards:
             Path(shard).read_bytes()
-        MODES[options.mode](shards, Path(work), options)
+        module, function = MODES[options.mode]
+        getattr(importlib.import_module(module), function)(shards, Path(work), options)
 
 
 if __name__ == "__main__":
