@@ -41,6 +41,10 @@ _IMAGES_WORTH_COMPILING = 5000
 _BATCH_OF_A_CORE = 8
 _BATCH_OF_A_GPU = 128
 
+_LESS_MEMORY = (
+    "run again with fewer tasks at once (a larger --cpus-per-task), a smaller --batch-size, or more memory a machine"
+)
+
 # OSErrors that trying again does not mend.
 _PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 
@@ -83,6 +87,8 @@ class Outcome(Generic[Key]):
     error: str | None = None
     details: str = ""
     attempts: int = 1
+    lost: bool = False
+    """The task did not raise: its worker or machine was lost, the last time, too."""
 
 
 class Cluster:
@@ -163,7 +169,8 @@ class Cluster:
             images: of the whole data set.
 
         Raises:
-            UsageError: see `resolve.resolve`; or the GPU is to decode, and there is none.
+            UsageError: see `resolve.resolve`; or the GPU is to decode, and there is none; or the workers that
+                built the model were lost, all of them.
         """
         if spec.decode == GPU_DECODER and not self.gpus_per_task:
             raise UsageError(
@@ -174,6 +181,8 @@ class Cluster:
         for _ in range(min(self.slots - 1, _MOST_PREPARED)):
             _prepare.options(num_cpus=self.cpus_per_task).remote(compiled)
         [outcome] = self._run([("model", lambda: _resolve.options(num_cpus=1).remote(spec))])
+        if outcome.lost:
+            raise UsageError(f"the model cannot be built: {outcome.error}")
         if outcome.error:
             raise RuntimeError(f"the model cannot be built: {outcome.error}\n{outcome.details}")
         return outcome.value
@@ -268,7 +277,8 @@ class Cluster:
                         pause = min(0.5 * 2 ** (attempt - 1), _LONGEST_WAIT_SECONDS)
                         heapq.heappush(resting, (time.monotonic() + pause, count, key, call, attempt + 1))
                         continue
-                    yield Outcome(key, None, _reason(failure), str(failure), attempt)
+                    lost = not isinstance(failure, ray.exceptions.RayTaskError)
+                    yield Outcome(key, None, _reason(failure), str(failure), attempt, lost)
         finally:
             # Leaving Ray ends our tasks anyway; Ray 2.60 aborts the process that cancels them and leaves at once.
             for ref in running if self._joined else ():
@@ -293,6 +303,8 @@ def _reason(error: ray.exceptions.RayError) -> str:
     cause = getattr(error, "cause", None) or error
     lines = str(cause).strip().splitlines()
     text = lines[0] if lines else ""
+    if isinstance(cause, ray.exceptions.OutOfMemoryError):
+        return f"killed for memory: {text}; {_LESS_MEMORY}"
     return text if type(cause).__name__ == "ShardError" else f"{type(cause).__name__}: {text}"
 
 
