@@ -1,12 +1,17 @@
-"""`ray job submit` of the job script gives what the command line gives."""
+"""`ray job submit` of the job script gives what the command line gives; `ray job stop` leaves it to be gone on with."""
 
+import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
 import yaml
-from conftest import PROJECT, TESTS
+from conftest import PROJECT, TESTS, TINY_SHARDS
+from ray.util.state import list_tasks
 
 CONFIG = {
     "model": "tiny_network.py:trained",
@@ -14,27 +19,100 @@ CONFIG = {
     "top_k": 3,
     "preprocess": {"resize": 36, "crop": 32, "mean": [117, 117, 117]},
 }
+# The same network, which waits once two shards are done, as long as a file is there.
+WAITING = """
+import pathlib, time
+import tiny_network
 
 
-def test_a_submitted_job_gives_the_same_bytes_as_the_command_line(ray_head, tiny_data, tmp_path):
-    (tmp_path / "job").mkdir()
-    (tmp_path / "job" / "tiny_network.py").write_text((TESTS / "tiny_network.py").read_text())
-    (tmp_path / "job" / "run.yaml").write_text(yaml.safe_dump(CONFIG))
-    script = (PROJECT / "jobs" / "find_exemplars.py").read_text()
-    (tmp_path / "job" / "find_exemplars.py").write_text(script)
+class Waiting(tiny_network.TinyNetwork):
+    def forward(self, x):
+        while pathlib.Path({marker!r}).exists() and len(list(pathlib.Path({out!r}).glob("parts/*.json"))) >= 2:
+            time.sleep(0.1)
+        return super().forward(x)
 
+
+def trained():
+    network = Waiting()
+    network.load_state_dict(tiny_network.trained().state_dict())
+    return network
+"""
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+
+
+@pytest.fixture
+def job_folder(tmp_path):
+    """What is submitted: the script, its configuration, the user's network."""
+    folder = tmp_path / "job"
+    folder.mkdir()
+    (folder / "tiny_network.py").write_text((TESTS / "tiny_network.py").read_text())
+    (folder / "run.yaml").write_text(yaml.safe_dump(CONFIG))
+    (folder / "find_exemplars.py").write_text((PROJECT / "jobs" / "find_exemplars.py").read_text())
+    return folder
+
+
+def ray_job(head, *words):
+    """Run `ray job ...`; return what it printed."""
+    command = [Path(sys.executable).parent / "ray", "job", words[0], "--address", head["dashboard"], *words[1:]]
+    job = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    assert job.returncode == 0, job.stdout + job.stderr
+    return job.stdout
+
+
+def test_a_submitted_job_gives_the_same_bytes_as_the_command_line(ray_head, tiny_data, tmp_path, job_folder):
     arguments = ["--config", "run.yaml", "--data", str(tiny_data), "--out"]
     submitted, local = tmp_path / "submitted", tmp_path / "local"
-    ray = Path(sys.executable).parent / "ray"
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    command = [ray, "job", "submit", "--address", ray_head["dashboard"], "--working-dir", tmp_path / "job", "--"]
-    command += [sys.executable, "find_exemplars.py", *arguments, submitted]
-    job = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert job.returncode == 0, job.stdout + job.stderr
-    assert "scan 8/8" in job.stdout  # one line a finished shard in the job's log
+    script = [sys.executable, "find_exemplars.py", *arguments, submitted]
+    said = ray_job(ray_head, "submit", "--working-dir", job_folder, "--", *script)
+    assert "scan 8/8" in said  # one line a finished shard in the job's log
 
     # The command line, with a Ray of its own.
     command = [sys.executable, "-m", "exemplar_ray", "run", *arguments, local]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path / "job", timeout=300)
+    run = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=job_folder, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
     assert (submitted / "exemplars.parquet").read_bytes() == (local / "exemplars.parquet").read_bytes()
+
+
+def test_a_stopped_job_leaves_the_cluster_at_once_and_the_same_submission_goes_on(
+    ray_head, tiny_data, tmp_path, job_folder
+):
+    marker, out = tmp_path / "wait", tmp_path / "run"
+    marker.touch()
+    (job_folder / "waiting_network.py").write_text(WAITING.format(marker=str(marker), out=str(out)))
+    arguments = ["--config", "run.yaml", "--model", "waiting_network.py:trained", "--data", str(tiny_data), "--out"]
+    submission = ["--working-dir", job_folder, "--", sys.executable, "find_exemplars.py", *arguments]
+
+    said = ray_job(ray_head, "submit", "--no-wait", *submission, out)
+    job = re.search(r"'(raysubmit_\w+)' submitted", said).group(1)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("parts/*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    started = time.monotonic()
+    assert "was stopped" in ray_job(ray_head, "stop", job)
+    assert time.monotonic() - started < 20
+    assert "STOPPED" in ray_job(ray_head, "list").split(job)[1].split("JobDetails")[0]
+    assert "finished shards are kept, run the same command to go on" in ray_job(ray_head, "logs", job)
+
+    # No task of it stays, so nothing is written any more.
+    deadline = time.monotonic() + 20
+    while (left := tasks_at_work(ray_head)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert left == []
+    kept = {path.name: path.read_bytes() for path in out.glob("parts/*.json")}
+    assert 2 <= len(kept) < TINY_SHARDS
+    assert {json.loads(record)["scored"] for record in kept.values()} == {10}
+    assert not (out / "exemplars.parquet").exists()
+
+    marker.unlink()
+    said = ray_job(ray_head, "submit", *submission, out)
+    assert f"scan 1/{TINY_SHARDS - len(kept)}  " in said
+    assert {name: (out / "parts" / name).read_bytes() for name in kept} == kept
+    ray_job(ray_head, "submit", *submission, tmp_path / "undisturbed")
+    for name in ("exemplars.parquet", "channels.parquet", "classes.parquet"):
+        assert (out / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+
+
+def tasks_at_work(head):
+    """Return the cluster's tasks that have neither finished nor failed."""
+    tasks = list_tasks(address=head["dashboard"], limit=1000)
+    return [(task.name, task.state) for task in tasks if task.state not in ("FINISHED", "FAILED")]
