@@ -1,18 +1,33 @@
-"""What is pinned is pinned the same everywhere, and cluster.yaml is one that Ray takes."""
+"""What is pinned is pinned the same everywhere; cluster.yaml and jobs/kuberay.yaml are taken by those they are for."""
 
+import copy
+import gzip
+import itertools
 import json
 import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
-from conftest import PROJECT
+from conftest import PROJECT, TESTS
+from object_store import environment, object_store
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from exemplar_ray.cli import _RUN_KEYS
 
 LOCK = dict(line.split("==") for line in (PROJECT / "requirements.lock").read_text().split())
+PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 CLUSTER = yaml.safe_load((PROJECT / "cluster.yaml").read_text())
+RAY_JOB = yaml.safe_load((PROJECT / "jobs" / "kuberay.yaml").read_text())
+DOCKERFILE = (PROJECT / "jobs" / "Dockerfile").read_text()
 
 
 def test_the_lock_is_plain_and_is_what_is_installed():
@@ -21,33 +36,224 @@ def test_the_lock_is_plain_and_is_what_is_installed():
         assert metadata.version(name) == version
 
 
-def test_every_direct_dependency_is_locked():
-    project = (PROJECT / "pyproject.toml").read_text()
-    names = re.findall(r'^ +"([a-z0-9-]+)(?:\[\w+\])?>=', project, flags=re.M)
-    assert len(names) > 15
-    locked = {name.lower().replace("_", "-") for name in LOCK}
-    assert set(names) <= locked
+def test_every_direct_dependency_is_locked_to_a_version_that_it_allows():
+    extras = PYPROJECT["optional-dependencies"]
+    wanted = [*PYPROJECT["dependencies"], *itertools.chain.from_iterable(extras.values())]
+    assert len(wanted) > 15
+    locked = {name.lower().replace("_", "-"): version for name, version in LOCK.items()}
+    for requirement in map(Requirement, wanted):
+        assert locked[requirement.name] in requirement.specifier
 
 
-def test_cluster_yaml_is_valid_by_rays_own_schema():
-    import jsonschema
-    import ray
+def test_every_version_pinned_anywhere_is_the_locked_one():
+    files = ["cluster.yaml", "jobs/Dockerfile", "jobs/kuberay.yaml", "jobs/imagenet.yaml", "Makefile", ".ci/run"]
+    texts = {name: (PROJECT / name).read_text() for name in files}
+    versions = {name: re.findall(r"(?<![\d.])\d+\.\d+\.\d+(?![\d.])", text) for name, text in texts.items()}
+    # Ray's is the only one that is written out; everything else comes from the lock file.
+    assert {version for found in versions.values() for version in found} == {LOCK["ray"]}
+    assert {name: len(found) for name, found in versions.items() if found} == {
+        "cluster.yaml": 2,
+        "jobs/Dockerfile": 3,
+        "jobs/kuberay.yaml": 2,
+    }
+    assert RAY_JOB["spec"]["rayClusterSpec"]["rayVersion"] == LOCK["ray"]
+    pythons = re.findall(r"\bpy(?:thon)?3\.?(\d+)\b", "".join(texts.values()))
+    assert len(pythons) >= 4
+    assert set(pythons) == {str(sys.version_info.minor)}
+    assert f"3.{pythons[0]}" in SpecifierSet(PYPROJECT["requires-python"])
+    for name in ("cluster.yaml", "jobs/Dockerfile"):
+        assert re.search(r"pip install .*--requirement \S*requirements\.lock", texts[name])
+        assert re.search(r"pip install .*--no-deps", texts[name])
 
-    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
-    jsonschema.validate(CLUSTER, schema)
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({**CLUSTER, "max_wrokers": 3}, schema)
+
+def rays_validation(config):
+    """What `ray up` does with a cluster configuration before it asks AWS for anything."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared = prepare_config(copy.deepcopy(config))
+    validate_config(prepared)
+    return prepared
 
 
-def test_cluster_yaml_has_a_head_without_a_gpu_and_spot_gpu_workers_of_the_locked_ray():
+def test_cluster_yaml_passes_rays_own_validation():
+    rays_validation(CLUSTER)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["max_wrokers"], 3),
+        (["docker", "worker_imgae"], "rayproject/ray"),
+        (["max_workers"], "16"),
+        (["available_node_types", "gpu-spot", "resources", "GPU"], 0.5),
+        (["available_node_types", "head", "node_config"], None),
+        (["head_node_type"], "haed"),
+        (["available_node_types", "gpu-spot", "min_workers"], 99),
+    ],
+)
+def test_rays_validation_refuses_mistakes(path, value):
+    with pytest.raises((jsonschema.ValidationError, ValueError)):
+        rays_validation(with_value(CLUSTER, path, value))
+
+
+def with_value(tree, path, value):
+    """Return a copy with one more value, or another one; `None` takes it out."""
+    tree = copy.deepcopy(tree)
+    inner = tree
+    for step in path[:-1]:
+        inner = inner[step]
+    if value is None:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    return tree
+
+
+@pytest.fixture
+def aws(monkeypatch, tmp_path):
+    """An AWS account on a server of our own; the head's role as Ray makes it, the workers' as the README does."""
+    import boto3
+
+    with object_store() as url:
+        for name, value in environment(url).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes an SSH key there.
+        iam = boto3.client("iam")
+        # Ray makes its own where it is missing, and waits half a minute for it.
+        for name in ("ray-autoscaler-v1", "exemplar-ray-worker"):
+            iam.create_role(RoleName=name, AssumeRolePolicyDocument="{}")
+            iam.create_instance_profile(InstanceProfileName=name)
+            iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
+        yield boto3.client("ec2")
+
+
+def test_aws_takes_the_machines_of_cluster_yaml(aws):
+    from botocore.exceptions import ParamValidationError
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+
+    config = bootstrap_aws(rays_validation(CLUSTER))
+    provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+    nodes = {name: node["node_config"] for name, node in config["available_node_types"].items()}
+    machines = {}
+    for name, node in nodes.items():
+        [machine] = provider.create_node(node, {}, 1)
+        [[machine]] = [r["Instances"] for r in aws.describe_instances(InstanceIds=[machine])["Reservations"]]
+        machines[name] = machine
+    assert machines["head"]["InstanceType"] == "m6i.large"
+    assert "InstanceLifecycle" not in machines["head"]
+    assert machines["gpu-spot"]["InstanceType"] == "g5.2xlarge"
+    assert machines["gpu-spot"]["InstanceLifecycle"] == "spot"
+    assert machines["gpu-spot"]["IamInstanceProfile"]["Arn"].endswith("/exemplar-ray-worker")
+    # What Ray gives the head only, and why the workers need one of their own.
+    assert config["head_node"]["IamInstanceProfile"]["Arn"].endswith("/ray-autoscaler-v1")
+    with pytest.raises(ParamValidationError):
+        provider.create_node({**nodes["gpu-spot"], "InstanceMarketOption": {}}, {}, 1)
+
+
+def closed(schema):
+    """Refuse unknown fields wherever fields are named, as the API server does when it is strict."""
+    if isinstance(schema, list):
+        return [closed(inner) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {key: closed(inner) for key, inner in schema.items()}
+    if isinstance(schema.get("properties"), dict) and "additionalProperties" not in schema:
+        schema["additionalProperties"] = False
+    return schema
+
+
+@pytest.fixture(scope="module")
+def kuberay():
+    """KubeRay's own schema of a RayJob, closed."""
+    schema = closed(json.loads(gzip.decompress((TESTS / "kuberay" / "rayjobs-v1.json.gz").read_bytes())))
+    return jsonschema.Draft202012Validator(schema)
+
+
+def test_the_ray_job_passes_kuberays_schema(kuberay):
+    assert (RAY_JOB["apiVersion"], RAY_JOB["kind"]) == ("ray.io/v1", "RayJob")
+    assert [error.message for error in kuberay.iter_errors(RAY_JOB)] == []
+
+
+WORKERS = ["spec", "rayClusterSpec", "workerGroupSpecs", 0]
+WORKER = [*WORKERS, "template", "spec", "containers", 0]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["spec", "backOffLimit"], 2),
+        (["spec", "backoffLimit"], "2"),
+        (["spec", "submissionMode"], 1),
+        (["spec", "rayClusterSpec", "headGroupSpec", "rayStartParams", "num-cpus"], 0),
+        ([*WORKERS, "minReplica"], 0),
+        ([*WORKERS, "maxReplicas"], "sixteen"),
+        ([*WORKERS, "groupName"], None),
+        ([*WORKER, "resource"], {}),
+        ([*WORKER, "resources", "limits", "memory"], "24 GB"),
+        ([*WORKER, "volumeMounts", 0, "mountPaht"], "/dev/shm"),
+        ([*WORKER, "envFrom", 0, "secretRef"], "exemplar-ray"),
+        ([*WORKERS, "template", "spec", "containers"], None),
+    ],
+)
+def test_the_schema_refuses_mistakes(kuberay, path, value):
+    assert not kuberay.is_valid(with_value(RAY_JOB, path, value))
+
+
+def test_the_ray_job_runs_our_script_on_gpu_workers_that_fit_it():
+    spec = RAY_JOB["spec"]
+    python, script, config_flag, config, out_flag, out = spec["entrypoint"].split()
+    assert (python, config_flag, out_flag, out[:5]) == ("python", "--config", "--out", "s3://")
+    [folder] = re.findall(r"^WORKDIR (\S+)$", DOCKERFILE, flags=re.M)
+    for path in (script, config):
+        assert (PROJECT / Path(path).relative_to(folder)).is_file()
+    assert spec["backoffLimit"] > 0
+    assert spec["shutdownAfterJobFinishes"]
+    cluster = spec["rayClusterSpec"]
+    [group] = cluster["workerGroupSpecs"]
+    assert (cluster["enableInTreeAutoscaling"], group["minReplicas"]) == (True, 0)
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    pods = [node["template"]["spec"] for node in (cluster["headGroupSpec"], group)]
+    [head], [worker] = (pod["containers"] for pod in pods)
+    assert head["image"] == worker["image"]
+    assert head["envFrom"] == worker["envFrom"] == [{"secretRef": {"name": "exemplar-ray"}}]
+    assert {pod["serviceAccountName"] for pod in pods} == {"exemplar-ray"}
+    assert "nvidia.com/gpu" not in head["resources"]["limits"]
+    job = yaml.safe_load((PROJECT / "jobs" / "imagenet.yaml").read_text())
+    assert job["gpus_per_task"] <= worker["resources"]["limits"]["nvidia.com/gpu"]
+    assert job["cpus_per_task"] < int(group["rayStartParams"]["num-cpus"])
+    assert f"--tag {head['image']} ." in DOCKERFILE
+
+
+def test_what_the_dockerfile_copies_is_enough_to_install(tmp_path):
+    """Its COPY lines done by hand, then its last RUN line, of which the wheel is looked at instead of installed."""
+    image = tmp_path / "image"
+    image.mkdir()
+    for line in re.findall(r"^COPY --chown=ray (.+)$", DOCKERFILE, flags=re.M):
+        *sources, target = line.split()
+        for source in (PROJECT / name for name in sources):
+            if source.is_dir():
+                shutil.copytree(source, image / target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, image / target)
+    [options] = re.findall(r"^RUN pip install --no-cache-dir (.+) \.$", DOCKERFILE, flags=re.M)
+    command = [sys.executable, "-m", "pip", "wheel", *options.split(), "--wheel-dir", tmp_path, "."]
+    built = subprocess.run(command, cwd=image, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    [wheel] = tmp_path.glob("exemplar_ray-*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".py")}
+    assert packed == {str(path.relative_to(PROJECT)) for path in (PROJECT / "exemplar_ray").rglob("*.py")}
+    for name in ("find_exemplars.py", "imagenet.yaml"):
+        assert (image / "jobs" / name).is_file()
+
+
+def test_cluster_yaml_has_a_head_without_a_gpu_and_spot_gpu_workers():
     head = CLUSTER["available_node_types"][CLUSTER["head_node_type"]]
     assert head["resources"] == {"CPU": 0}
     [worker] = [node for node in CLUSTER["available_node_types"].values() if node is not head]
     assert worker["resources"]["GPU"] == 1
     assert worker["min_workers"] == 0 < worker["max_workers"]
     assert worker["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
-    for image in (CLUSTER["docker"]["head_image"], CLUSTER["docker"]["worker_image"]):
-        assert f"ray:{LOCK['ray']}-py311" in image
 
 
 def test_the_imagenet_job_fits_a_worker_of_the_cluster_and_has_known_keys():
