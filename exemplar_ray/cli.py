@@ -69,6 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Not a bug: a folder that cannot be written, a full disk, a server that is gone.
         say(errors, f"exemplar-ray: error: {type(error).__name__}: " + " ".join(str(error).split()))
         return BAD_USAGE
+    except Exception as error:
+        # No credentials, no region: the user's, but no OSErrors. Not imported, as `status` of a local run needs no AWS.
+        if type(error).__module__ != "botocore.exceptions":
+            raise
+        say(errors, "exemplar-ray: error: " + " ".join(str(error).split()) + "; check `aws configure`")
+        return BAD_USAGE
     except KeyboardInterrupt:
         say(errors, "exemplar-ray: interrupted; finished shards are kept, run the same command to go on")
         return INTERRUPTED

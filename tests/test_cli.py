@@ -136,3 +136,13 @@ def test_a_log_gets_one_line_a_shard_and_a_terminal_a_live_display():
     assert "images/s" in shown
     assert "1 failed" in shown
     assert "FAILED b.parquet: no luck" in shown
+
+
+def test_missing_aws_credentials_are_one_line(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment |= {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
+    command = [sys.executable, "-m", "exemplar_ray", "status", "s3://bucket/run"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    [line] = done.stderr.strip().splitlines()
+    assert "Unable to locate credentials; check `aws configure`" in line
