@@ -1,15 +1,19 @@
 """The README is true: what can be run here is run, the rest at least parses."""
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
+import botocore.session
 import duckdb
 import polars
 import pytest
+from botocore import xform_name
 from conftest import PROJECT
 
 from exemplar_ray.cli import _parser, _settings
@@ -51,15 +55,62 @@ def test_the_commands_and_the_examples_run_as_they_stand(tmp_path, monkeypatch):
 def test_commands_that_need_the_world_parse(block, monkeypatch):
     monkeypatch.chdir(PROJECT)
     for line in block.strip().splitlines():
-        words = shlex.split(line, comments=True)
-        if words[:3] == ["ray", "job", "submit"]:
-            words = words[words.index("--") + 1 :]
-            assert words[0] == "python"
-            assert Path(words[1]).exists()
-            words = ["exemplar-ray", "run", *words[2:]]
-        assert words[0] == "exemplar-ray"
+        # What is put in by the shell is a command, too.
+        for inner in re.findall(r"\$\((.+)\)", line):
+            check(shlex.split(inner))
+        check(shlex.split(line, comments=True))
+
+
+def check(words):
+    """Hold a command against the program that it is for, without running it."""
+    if words[0] == "exemplar-ray":
         options = _parser().parse_args(words[1:])
-        assert _settings(options)["data"] == ["hf://datasets/ILSVRC/imagenet-1k/data/train-*.parquet"]
+        if words[1] in ("run", "plan"):
+            assert _settings(options)["data"] == ["hf://datasets/ILSVRC/imagenet-1k/data/train-*.parquet"]
+    elif words[0] == "ray":
+        check_ray(words[1:])
+    elif words[0] == "aws":
+        check_aws(*words[1:])
+    else:
+        assert words[0] in ("docker", "kubectl", "sed")
+    for flag, name in pairwise(words):
+        if flag in ("--file", "--filename"):
+            assert Path(name).exists()
+    if words[0] == "sed":
+        assert words[2].split("/")[1] in Path(words[-1]).read_text()
+
+
+def check_ray(words):
+    """Parse the words of `ray ...` by Ray's own command line."""
+    from ray.scripts.scripts import cli
+
+    command = cli
+    while hasattr(command, "commands"):
+        command, words = command.commands[words[0]], words[1:]
+    parameters = command.make_context("ray", list(words)).params
+    if "cluster_config_file" in parameters:
+        assert Path(parameters["cluster_config_file"]).exists()
+    if command.name == "submit":
+        python, script, *arguments = parameters["entrypoint"]
+        assert python == "python"
+        assert Path(script).exists()
+        json.loads(parameters["runtime_env_json"])
+        check(["exemplar-ray", "run", *arguments])
+
+
+def check_aws(service, operation="", *flags):
+    """Look an AWS command's flags up in the SDK's own description of the service."""
+    if (service, operation) in (("configure", ""), ("s3", "mb")):
+        return
+    given = dict(zip(flags[::2], flags[1::2], strict=True))
+    name = "".join(word.capitalize() for word in operation.split("-"))
+    shape = botocore.session.get_session().get_service_model(service).operation_model(name).input_shape
+    members = {"--" + xform_name(member, "-"): member for member in shape.members}
+    assert given.keys() <= members.keys() | {"--region", "--query", "--output"}
+    assert set(shape.required_members) <= {members[flag] for flag in given if flag in members}
+    for flag, value in given.items():
+        if flag.endswith("-document"):
+            assert json.loads(value)["Version"] == "2012-10-17"
 
 
 def test_the_make_targets_it_names_exist():
