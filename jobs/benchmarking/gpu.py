@@ -36,6 +36,8 @@ KINDS = [("float32", "reference"), ("bfloat16", "fast"), ("float16", "fast"), ("
 PROCESSES = (1, 2, 4)
 # Images a forward pass, as the job has it.
 BATCH = {"cuda": 128, "cpu": 8}
+# Seconds after which a process that has not come is taken for lost.
+_LONGEST_START = 300
 
 
 def gpu(shards: Sequence[str], work: Path, options: Namespace) -> None:
@@ -44,7 +46,7 @@ def gpu(shards: Sequence[str], work: Path, options: Namespace) -> None:
     name = torch.cuda.get_device_name() if device == "cuda" else "no GPU: the CPU in its place"
     machine = {**reference_machine(allowed_cores()), "GPU": name}
     print_table(("reference machine", ""), list(machine.items()))
-    data = copies_of(shards, work / "copies", options.copies)
+    data = copies_of(shards, work / "copies", max(options.copies, *PROCESSES))
     rates: dict[str, list[float]] = {}
 
     def add(what: str, rate: Rate) -> None:
@@ -135,7 +137,7 @@ def _scan_some(data: Sequence[str], precision: str, decode: str, device: str, th
     shards = inspect(discover(data))[0]
     scan = partial(scan_shard, trunk, spec, batch_size=BATCH[device], decode_threads=threads, max_skipped=0)
     scan(shards[0], 0)
-    _barrier.wait()
+    _barrier.wait(_LONGEST_START)
     started = time.monotonic()
     count = sum(scan(shard, position).scored for position, shard in enumerate(shards))
     return count, started, time.monotonic()
