@@ -7,7 +7,7 @@ import json
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -21,6 +21,7 @@ from exemplar_ray.channels import channels_table, class_exemplars_table, classes
 from exemplar_ray.cluster import Cluster, Resources
 from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars import ImageSpool, write_exemplars, write_images
+from exemplar_ray.hub import refuse_writing, resolve_revisions
 from exemplar_ray.labels import ClassLabels, read_class_labels
 from exemplar_ray.merge import fold
 from exemplar_ray.parts import Part, layers_and_statistics, series_of
@@ -78,11 +79,14 @@ def run(
     """
     started = time.monotonic()
     table = read_class_labels(class_labels) if class_labels else {}
+    refuse_writing(out)
     folder = RunFolder(out)
-    shards, names = inspect(discover(data))
+    # A branch may have moved since the run began; the run has not.
+    revisions = resolve_revisions(data, folder.revisions())
+    shards, names = inspect(discover(data, revisions))
     with Cluster(resources) as cluster:
         rows = sum(shard.rows or 0 for shard in shards)
-        plan = Plan(cluster.resolve(spec, rows), shards, ClassLabels(names, table), _versions())
+        plan = Plan(cluster.resolve(spec, rows), shards, ClassLabels(names, table), _versions(), revisions)
         folder.adopt(plan)
         state = folder.state(plan)
         if not state.unfinished and _is_answered(folder, plan, settle):
@@ -109,6 +113,7 @@ def merge(
         UsageError: there is no run, or nothing of it is scanned.
     """
     started = time.monotonic()
+    refuse_writing(out)
     folder = RunFolder(out)
     plan = folder.read_plan()
     state = folder.state(plan)
@@ -144,6 +149,8 @@ def _announce(plan: Plan, state: State, cluster: Cluster, console: Console) -> N
         size = f", maps {layer.map_size[0]}x{layer.map_size[1]}" if layer.map_size else ""
         chosen = f"{len(layer.channels)} of " if len(layer.channels) < layer.channel_count else ""
         say(console, f"layer {layer.name}: {chosen}{layer.channel_count} channels{size}")
+    for repository, commit in plan.revisions.items():
+        say(console, f"{repository} is read at commit {commit}")
     done = f", {len(state.completed)} already scanned" if state.completed else ""
     device = "a GPU" if cluster.gpus_per_task else f"{cluster.cpus_per_task} CPU"
     say(console, f"{len(plan.shards)} shards{done}; {cluster.slots} tasks at once, {device} each")
@@ -273,7 +280,7 @@ def _settle(
     # All channels of the layers: the others cost nothing, and an exact run's compiled trunk serves here, too.
     doubtful_layers = {pairs[series][0].name for series, _ in channels}
     layers = [layer for layer in plan.spec.layers if layer.name in doubtful_layers]
-    exact = Plan(plan.spec.unscreened(layers), plan.shards, plan.class_labels, plan.versions)
+    exact = replace(plan, spec=plan.spec.unscreened(layers))
     inner = RunFolder(f"{folder.uri.rstrip('/')}/{SETTLING}-{exact.fingerprint[:12]}")
     inner.adopt(exact)
     say(console, f"{len(channels)} channels are in doubt: scanning once more, for them, in full precision")

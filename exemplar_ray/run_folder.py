@@ -15,7 +15,8 @@
     RUN/summary.json                  what was read, what it cost; written last
 
 Files appear whole or not at all: on a local disk through a temporary name, fsync and
-rename, on an object store through a single PUT. Torch and Ray are not needed to read it.
+rename, on an object store through a single PUT. On the Hugging Face Hub a run folder is only
+read. Torch and Ray are not needed to read it.
 """
 
 from __future__ import annotations
@@ -29,13 +30,12 @@ import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from exemplar_ray import parts
+from exemplar_ray import hub, parts
 from exemplar_ray.errors import UsageError
 from exemplar_ray.labels import ClassLabels
 from exemplar_ray.shards import Shard
@@ -61,6 +61,8 @@ class Plan:
     shards: list[Shard]
     class_labels: ClassLabels
     versions: dict[str, str]
+    revisions: dict[str, str] = field(default_factory=dict)
+    """The commits at which repositories on the Hub are read, as `hub.resolve_revisions` returns them."""
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the result, under the user's key names. Shards count by name:
@@ -81,6 +83,7 @@ class Plan:
             "spec": self.spec.to_json(),
             "versions": self.versions,
             "class_labels": self.class_labels.to_json(),
+            "revisions": self.revisions,
             "shards": [shard.to_json() for shard in self.shards],
         }
 
@@ -92,6 +95,7 @@ class Plan:
             shards=[Shard(**shard) for shard in values["shards"]],
             class_labels=ClassLabels.from_json(values["class_labels"]),
             versions=values["versions"],
+            revisions=values.get("revisions", {}),
         )
 
 
@@ -119,12 +123,18 @@ class TornPartError(Exception):
 
 
 class RunFolder:
-    """A run folder on any file system that fsspec opens. Reading never writes."""
+    """A run folder on any file system that fsspec opens. Reading never writes.
+
+    On the Hugging Face Hub it can only be read, and is read at one commit, that of when it is opened.
+
+    Raises:
+        UsageError: there is no such file system, or no such repository on the Hub, or no access to it.
+    """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         try:
-            self._fs, path = fsspec.url_to_fs(uri)
+            self._fs, path = hub.file_system(hub.pinned(uri, hub.resolve_revisions([uri])))
         except (ValueError, ImportError) as error:
             raise UsageError(f"run folder '{uri}' cannot be opened: {error}") from error
         self._root = path.rstrip("/")
@@ -139,6 +149,10 @@ class RunFolder:
             UsageError: there is none, or it was written by another version.
         """
         return Plan.from_json(self._read_plan_json())
+
+    def revisions(self) -> dict[str, str]:
+        """Return the commits at which the folder's run reads repositories on the Hub; {} where there is no run yet."""
+        return (self.read_json(PLAN) or {}).get("revisions", {})
 
     def adopt(self, plan: Plan) -> None:
         """Make this the folder of a plan, or continue in it if it already is.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import takewhile
@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from exemplar_ray import hub
 from exemplar_ray.errors import ShardError, UsageError
 
 # What a parquet file is read in: small enough that memory follows the batch, not the shard.
@@ -38,8 +39,9 @@ class Shard:
     """One parquet file of images.
 
     `name` is its path below the folder that all shards of a run share; it is what results
-    refer to. `rows` and `footer` (SHA-256 of the parquet footer) are None while the file
-    cannot be read as parquet: such a shard fails when it is scanned, not before.
+    refer to. `uri` names the commit, if the file is in a repository on the Hub. `rows` and
+    `footer` (SHA-256 of the parquet footer) are None while the file cannot be read as parquet:
+    such a shard fails when it is scanned, not before.
     """
 
     name: str
@@ -62,34 +64,43 @@ class ImageRow(NamedTuple):
     label: int | None
 
 
-def discover(data: Sequence[str]) -> list[Shard]:
+def discover(data: Sequence[str], revisions: Mapping[str, str] | None = None) -> list[Shard]:
     """List the shards that files, folders and globs stand for, sorted by name.
 
     Args:
         data: paths or URIs of any file system that fsspec opens. A folder stands for the
             `*.parquet` files directly in it.
+        revisions: the commits at which to read repositories on the Hub, as
+            `hub.resolve_revisions` returns them; None to look them up.
 
     Raises:
         UsageError: nothing matches, or a file system cannot be reached.
     """
+    if revisions is None:
+        revisions = hub.resolve_revisions(data)
     sizes: dict[str, int] = {}
     for uri in data:
-        found = _expand(uri)
+        found = _expand(hub.pinned(uri, revisions))
         if not found:
             raise UsageError(f"no parquet shard matches '{uri}'")
         sizes.update(found)
-    uris = sorted(sizes)
-    levels = zip(*(uri.split("/")[:-1] for uri in uris), strict=False)
+    # Names are of places, not of commits: a run is the same at another commit if its shards are.
+    uris: dict[str, str] = {}
+    for uri in sorted(sizes):
+        place = hub.without_revision(uri)
+        if place in uris:
+            raise UsageError(f"'{place}' is in the data at two revisions; give one")
+        uris[place] = uri
+    levels = zip(*(place.split("/")[:-1] for place in uris), strict=False)
     shared = len(list(takewhile(lambda folders: len(set(folders)) == 1, levels)))
-    names = ["/".join(uri.split("/")[shared:]) for uri in uris]
-    shards = [Shard(name=name, uri=uri, size=sizes[uri]) for name, uri in zip(names, uris, strict=True)]
+    shards = [Shard("/".join(place.split("/")[shared:]), uri, sizes[uri]) for place, uri in uris.items()]
     return sorted(shards, key=lambda shard: shard.name)
 
 
 def _expand(uri: str) -> dict[str, int]:
     """Return {full URI: size in bytes} of the files that one URI, folder or glob stands for."""
     try:
-        fs, path = fsspec.url_to_fs(uri)
+        fs, path = hub.file_system(uri)
         fs.invalidate_cache()
         pattern = path if fsspec.core.has_magic(path) else None
         if pattern is None and fs.isdir(path):
@@ -97,6 +108,8 @@ def _expand(uri: str) -> dict[str, int]:
         infos = fs.glob(pattern, detail=True).values() if pattern is not None else [fs.info(path)]
     except FileNotFoundError:
         return {}
+    except hub.AccessError as error:
+        raise UsageError(str(error)) from error
     except PermissionError as error:
         raise UsageError(
             f"cannot list '{uri}': access denied ({_one_line(error)}); check permissions or credentials"
@@ -119,7 +132,7 @@ def inspect(shards: Sequence[Shard]) -> tuple[list[Shard], list[str] | None]:
         first shard that has them (index = label), or None.
 
     Raises:
-        UsageError: a shard is a parquet file without an image column.
+        UsageError: a shard is a parquet file without an image column, or cannot be had from the Hub.
     """
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
         inspected = list(pool.map(_inspect_one, shards))
@@ -131,6 +144,8 @@ def _inspect_one(shard: Shard) -> tuple[Shard, list[str] | None]:
     try:
         footer = _read_footer(shard)
         metadata = pq.read_metadata(pa.BufferReader(footer))
+    except (hub.AccessError, hub.NoAnswerError) as error:
+        raise UsageError(str(error)) from error
     except (OSError, pa.ArrowException):
         return shard, None
     schema = metadata.schema.to_arrow_schema()
@@ -145,7 +160,7 @@ def _inspect_one(shard: Shard) -> tuple[Shard, list[str] | None]:
 
 def _read_footer(shard: Shard) -> bytes:
     """Return the file's footer: its metadata, the metadata's length, and the magic bytes."""
-    with fsspec.open(shard.uri, "rb") as file:
+    with _open(shard) as file:
         file.seek(max(0, shard.size - _TAIL_BYTES))
         tail = file.read()
         if len(tail) < 12 or tail[-4:] != b"PAR1":
@@ -157,6 +172,18 @@ def _read_footer(shard: Shard) -> bytes:
     return tail[-length:]
 
 
+def _open(shard: Shard) -> Any:
+    """Open a shard's file for reading in binary mode."""
+    fs, path = hub.file_system(shard.uri)
+    # pyarrow reads local files without the interpreter; others are read range by range,
+    # without a read-ahead cache that would fetch bytes twice.
+    if isinstance(fs, LocalFileSystem):
+        return pa.OSFile(path)
+    # Without its size the Hub would list the folder, in every process.
+    known = {"size": shard.size} if isinstance(fs, hub.HubFileSystem) else {}
+    return fs.open(path, "rb", cache_type="none", **known)
+
+
 class ShardReader:
     """Reads rows of one shard, one small batch at a time.
 
@@ -166,11 +193,7 @@ class ShardReader:
     """
 
     def __init__(self, shard: Shard) -> None:
-        fs, path = fsspec.url_to_fs(shard.uri)
-        # pyarrow reads local files without the interpreter; others are read range by range,
-        # without a read-ahead cache that would fetch bytes twice.
-        local = isinstance(fs, LocalFileSystem)
-        self._source = pa.OSFile(path) if local else fs.open(path, "rb", cache_type="none")
+        self._source = _open(shard)
         try:
             self._file = pq.ParquetFile(self._source, pre_buffer=False, buffer_size=_BYTES_PER_READ)
         except BaseException:

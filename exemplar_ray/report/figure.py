@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from exemplar_ray.hub import refuse_writing
 from exemplar_ray.images import crop, decode
 from exemplar_ray.open_run import open_run
 from exemplar_ray.run_folder import Plan, RunFolder
@@ -38,11 +39,13 @@ def write_pages(run: str, out: str | None = None) -> list[str]:
         The pages' URIs, in the order of the result.
 
     Raises:
-        UsageError: the folder has no result.
+        UsageError: the folder has no result, or the pages would be written to the Hub.
     """
+    out = out or f"{run.rstrip('/')}/report"
+    refuse_writing(out)
     finished = open_run(run)
     plan, summary = finished.plan, finished.summary
-    target = RunFolder(out or f"{run.rstrip('/')}/report")
+    target = RunFolder(out)
     pages = []
     for layer in plan.spec.layers:
         for statistic in plan.spec.statistics:

@@ -1,0 +1,292 @@
+"""A stand-in for the Hugging Face Hub: the endpoints that huggingface_hub's file system reads data sets through.
+
+    info     GET /api/datasets/ORG/NAME[/revision/REVISION]      what it is, and its commit
+    tree     GET /api/datasets/ORG/NAME/tree/REVISION[/FOLDER]   a folder, a page at a time
+    resolve  GET /datasets/ORG/NAME/resolve/REVISION/FILE        a file, or the way to it
+    content  GET /content/...                                    a large file, at another host's signed address
+
+Statuses, headers and error codes are the Hub's, also where they are odd: who has no token is told 401 for what does
+not exist; the files of a gated data set are listed to everybody.
+"""
+
+import hashlib
+import json
+import os
+import re
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+UNAVAILABLE, CUT = "503", "body cut short"
+
+# The Hub's are of 1,000.
+_ENTRIES_A_PAGE = 2
+
+
+class Request(NamedTuple):
+    """One request: its kind, as above, or other; its path and query; and whose it is."""
+
+    kind: str
+    path: str
+    token: str | None
+
+
+class Fault(NamedTuple):
+    """What befalls the next request of a kind, by somebody or anybody."""
+
+    kind: str
+    what: str
+    token: str | None = ...
+
+    def befalls(self, request):
+        """Whether it is this request's."""
+        return self.kind == request.kind and self.token in (..., request.token)
+
+
+@dataclass
+class Repository:
+    """A data set: its commits, its branches, and who may read it."""
+
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+    private: bool = False
+    gated: bool = False
+    readers: set[str] = field(default_factory=set)
+    """Tokens that a private or gated data set is open to."""
+
+    def commit(self, files, branch="main"):
+        """Move a branch to a new commit that has these files: {path: content}; return its hash."""
+        listing = sorted((path, hashlib.sha256(content).hexdigest()) for path, content in files.items())
+        commit = hashlib.sha1(json.dumps([len(self.commits), listing]).encode()).hexdigest()
+        self.commits[commit] = dict(files)
+        self.branches[branch] = commit
+        return commit
+
+    def upload(self, folder, under="", branch="main"):
+        """Commit a local folder."""
+        files = {file.relative_to(folder).as_posix(): file for file in Path(folder).rglob("*") if file.is_file()}
+        return self.commit({f"{under}{path}": file.read_bytes() for path, file in files.items()}, branch)
+
+
+@dataclass
+class Hub:
+    """What the stand-in holds, what it is to do wrong, and what it was asked."""
+
+    url: str
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    tokens: set[str] = field(default_factory=set)
+    """Those it knows."""
+    faults: list[Fault] = field(default_factory=list)
+    """Each befalls one request."""
+    requests: list[Request] = field(default_factory=list)
+    on_request: object = None
+    """Called with a request before it is answered."""
+
+    def __post_init__(self):
+        self._lock = threading.Lock()
+
+    def environment(self, home, token=None):
+        """What processes need in their environment to find the Hub; `home` keeps them from this user's own token."""
+        variables = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
+        return {**variables, "HF_ENDPOINT": self.url, "HF_HOME": str(home), **({"HF_TOKEN": token} if token else {})}
+
+    def asked(self, kind, token=...):
+        """The paths of all requests of a kind so far, of one token or of all."""
+        return [request.path for request in self.requests if request.kind == kind and token in (..., request.token)]
+
+    def noted(self, request):
+        """Remember a request, and say what is to befall it."""
+        with self._lock:
+            self.requests.append(request)
+            if self.on_request:
+                self.on_request(request)
+            for fault in self.faults:
+                if fault.befalls(request):
+                    self.faults.remove(fault)
+                    return fault.what
+            return None
+
+
+@contextmanager
+def hub_server():
+    """Run a Hub without data sets."""
+    server = _Server(("127.0.0.1", 0), _Handler)
+    server.hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server.hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 100
+
+    def handle_error(self, *_):
+        """Clients that are killed go away in the middle of a request."""
+
+
+class _RefusedError(Exception):
+    """An answer other than 200."""
+
+    def __init__(self, status, message, code=None):
+        super().__init__(message)
+        self.status = status
+        self.headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+    def do_GET(self):
+        path = urlsplit(self.path).path
+        for kind, pattern, answer in _ENDPOINTS:
+            if match := re.fullmatch(pattern, path):
+                self._answer(kind, answer, match.groupdict(default=""))
+                return
+        self._answer("other", _Handler.unknown, {})
+
+    def _answer(self, kind, answer, parts):
+        authorization = self.headers.get("Authorization")
+        self.token = authorization.removeprefix("Bearer ") if authorization else None
+        self.fault = self.server.hub.noted(Request(kind, self.path, self.token))
+        try:
+            if self.fault == UNAVAILABLE:
+                raise _RefusedError(503, "Service Unavailable")
+            status, headers, content = answer(self, **{name: unquote(part) for name, part in parts.items()})
+        except _RefusedError as refused:
+            content = json.dumps({"error": str(refused)}).encode()
+            status, headers = refused.status, {"Content-Type": "application/json", **refused.headers}
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.fault == CUT:
+            content = content[: len(content) // 2]
+            self.close_connection = True
+        self.wfile.write(content)
+
+    def _repository(self, name):
+        """Find a data set, as far as the one who asks may know of it."""
+        hub = self.server.hub
+        if self.token is not None and self.token not in hub.tokens:
+            raise _RefusedError(401, "Invalid credentials in Authorization header")
+        repository = hub.repositories.get(name)
+        if repository is None or (repository.private and self.token not in repository.readers):
+            if self.token is None:
+                raise _RefusedError(401, "Invalid username or password.")
+            raise _RefusedError(404, "Repository not found", "RepoNotFound")
+        return repository
+
+    def _commit(self, repository, revision):
+        commit = repository.branches.get(revision, revision)
+        if commit not in repository.commits:
+            raise _RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return commit
+
+    def unknown(self):
+        raise _RefusedError(404, "Not Found")
+
+    def info(self, name, revision):
+        repository = self._repository(name)
+        commit = self._commit(repository, revision or "main")
+        gated = "auto" if repository.gated else False
+        return _json({"id": name, "sha": commit, "private": repository.private, "gated": gated, "siblings": []})
+
+    def tree(self, name, revision, folder):
+        repository = self._repository(name)
+        files = repository.commits[self._commit(repository, revision)]
+        query = parse_qs(urlsplit(self.path).query)
+        entries = _entries(files, f"{folder}/" if folder else "", query["recursive"] == ["true"])
+        if folder and not entries:
+            raise _RefusedError(404, f"{folder} does not exist on '{revision}'", "EntryNotFound")
+        start = int(query.get("cursor", ["0"])[0])
+        status, headers, content = _json(entries[start : start + _ENTRIES_A_PAGE])
+        if start + _ENTRIES_A_PAGE < len(entries):
+            rest = f"recursive={query['recursive'][0]}&expand=false&cursor={start + _ENTRIES_A_PAGE}"
+            headers["Link"] = f'<{self.server.hub.url}{urlsplit(self.path).path}?{rest}>; rel="next"'
+        return status, headers, content
+
+    def resolve(self, name, revision, file):
+        repository = self._repository(name)
+        if repository.gated and self.token not in repository.readers:
+            # Whoever asks is told so, and with which status depends on whether they are known.
+            raise _RefusedError(401 if self.token is None else 403, f"Access to {name} is restricted.", "GatedRepo")
+        commit = self._commit(repository, revision)
+        content = repository.commits[commit].get(file)
+        if content is None:
+            raise _RefusedError(404, "Entry not found", "EntryNotFound")
+        headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        if not _is_large(file):
+            return self._range(content, {**headers, "ETag": f'"{_blob(content)}"'})
+        # Another host than the Hub's: the token must not follow.
+        place = f"http://localhost:{self.server.server_address[1]}/content/{quote(name)}/{commit}/{quote(file)}"
+        linked = {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
+        return 302, {**headers, **linked, "Location": f"{place}?signature=valid"}, b""
+
+    def content(self, name, commit, file):
+        assert self.token is None, "a token was sent to a content server"
+        content = self.server.hub.repositories[name].commits[commit][file]
+        return self._range(content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"'})
+
+    def _range(self, content, headers):
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if not wanted:
+            return 200, headers, content
+        first, last = int(wanted[1]), min(int(wanted[2] or len(content) - 1), len(content) - 1)
+        if first > last:
+            raise _RefusedError(416, "Requested Range Not Satisfiable")
+        return 206, {**headers, "Content-Range": f"bytes {first}-{last}/{len(content)}"}, content[first : last + 1]
+
+
+_NAME = "(?P<name>[^/]+/[^/]+)"
+_ENDPOINTS = [
+    ("tree", f"/api/datasets/{_NAME}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", _Handler.tree),
+    ("info", f"/api/datasets/{_NAME}(?:/revision/(?P<revision>[^/]+))?", _Handler.info),
+    ("resolve", f"/datasets/{_NAME}/resolve/(?P<revision>[^/]+)/(?P<file>.+)", _Handler.resolve),
+    ("content", f"/content/{_NAME}/(?P<commit>[^/]+)/(?P<file>.+)", _Handler.content),
+]
+
+
+def _json(values):
+    return 200, {"Content-Type": "application/json"}, json.dumps(values).encode()
+
+
+def _entries(files, prefix, recursive):
+    """The files and folders below a folder, as the Hub describes them."""
+    entries = {}
+    for path, content in sorted(files.items()):
+        if not path.startswith(prefix):
+            continue
+        folders = path[len(prefix) :].split("/")[:-1]
+        for depth in range(len(folders) if recursive else min(len(folders), 1)):
+            folder = prefix + "/".join(folders[: depth + 1])
+            entries[folder] = {"type": "directory", "path": folder, "oid": _blob(folder.encode()), "size": 0}
+        if recursive or not folders:
+            entry = {"type": "file", "path": path, "oid": _blob(content), "size": len(content)}
+            if _is_large(path):
+                sha256 = hashlib.sha256(content).hexdigest()
+                entry |= {"lfs": {"oid": sha256, "size": len(content), "pointerSize": 132}, "xetHash": sha256}
+            entries[path] = entry
+    return list(entries.values())
+
+
+def _blob(content):
+    """Git's hash of a file."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _is_large(path):
+    """Whether the Hub keeps a file outside of git."""
+    return path.endswith(".parquet")

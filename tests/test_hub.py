@@ -1,0 +1,331 @@
+"""Data and finished runs on the Hugging Face Hub, over HTTP: one commit, one listing, one line on how to get access."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from conftest import TINY_FLAGS, start_ray_head, write_tiny_data
+from hub_server import CUT, UNAVAILABLE, Fault, Repository, hub_server
+
+from exemplar_ray import open_run
+from exemplar_ray.errors import UsageError
+from exemplar_ray.hub import resolve_revisions
+from exemplar_ray.shards import discover, inspect
+
+FLAGS = [*TINY_FLAGS, "--sample", "bottom", "q50"]
+ANSWER = ("exemplars.parquet", "channels.parquet", "classes.parquet", "images.parquet")
+SHARDS = 3
+# The driver's; workers have none.
+TOKEN = "hf_driver"
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with hub_server() as hub:
+        hub.tokens.update({TOKEN, "hf_stranger"})
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The data, on the disk."""
+    folder = tmp_path_factory.mktemp("data")
+    write_tiny_data(folder, shards=SHARDS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def head(hub, home):
+    """A Ray whose workers find the Hub, and have no token."""
+    yield from start_ray_head(hub.environment(home))
+
+
+@pytest.fixture(scope="module")
+def command(hub, home, head):
+    """Run a command on that Ray, with a token; return (exit status, what it printed)."""
+
+    def run(*arguments):
+        line = [sys.executable, "-m", "exemplar_ray", *map(str, arguments)]
+        variables = {**hub.environment(home, TOKEN), "RAY_ADDRESS": head["address"]}
+        done = subprocess.run(line, env=variables, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture
+def here(hub, home, monkeypatch):
+    """Let this process find the Hub, too; call it with a token or None."""
+
+    def log_in(token, url=hub.url):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+        template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(home / "token"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        if token:
+            monkeypatch.setenv("HF_TOKEN", token)
+
+    log_in(TOKEN)
+    return log_in
+
+
+@pytest.fixture(scope="module")
+def on_a_disk(folder, command, tmp_path_factory):
+    """The run folder of the data on the disk."""
+    run = tmp_path_factory.mktemp("disk") / "run"
+    status, text = command("run", "--data", folder, "--out", run, *FLAGS)
+    assert status == 0, text
+    return run
+
+
+def offer(hub, folder, **how):
+    """Make a new data set; return it and its URI."""
+    name = f"org/birds-{len(hub.repositories)}"
+    hub.repositories[name] = Repository(**how)
+    hub.repositories[name].upload(folder, "data/")
+    return hub.repositories[name], f"hf://datasets/{name}"
+
+
+def assert_same_answer(run, other):
+    for name in ANSWER:
+        assert (run / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_a_run_on_the_hub_is_the_run_on_a_disk_and_lists_once(hub, folder, command, on_a_disk, tmp_path):
+    repository, uri = offer(hub, folder)
+    before = len(hub.requests)
+    status, text = command("run", "--data", f"{uri}/data/*.parquet", "--out", tmp_path / "run", *FLAGS)
+    assert status == 0, text
+    assert_same_answer(tmp_path / "run", on_a_disk)
+    for part in (on_a_disk / "parts").glob("*.parquet"):
+        assert (tmp_path / "run" / "parts" / part.name).read_bytes() == part.read_bytes()
+
+    # Who reads run.json sees the commit, and that it is the same run.
+    commit = repository.branches["main"]
+    plan, there = (json.loads((run / "run.json").read_text()) for run in (tmp_path / "run", on_a_disk))
+    assert plan["revisions"] == {f"{uri}@main": commit}
+    assert [shard["uri"] for shard in plan["shards"]] == [
+        f"{uri}@{commit}/data/{shard['name']}" for shard in there["shards"]
+    ]
+    assert plan["identity"] == there["identity"]
+    assert f"{uri}@main is read at commit {commit}" in text
+
+    # Workers ask whether the repository is there and for bytes, the driver lists each page once.
+    asked = hub.requests[before:]
+    listed = [request.path for request in asked if request.kind == "tree"]
+    assert len(listed) == len(set(listed)) >= 2
+    assert {request.token for request in asked if request.kind == "tree"} == {TOKEN}
+    of_workers = [request for request in asked if request.token is None and request.kind in ("info", "resolve")]
+    assert of_workers
+    assert all(commit in request.path for request in of_workers)
+    # The content server is another host: no token goes there.
+    assert {request.token for request in asked if request.kind == "content"} == {None}
+
+
+def test_a_branch_that_moves_moves_no_run(hub, folder, command, here, on_a_disk, tmp_path):
+    repository, uri = offer(hub, folder)
+    first = repository.branches["main"]
+    write_tiny_data(tmp_path / "other", shards=SHARDS, first_seed=1000)
+    moved = []
+
+    def move(request):
+        # While workers read.
+        if request.kind == "resolve" and request.token is None and not moved:
+            moved.append(repository.upload(tmp_path / "other", "data/"))
+
+    run, same = tmp_path / "run", ["run", "--data", f"{uri}/data", "--out", tmp_path / "run", *FLAGS]
+    hub.on_request = move
+    try:
+        assert command(*same)[0] == 0
+    finally:
+        hub.on_request = None
+    assert moved
+    assert_same_answer(run, on_a_disk)
+
+    # Between invocations: what is scanned again is what was scanned.
+    (run / "parts" / "000001.json").unlink()
+    (run / "exemplars.parquet").unlink()
+    status, text = command(*same)
+    assert (status, text.count("scan 1/1")) == (0, 1), text
+    assert_same_answer(run, on_a_disk)
+    assert json.loads((run / "run.json").read_text())["revisions"] == {f"{uri}@main": first}
+
+    # Another commit, asked for, is another run's if its shards differ.
+    plan = (run / "run.json").read_bytes()
+    status, text = command("run", "--data", f"{uri}@{moved[0]}/data", "--out", run, *FLAGS)
+    assert (status, text.count("\n")) == (2, 1), text
+    assert "shard train-00000-of-00003.parquet changed after it was scanned" in text
+    assert (run / "run.json").read_bytes() == plan
+
+    # A new run is of what is there now.
+    assert resolve_revisions([f"{uri}/data"]) == {f"{uri}@main": moved[0]}
+
+
+def test_the_commit_is_no_part_of_a_shards_name(hub, folder, here):
+    repository, uri = offer(hub, folder)
+    main = repository.branches["main"]
+    other = repository.commit({**repository.commits[main], "README.md": b"words"}, branch="v2")
+    local, _ = inspect(discover([str(folder)]))
+    for place, commit in (("", main), ("@main", main), ("@v2", other), (f"@{other}", other)):
+        shards, names = inspect(discover([f"{uri}{place}/data"]))
+        assert [(s.name, s.size, s.rows, s.footer) for s in shards] == [
+            (s.name, s.size, s.rows, s.footer) for s in local
+        ]
+        assert [s.uri for s in shards] == [f"{uri}@{commit}/data/{s.name}" for s in local]
+        assert names == ["tench", "goldfish", "great white shark"]
+    # Also where names begin further up: with a folder on the disk, and with another data set.
+    _, second = offer(hub, folder)
+    for shard in discover([f"{uri}/data", f"{second}@main/data", str(folder)]):
+        assert "@" not in shard.name
+    assert len(discover([f"{uri}/data", f"{uri}@main/data/*.parquet"])) == SHARDS
+    repository.commit({"data/train-00000-of-00003.parquet": b"other"}, branch="v3")
+    with pytest.raises(UsageError, match=f"'{uri}/data/train-00000-of-00003.parquet' is in the data at two revisions"):
+        discover([f"{uri}/data", f"{uri}@v3/data"])
+
+
+@pytest.mark.parametrize(
+    ("how", "token", "place", "says"),
+    [
+        ({"gated": True}, None, "/data", ("is gated", "accept its terms on {page},", "set HF_TOKEN", "no token on")),
+        ({"gated": True}, "hf_stranger", "/data", ("is gated", "accept its terms on {page},", "does not open it")),
+        ({"private": True}, None, "/data", ("or it is private", "set HF_TOKEN", "no token on")),
+        ({"private": True}, "hf_stranger", "/data", ("or it is private", "does not open it")),
+        ({}, TOKEN, "-not/data", ("is not on the Hugging Face Hub", "check the name at {page}-not;")),
+        ({}, "hf_expired", "/data", ("does not know the token", "hf auth login")),
+        ({}, TOKEN, "@v9/data", ("has no revision 'v9'",)),
+        ({}, TOKEN, "/data/test-*.parquet", ("no parquet shard matches", "/data/test-*.parquet'")),
+        ({}, TOKEN, "/nowhere", ("no parquet shard matches",)),
+    ],
+)
+def test_what_cannot_be_read_is_one_line_that_says_what_to_do(
+    hub, folder, cli, here, tmp_path, how, token, place, says
+):
+    _, uri = offer(hub, folder, **how)
+    here(token)
+    status, text = cli("run", "--data", f"{uri}{place}", "--out", tmp_path / "run", *FLAGS)
+    assert (status, text.count("\n")) == (2, 1), text
+    for words in says:
+        assert words.format(page=uri.replace("hf:/", hub.url)) in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_hub_that_is_gone_switched_off_or_misspelt_is_one_line(cli, here, tmp_path, monkeypatch):
+    def run_on(uri):
+        status, text = cli("run", "--data", uri, "--out", tmp_path / "run", *FLAGS)
+        assert (status, text.count("\n")) == (2, 1), text
+        return text
+
+    assert "Invalid HF URI 'hf://datasets/imagenet-1k'" in run_on("hf://datasets/imagenet-1k")
+    here(TOKEN, "http://127.0.0.1:9")
+    assert "no answer from the Hugging Face Hub" in run_on("hf://datasets/org/birds")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert "unset the `HF_HUB_OFFLINE` environment variable" in run_on("hf://datasets/org/birds")
+
+
+def test_the_token_of_a_login_opens_a_private_data_set(hub, folder, home, here):
+    _, uri = offer(hub, folder, private=True, readers={TOKEN})
+    here(None)
+    with pytest.raises(UsageError, match="or it is private"):
+        discover([f"{uri}/data"])
+    (home / "token").write_text(TOKEN)
+    try:
+        assert len(inspect(discover([f"{uri}/data"]))[0]) == SHARDS
+    finally:
+        (home / "token").unlink()
+
+
+def test_workers_without_a_token_fail_their_shards_at_once_and_get_it_by_the_runtime_environment(
+    hub, folder, command, head, on_a_disk, tmp_path
+):
+    _, uri = offer(hub, folder, gated=True, readers={TOKEN})
+    data = ["--data", f"{uri}/data", "--out", tmp_path / "run", *FLAGS]
+    status, text = command("run", *data)
+    assert (status, f"{SHARDS} of {SHARDS} shards have no result" in text) == (1, True), text
+    for position in range(SHARDS):
+        record = json.loads((tmp_path / "run" / "failed" / f"{position:06d}.json").read_text())
+        assert record["attempts"] == 1
+        assert "is gated: accept its terms on" in record["reason"]
+        assert "there is no token on" in record["reason"]
+
+    # As the README starts a job.
+    submit = [Path(sys.executable).parent / "ray", "job", "submit", "--address", head["dashboard"]]
+    submit += ["--runtime-env-json", json.dumps({"env_vars": {"HF_TOKEN": TOKEN}}), "--"]
+    line = [*submit, sys.executable, "-m", "exemplar_ray", "run", *data, "--address", head["address"]]
+    before = len(hub.requests)
+    done = subprocess.run([str(part) for part in line], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {request.token for request in hub.requests[before:] if request.kind == "resolve"} == {TOKEN}
+    assert_same_answer(tmp_path / "run", on_a_disk)
+
+
+def test_what_passes_is_waited_for(hub, folder, command, on_a_disk, tmp_path):
+    _, uri = offer(hub, folder)
+    # Of the driver and of workers; one of two workers is refused more often than it asks, and its shard tried again.
+    hub.faults += [Fault(kind, UNAVAILABLE, TOKEN) for kind in ("info", "tree", "resolve")]
+    hub.faults += [Fault("tree", CUT), Fault("content", CUT), Fault("content", UNAVAILABLE)]
+    hub.faults += [Fault("info", UNAVAILABLE, None)] * 5
+    hub.faults += [Fault("resolve", UNAVAILABLE, None)]
+    status, text = command("run", "--data", f"{uri}/data", "--out", tmp_path / "run", *FLAGS)
+    assert (status, hub.faults) == (0, []), text
+    assert_same_answer(tmp_path / "run", on_a_disk)
+
+
+def test_a_finished_run_is_read_from_the_hub(hub, cli, here, on_a_disk, tmp_path):
+    result = hub.repositories["user/result"] = Repository(private=True, readers={TOKEN})
+    result.upload(on_a_disk)
+    uri = "hf://datasets/user/result"
+    local, there = cli("status", on_a_disk), cli("status", uri)
+    # What is printed is wrapped.
+    assert (there[0], "".join(there[1].split())) == (0, "".join(local[1].replace(str(on_a_disk), uri).split()))
+    assert cli("report", on_a_disk, "--out", tmp_path / "local")[0] == 0
+    assert cli("report", uri, "--out", tmp_path / "report")[0] == 0
+    pages = sorted((tmp_path / "local").iterdir())
+    assert pages
+    for page in pages:
+        assert (tmp_path / "report" / page.name).read_bytes() == page.read_bytes()
+
+    run, same = open_run(uri), open_run(str(on_a_disk))
+    # What is uploaded while somebody reads is not read.
+    result.commit({"run.json": b"{}"})
+    assert run.table().equals(same.table())
+    assert run.channels(channel=3).equals(same.channels(channel=3))
+    for sample in ("top", "bottom"):
+        exemplars = run.exemplars(channel=3, sample=sample)
+        assert exemplars == same.exemplars(channel=3, sample=sample)
+        assert exemplars[0].image.size == (48, 40)
+    with pytest.raises(UsageError, match="was written by another version"):
+        open_run(uri)
+
+
+def test_a_run_that_cannot_be_read_from_the_hub_is_one_line(hub, cli, here, on_a_disk):
+    for how, says in (({"private": True}, "or it is private"), ({"gated": True}, "is gated: accept its terms on")):
+        _, uri = offer(hub, on_a_disk, **how)
+        status, text = cli("status", f"{uri}/data")
+        assert (status, text.count("\n")) == (2, 1), text
+        assert says in text
+
+
+@pytest.mark.parametrize(
+    "place", ["datasets/org/run", "datasets/org/run@main/below", "org/model", "buckets/org/bucket"]
+)
+def test_nothing_is_written_to_the_hub(hub, cli, here, folder, on_a_disk, place):
+    before = len(hub.requests)
+    uri = f"hf://{place}"
+    for line in (["run", "--data", folder, "--out", uri, *FLAGS], ["merge", uri], ["report", on_a_disk, "--out", uri]):
+        status, text = cli(*line)
+        assert (status, text.count("\n")) == (2, 1), text
+        assert f"'{uri}' is on the Hugging Face Hub, where a run folder can be read but not written" in text
+    status, text = cli("report", uri)
+    assert (status, text.count("\n")) == (2, 1), text
+    assert f"'{uri}/report' is on the Hugging Face Hub" in text
+    assert hub.requests[before:] == []
