@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +19,8 @@ import pyarrow as pa
 import ray
 
 from exemplar_ray.errors import UsageError
+from exemplar_ray.merge import Folded, fold_group
+from exemplar_ray.run_folder import TornPartError
 from exemplar_ray.shards import Shard
 from exemplar_ray.spec import GPU_DECODER, ResolvedSpec, RunSpec
 from exemplar_ray.topk import Scores
@@ -233,6 +235,22 @@ class Cluster:
             "compile": "never" if few else self._wanted.compile,
         }
 
+    def fold(
+        self, spec: ResolvedSpec, groups: Iterable[Sequence[int]], run_folder: str, fingerprint: str
+    ) -> Iterator[Outcome[int]]:
+        """Fold committed parts, a task a group of shards; yield `merge.Folded`s, keyed by the group's number, as they
+        come.
+
+        Raises:
+            TornPartError: a shard's part is not what its completion record says.
+        """
+        task = _fold.options(num_cpus=1)
+        stored = ray.put(spec)
+        return self._run(
+            (number, lambda positions=positions: task.remote(run_folder, positions, fingerprint, stored))
+            for number, positions in enumerate(groups)
+        )
+
     def gather(self, spec: ResolvedSpec, candidates: Iterable[tuple[int, Shard, Scores]]) -> Iterator[Outcome[int]]:
         """Gather, a task a shard; yield (images, exact scores, places), keyed by position, as they come."""
         task = _gather.options(num_cpus=1)
@@ -243,7 +261,7 @@ class Cluster:
         """Submit calls, yield outcomes as they come; retry transient failures with back-off.
 
         Raises:
-            UsageError: a task raised one; nothing that follows would fare better.
+            UsageError, TornPartError: a task raised one; nothing that follows would fare better.
         """
         new = iter(calls)
         running: dict[ray.ObjectRef, tuple[Key, Callable[[], ray.ObjectRef], int]] = {}
@@ -271,7 +289,7 @@ class Cluster:
                         continue
                     except ray.exceptions.RayError as error:
                         failure = error
-                    _raise_if_usage(failure)
+                    _raise_if_for_all(failure)
                     if _is_transient(failure) and attempt <= self._wanted.retries:
                         count += 1
                         pause = min(0.5 * 2 ** (attempt - 1), _LONGEST_WAIT_SECONDS)
@@ -292,10 +310,11 @@ def _is_transient(error: ray.exceptions.RayError) -> bool:
     return True
 
 
-def _raise_if_usage(error: ray.exceptions.RayError) -> None:
+def _raise_if_for_all(error: ray.exceptions.RayError) -> None:
+    """Raise again what a task raised, if it is not only of that task."""
     cause = getattr(error, "cause", None)
-    if isinstance(cause, UsageError):
-        raise UsageError(str(cause)) from error
+    if isinstance(cause, (UsageError, TornPartError)):
+        raise type(cause)(*cause.args) from error
 
 
 def _reason(error: ray.exceptions.RayError) -> str:
@@ -337,6 +356,11 @@ def _probe(spec: ResolvedSpec, shard: Shard, settings: dict[str, Any], rows: int
     from exemplar_ray.worker import ScanSettings, probe
 
     return probe(spec, shard, ScanSettings(**settings), rows)
+
+
+@ray.remote(max_retries=0, max_calls=0)
+def _fold(run_folder: str, positions: Sequence[int], fingerprint: str, spec: ResolvedSpec) -> Folded:
+    return fold_group(run_folder, positions, fingerprint, spec)
 
 
 @ray.remote(max_retries=0, max_calls=0)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
@@ -23,7 +23,7 @@ from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars import ImageSpool, write_exemplars, write_images
 from exemplar_ray.hub import refuse_writing, resolve_revisions
 from exemplar_ray.labels import ClassLabels, read_class_labels
-from exemplar_ray.merge import fold
+from exemplar_ray.merge import Folded, groups, together
 from exemplar_ray.parts import Part, layers_and_statistics, series_of
 from exemplar_ray.progress import ProgressDisplay, say
 from exemplar_ray.run_folder import (
@@ -34,6 +34,7 @@ from exemplar_ray.run_folder import (
     IMAGES,
     SETTLING,
     SUMMARY,
+    Finished,
     Plan,
     RunFolder,
     State,
@@ -87,8 +88,7 @@ def run(
     with Cluster(resources) as cluster:
         rows = sum(shard.rows or 0 for shard in shards)
         plan = Plan(cluster.resolve(spec, rows), shards, ClassLabels(names, table), _versions(), revisions)
-        folder.adopt(plan)
-        state = folder.state(plan)
+        state = folder.adopt(plan)
         if not state.unfinished and _is_answered(folder, plan, settle):
             say(console, "nothing to do: every shard is scanned and the exemplars are written")
             return JobOutcome(plan, True, {})
@@ -98,7 +98,7 @@ def run(
         if failed:
             return JobOutcome(plan, False, failed)
         seconds = time.monotonic() - scan_started
-        images = sum(record["scored"] for record in scanned.values())
+        images = sum(finished.scored for finished in scanned.values())
         cost = {"images_scanned": images, "scan_seconds": seconds, "images_per_second": images / seconds}
         completed = dict(sorted({**state.completed, **scanned}.items()))
         return _answer(cluster, folder, plan, completed, console, started, cost, settle)
@@ -118,7 +118,7 @@ def merge(
     plan = folder.read_plan()
     state = folder.state(plan)
     unfinished = {
-        plan.shards[p].name: state.failed[p]["reason"] if p in state.failed else "not scanned yet"
+        plan.shards[p].name: state.failed[p].reason if p in state.failed else "not scanned yet"
         for p in state.unfinished
     }
     if unfinished and not allow_partial:
@@ -164,15 +164,15 @@ def _scan(
     max_skipped: int,
     console: Console,
     title: str = "scan",
-) -> tuple[dict[int, dict[str, Any]], dict[str, str]]:
-    """Scan some shards; return completion records by position, and {shard: reason} of failures."""
-    scanned: dict[int, dict[str, Any]] = {}
+) -> tuple[dict[int, Finished], dict[str, str]]:
+    """Scan some shards; return what is finished by position, and {shard: reason} of failures."""
+    scanned: dict[int, Finished] = {}
     not_compiled: set[str] = set()
     failed: dict[str, str] = {}
-    todo = [(position, plan.shards[position]) for position in positions]
+    todo = ((position, plan.shards[position]) for position in positions)
     rows = sum(shard.rows or 0 for shard in plan.shards)
     rate = sample_rate(rows, plan.spec.top_k)
-    with ProgressDisplay(console, title, len(todo)) as display:
+    with ProgressDisplay(console, title, len(positions)) as display:
         for outcome in cluster.scan(plan.spec, todo, folder.uri, plan.fingerprint, max_skipped, rate, rows):
             shard = plan.shards[outcome.key]
             reason = outcome.error
@@ -185,7 +185,7 @@ def _scan(
                 record = outcome.value
                 notes = f"{record['skipped']} skipped" if record["skipped"] else ""
                 display.finished(shard.name, record["scored"], notes)
-                scanned[outcome.key] = record
+                scanned[outcome.key] = Finished.of(record)
                 if "not_compiled" in record:
                     not_compiled.add(record["not_compiled"])
                 continue
@@ -203,7 +203,7 @@ def _answer(
     cluster: Cluster,
     folder: RunFolder,
     plan: Plan,
-    completed: dict[int, dict[str, Any]],
+    completed: dict[int, Finished],
     console: Console,
     started: float,
     cost: dict[str, float],
@@ -212,15 +212,14 @@ def _answer(
     """Merge the parts, gather the candidates, write exemplars and summary.
 
     Args:
-        completed: completion records by position, ascending.
+        completed: what is finished by position, ascending.
         started: `time.monotonic()` when this invocation began.
         cost: the images that this invocation scanned, and the seconds that took; {} for none.
     """
-    try:
-        merged = _merged(folder, plan, completed)
-    except TornPartError as error:
-        return JobOutcome(plan, False, _retracted(folder, plan, error))
-    selection = Selection(plan.spec, merged, sum(record["scored"] for record in completed.values()))
+    merged, failed = merge_parts(cluster, folder, plan, completed, console)
+    if merged is None:
+        return JobOutcome(plan, False, failed)
+    selection = Selection(plan.spec, merged, sum(finished.scored for finished in completed.values()))
     with ImageSpool() as images:
         failed = _gather(cluster, plan, selection, images, console)
         settled_anew = selection.unsettled() if settle and plan.spec.screened and not failed else []
@@ -253,21 +252,62 @@ def _answer(
     return JobOutcome(plan, partial is None, {})
 
 
-def _merged(folder: RunFolder, plan: Plan, completed: dict[int, dict[str, Any]]) -> Part:
-    return fold(((p, folder.read_part(p, record, plan)) for p, record in completed.items()), plan.spec)
+def merge_parts(
+    cluster: Cluster, folder: RunFolder, plan: Plan, completed: dict[int, Finished], console: Console
+) -> tuple[Part | None, dict[str, str]]:
+    """Fold the parts, groups of them by tasks and here what the groups come to; or return {shard: reason} of failures.
+
+    Args:
+        completed: what is finished by position, ascending.
+    """
+    by_group = groups(completed)
+    failed: dict[str, str] = {}
+
+    def in_order() -> Iterator[Folded]:
+        """Yield what the groups come to as it comes, but in their order: what is early waits in Ray's object store."""
+        waiting: dict[int, Folded] = {}
+        following = 0
+        for outcome in cluster.fold(plan.spec, by_group, folder.uri, plan.fingerprint):
+            names = [plan.shards[p].name for p in by_group[outcome.key]]
+            title = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+            if outcome.error is not None:
+                failed.update(dict.fromkeys(names, f"its part cannot be merged: {outcome.error}"))
+                display.failed(title, outcome.error)
+                return
+            display.finished(title, sum(completed[p].scored for p in by_group[outcome.key]))
+            waiting[outcome.key] = outcome.value
+            while following in waiting:
+                yield waiting.pop(following)
+                following += 1
+
+    with ProgressDisplay(console, "merge", len(by_group), "groups of shards") as display:
+        try:
+            merged = together(in_order(), plan.spec)
+        except TornPartError as error:
+            return None, _retracted(folder, plan, error)
+    return (None, failed) if failed else (merged, {})
 
 
 def _retracted(folder: RunFolder, plan: Plan, error: TornPartError) -> dict[str, str]:
     """Let a shard be scanned again whose part is not the one that was committed; return {shard: reason}."""
-    folder.retract(error.position)
-    return {plan.shards[error.position].name: f"{error}; run again to scan this shard again"}
+    shard = plan.shards[error.position].name
+    try:
+        list(folder.read_parts([error.position], plan.fingerprint, plan.spec))
+    except TornPartError:
+        folder.retract(error.position)
+        return {shard: f"{error}; run again to scan this shard again"}
+    # A whole part must not be lost because a worker is somewhere else.
+    return {
+        shard: f"{error}, says the worker that merges it, but here it is whole; run again, and if that does not help, "
+        "put the run folder on a shared file system or an object store"
+    }
 
 
 def _settle(
     cluster: Cluster,
     folder: RunFolder,
     plan: Plan,
-    completed: dict[int, dict[str, Any]],
+    completed: dict[int, Finished],
     selection: Selection,
     channels: list[tuple[int, int]],
     console: Console,
@@ -282,18 +322,17 @@ def _settle(
     layers = [layer for layer in plan.spec.layers if layer.name in doubtful_layers]
     exact = replace(plan, spec=plan.spec.unscreened(layers))
     inner = RunFolder(f"{folder.uri.rstrip('/')}/{SETTLING}-{exact.fingerprint[:12]}")
-    inner.adopt(exact)
+    state = inner.adopt(exact)
     say(console, f"{len(channels)} channels are in doubt: scanning once more, for them, in full precision")
-    done = {p: record for p, record in inner.state(exact).completed.items() if p in completed}
+    done = {p: finished for p, finished in state.completed.items() if p in completed}
     todo = [p for p in completed if p not in done]
-    most_skipped = max(record["skipped"] for record in completed.values())
+    most_skipped = max(finished.skipped for finished in completed.values())
     scanned, failed = _scan(cluster, inner, exact, todo, most_skipped, console, SETTLING)
     if failed:
         return failed
-    try:
-        merged = _merged(inner, exact, dict(sorted({**done, **scanned}.items())))
-    except TornPartError as error:
-        return _retracted(inner, exact, error)
+    merged, failed = merge_parts(cluster, inner, exact, dict(sorted({**done, **scanned}.items())), console)
+    if merged is None:
+        return failed
     series_of_plan = {(layer.name, statistic): series for series, (layer, statistic) in enumerate(pairs)}
     which = np.array([series_of_plan[key] for key in series_of(exact.spec)], np.int32)
     found = merged.scores._replace(series=which[merged.scores.series])
@@ -341,12 +380,15 @@ def _gather(cluster: Cluster, plan: Plan, selection: Selection, images: ImageSpo
 
 
 def _summary(
-    plan: Plan, completed: dict[int, dict[str, Any]], selected: Selected, gathered: int, partial: str | None
+    plan: Plan, completed: dict[int, Finished], selected: Selected, gathered: int, partial: str | None
 ) -> dict[str, Any]:
     """Put together `summary.json`: rows read = scored + skipped, per shard and in all."""
     series = series_of(plan.spec)
     keep = ("rows", "scored", "skipped", "seconds", "host", "device")
-    shards = [{"name": plan.shards[p].name, **{key: record[key] for key in keep}} for p, record in completed.items()]
+    shards = [
+        {"name": plan.shards[p].name, **{key: getattr(finished, key) for key in keep}}
+        for p, finished in completed.items()
+    ]
     totals = {key: sum(shard[key] for shard in shards) for key in ("rows", "scored", "skipped")}
     return {
         "fingerprint": plan.fingerprint,
@@ -360,11 +402,13 @@ def _summary(
         **totals,
         "skipped_images": [
             {"shard": plan.shards[p].name, **image}
-            for p, record in completed.items()
-            for image in record["skipped_images"]
+            for p, finished in completed.items()
+            for image in finished.skipped_images
         ],
         "not_finite": [
-            {"shard": plan.shards[p].name, **entry} for p, record in completed.items() for entry in record["not_finite"]
+            {"shard": plan.shards[p].name, **entry}
+            for p, finished in completed.items()
+            for entry in finished.not_finite
         ],
         "channels": {layer.name: len(layer.channels) for layer in plan.spec.layers},
         "exemplars": len(selected.ranks),

@@ -1,66 +1,140 @@
-"""Merge: parts -> winners, a fold in bounded memory. Knows neither Ray nor torch."""
+"""Merge: parts -> winners, a fold in bounded memory. Knows neither Ray nor torch.
+
+What some shards' parts fold to can be folded further, with the same result as folding all the parts at once. So many
+shards are folded in groups, by tasks anywhere, and what they come to is folded again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from exemplar_ray.parts import Part, candidates_kept
-from exemplar_ray.samples import SampledImages
+from exemplar_ray.run_folder import RunFolder
+from exemplar_ray.samples import SampledImages, sampled_images
 from exemplar_ray.spec import ResolvedSpec
-from exemplar_ray.topk import BOTTOM, OF_CLASS, TOP, Scores, find, merge, number_groups, rank
+from exemplar_ray.topk import BOTTOM, OF_CLASS, TOP, Scores, find, merge, number_groups, rank, strength
 
 # Candidates are folded when so many have come together: one sort for many, memory for only so many.
-_CANDIDATES_PER_FOLD = 4_000_000
+_CANDIDATES_PER_FOLD = 1_000_000
 
 # The merge keeps so many times the candidates of a shard: together shards know more than each of them.
 _DEPTH = 4
 
+# Sums of floats depend on their grouping in their last bits. So a group is of shards that are neighbours in the
+# shard list, always as many: whoever folds it, and whatever else there is, it gives the same bytes.
+_SHARDS_A_GROUP = 256
 
-def fold(parts: Iterable[tuple[int, Part]], spec: ResolvedSpec) -> Part:
+
+@dataclass(frozen=True)
+class Folded(Part):
+    """What the parts of some shards come to.
+
+    Its candidates are sorted: of every channel, all the images that stand above the last of them.
+    """
+
+    shards: np.ndarray
+    """int32, ascending: the positions of the shards."""
+    lasts: Scores
+    """The strongest, in every channel, of the last candidates of shards that kept all they could: below it images
+    are missing."""
+
+
+def groups(positions: Iterable[int]) -> list[list[int]]:
+    """Split ascending shard positions into the groups that are folded by a task each."""
+    result: dict[int, list[int]] = {}
+    for position in positions:
+        result.setdefault(position // _SHARDS_A_GROUP, []).append(position)
+    return list(result.values())
+
+
+def fold_group(run_folder: str, positions: Sequence[int], fingerprint: str, spec: ResolvedSpec) -> Folded:
+    """Fold the parts of some shards, read from the run folder.
+
+    Raises:
+        TornPartError: a shard's part is not what its completion record says.
+    """
+    return fold(RunFolder(run_folder).read_parts(positions, fingerprint, spec), spec)
+
+
+def fold(parts: Iterable[tuple[int, Part]], spec: ResolvedSpec) -> Folded:
     """Fold any number of shards' parts into one.
 
     Args:
-        parts: (shard position, part). A shard that comes again changes nothing. Candidates do not
-            depend on the order; sums of the tallies do in their last bits, so give the shards in
-            order where the same bytes are wanted.
-
-    Returns:
-        The tallies of all images, the sampled images, and the best candidates of each contest, sorted: of
-        every channel, all the images that stand above the last of them.
+        parts: (shard position, part), see `together`.
     """
     of_a_shard = candidates_kept(spec)
-    kept = {contest: count if contest == OF_CLASS else _DEPTH * count for contest, count in of_a_shard.items()}
-    folded = Part.empty(spec)
-    tallies = folded.tallies
-    waiting: list[Scores] = [folded.scores]
-    # Where a shard kept all it could, images below the last of them are missing.
-    lasts = Scores.empty()
-    sampled = [folded.sampled]
-    seen: set[int] = set()
-    for shard, part in parts:
-        if shard in seen:
+    return together(
+        (
+            Folded(
+                scores=part.scores,
+                tallies=part.tallies,
+                sampled=part.sampled,
+                shards=np.array([position], np.int32),
+                lasts=_lasts_of_full(part.scores, of_a_shard),
+            )
+            for position, part in parts
+        ),
+        spec,
+    )
+
+
+def together(several: Iterable[Folded], spec: ResolvedSpec) -> Folded:
+    """Fold what other folds came to.
+
+    Args:
+        several: folds that share no shard. One whose shards are all known already changes nothing. Candidates do
+            not depend on order or grouping; sums of the tallies do in their last bits, so give the folds in
+            order where the same bytes are wanted.
+
+    Raises:
+        ValueError: a fold has some shards that are known already, and some that are not.
+    """
+    kept = {contest: n if contest == OF_CLASS else _DEPTH * n for contest, n in candidates_kept(spec).items()}
+    nothing = Part.empty(spec)
+    shards = np.empty(0, np.int32)
+    tallies = nothing.tallies
+    waiting, lasts, sampled = [nothing.scores], [Scores.empty()], [nothing.sampled]
+    for one in several:
+        known = np.isin(one.shards, shards)
+        if known.all():
             continue
-        seen.add(shard)
-        waiting.append(part.scores)
-        lasts = merge([lasts, _lasts_of_full(part.scores, of_a_shard)], dict.fromkeys((TOP, BOTTOM), 1))
+        if known.any():
+            raise ValueError(f"shard {one.shards[known][0]} is in two folds, of which neither holds the other")
+        shards = np.union1d(shards, one.shards)
+        for name, of_series in tallies.items():
+            tallies[name] = [all_.merge(more) for all_, more in zip(of_series, one.tallies[name], strict=True)]
+        waiting.append(one.scores)
+        lasts.append(one.lasts)
+        sampled.append(one.sampled)
         if sum(len(scores.row) for scores in waiting) >= _CANDIDATES_PER_FOLD:
-            waiting = [merge(waiting, kept)]
-        for name, several in tallies.items():
-            tallies[name] = [one.merge(other) for one, other in zip(several, part.tallies[name], strict=True)]
-        sampled.append(part.sampled)
-    scores = _above(lasts, merge(waiting, kept))
-    return Part(scores, tallies, SampledImages.together(sampled))
+            waiting, lasts, sampled = [merge(waiting, kept)], [_strongest(lasts)], [_first_drawn(sampled, spec)]
+    last = _strongest(lasts)
+    return Folded(_above(last, merge(waiting, kept)), tallies, _first_drawn(sampled, spec), shards, last)
 
 
 def _lasts_of_full(scores: Scores, kept: dict[int, int]) -> Scores:
     """Return the last candidate of every channel of which a shard kept as many as it could."""
-    most = np.zeros(OF_CLASS + 1, np.int64)
-    for contest in (TOP, BOTTOM):
-        most[contest] = kept.get(contest, 0)
-    order, ranks = rank(scores)
-    return scores.take(order[ranks == most[scores.contest[order]]])
+    ranked = scores.take(scores.contest != OF_CLASS)
+    if not len(ranked.row):
+        return ranked
+    # A part is sorted, and there are very many parts: a stable sort goes through it once.
+    order = np.lexsort((ranked.channel, ranked.contest, ranked.series))
+    ranked = ranked.take(order)
+    group = number_groups(ranked)
+    starts = np.searchsorted(group, np.arange(group[-1] + 1))
+    strengths = strength(ranked)
+    weakest = strengths == np.minimum.reduceat(strengths, starts)[group]
+    # Of those that are as weak, the one with the highest row.
+    last = weakest & (ranked.row == np.maximum.reduceat(np.where(weakest, ranked.row, -1), starts)[group])
+    most = np.array([kept.get(contest, -1) for contest in (TOP, BOTTOM)])[ranked.contest]
+    return ranked.take(last & (np.bincount(group)[group] == most))
+
+
+def _strongest(lasts: Sequence[Scores]) -> Scores:
+    return merge(lasts, dict.fromkeys((TOP, BOTTOM), 1))
 
 
 def _above(lasts: Scores, scores: Scores) -> Scores:
@@ -75,3 +149,9 @@ def _above(lasts: Scores, scores: Scores) -> Scores:
         place = here[place[place >= 0]]
         deepest[groups[place]] = ranks[place]
     return scores.take(ranks <= deepest[groups])
+
+
+def _first_drawn(sampled: Sequence[SampledImages], spec: ResolvedSpec) -> SampledImages:
+    """Return the images that samples are drawn from, of several sets that share none."""
+    all_, most = SampledImages.together(sampled), sampled_images(spec.top_k)
+    return all_ if len(all_.row) <= most else SampledImages.together([all_.lowest(most)])

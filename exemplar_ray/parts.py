@@ -115,18 +115,18 @@ def from_files(files: Mapping[str, bytes], shard: int, spec: ResolvedSpec) -> Pa
     Raises:
         ValueError: the files are not a part of such a run.
     """
-    scores = _scores(pq.read_table(pa.BufferReader(files[CANDIDATES])), shard, series_of(spec))
+    scores = _scores(_from_parquet(files[CANDIDATES]), shard, series_of(spec))
     counts = [len(layer.channels) for layer, _ in layers_and_statistics(spec)]
     tallies: dict[str, list[Tally]] = {}
     for name, tally in TALLIES.items():
-        table = pq.read_table(pa.BufferReader(files[f"{name}.parquet"])).drop_columns(["layer", "statistic", "channel"])
+        table = _from_parquet(files[f"{name}.parquet"]).drop_columns(["layer", "statistic", "channel"])
         tallies[name], start = [], 0
         for count in counts:
             tallies[name].append(tally.from_table(table.slice(start, count)))
             start += count
     sampled = SampledImages.empty(counts)
     if spec.drawn_samples:
-        sampled = _sampled(pq.read_table(pa.BufferReader(files[SAMPLED])), shard, counts)
+        sampled = _sampled(_from_parquet(files[SAMPLED]), shard, counts)
     return Part(scores, tallies, sampled)
 
 
@@ -158,6 +158,11 @@ def _to_parquet(table: pa.Table) -> bytes:
         column_encoding=dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
     )
     return sink.getvalue().to_pybytes()
+
+
+def _from_parquet(content: bytes) -> pa.Table:
+    # Small files, one after another: a data set's scanner and threads take longer than they save.
+    return pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
 
 
 def _candidates_table(scores: Scores, series: Sequence[tuple[str, str]]) -> pa.Table:

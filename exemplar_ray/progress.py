@@ -14,11 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class ProgressDisplay:
-    """Shows one phase (scan or gather) at a time; use as a context manager."""
+    """Shows one phase (scan, merge or gather) at a time; use as a context manager.
 
-    def __init__(self, console: Console, phase: str, total: int) -> None:
+    Args:
+        steps: what is counted.
+    """
+
+    def __init__(self, console: Console, phase: str, total: int, steps: str = "shards") -> None:
         self._console = console
         self._phase = phase
+        self._steps = steps
         self._total = total
         self._done = 0
         self._images = 0
@@ -32,7 +37,7 @@ class ProgressDisplay:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("shards  {task.fields[rate]}"),
+                TextColumn(f"{self._steps}  {{task.fields[rate]}}"),
                 TimeRemainingColumn(),
                 TextColumn("[red]{task.fields[failures]}[/red]"),
                 console=self._console,
@@ -46,7 +51,7 @@ class ProgressDisplay:
             self._live.stop()
 
     def finished(self, shard: str, images: int, notes: str = "") -> None:
-        """A shard is done.
+        """A shard, or a group of them, is done.
 
         Args:
             shard: its name.

@@ -21,17 +21,19 @@ read. Torch and Ray are not needed to read it.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import posixpath
-import re
+import sys
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Self, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -49,8 +51,16 @@ CLASS_EXEMPLARS = "class_exemplars.parquet"
 IMAGES = "images.parquet"
 SUMMARY = "summary.json"
 SETTLING = "settling"
-_NAME = re.compile(r"(\d{6,})\.json")
+RECORD = "json"
+
+T = TypeVar("T")
+
+# Files that are read at the same time: what takes long on object stores and shared disks is the answer to each request.
 _READING_THREADS = 16
+# Records are small: reading one takes less than handing it to a thread.
+_RECORDS_A_BATCH = 64
+# Parts are large: while one is folded, so many more wait in memory.
+_PARTS_READ_AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -99,14 +109,45 @@ class Plan:
         )
 
 
+class Finished(NamedTuple):
+    """What the driver keeps of a completion record: a run may have very many shards."""
+
+    rows: int
+    scored: int
+    skipped: int
+    seconds: float
+    host: str
+    device: str
+    skipped_images: tuple[dict[str, Any], ...]
+    not_finite: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Self:
+        """Take from a record what is kept of it."""
+        # There are few hosts and devices.
+        host, device = sys.intern(record["host"]), sys.intern(record["device"])
+        skipped_images, not_finite = tuple(record["skipped_images"]), tuple(record["not_finite"])
+        numbers = (record[name] for name in ("rows", "scored", "skipped", "seconds"))
+        return cls(*numbers, host, device, skipped_images, not_finite)
+
+
+class Failed(NamedTuple):
+    """Why a shard failed, and after how many attempts."""
+
+    reason: str
+    attempts: int
+
+
 @dataclass(frozen=True)
 class State:
-    """How far a run is: shard positions and what is recorded of them."""
+    """How far a run is: shard positions, ascending, and what is recorded of them."""
 
-    completed: dict[int, dict[str, Any]]
-    failed: dict[int, dict[str, Any]]
+    completed: dict[int, Finished]
+    failed: dict[int, Failed]
     pending: list[int]
     """Neither completed nor failed."""
+    changed: dict[int, int]
+    """Completed shards whose file is another one now, with the size that it had when it was scanned."""
 
     @property
     def unfinished(self) -> list[int]:
@@ -118,8 +159,12 @@ class TornPartError(Exception):
     """A part is not what its completion record says; the message is the reason."""
 
     def __init__(self, position: int, reason: str) -> None:
-        super().__init__(reason)
+        # Both are arguments of the exception, as it comes out of tasks.
+        super().__init__(position, reason)
         self.position = position
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 class RunFolder:
@@ -154,8 +199,8 @@ class RunFolder:
         """Return the commits at which the folder's run reads repositories on the Hub; {} where there is no run yet."""
         return (self.read_json(PLAN) or {}).get("revisions", {})
 
-    def adopt(self, plan: Plan) -> None:
-        """Make this the folder of a plan, or continue in it if it already is.
+    def adopt(self, plan: Plan) -> State:
+        """Make this the folder of a plan, or continue in it if it already is; return how far that is.
 
         Raises:
             UsageError: the folder belongs to another plan (the message names the keys that
@@ -164,7 +209,7 @@ class RunFolder:
         if not self.exists(PLAN):
             self._refuse_foreign_files()
             self.write_json(PLAN, plan.to_json())
-            return
+            return State({}, {}, list(range(len(plan.shards))), {})
         there, here = self._read_plan_json()["identity"], plan.identity()
         differing = [key for key in here if there.get(key) != here[key]]
         if differing:
@@ -173,16 +218,16 @@ class RunFolder:
                 f"run folder '{self.uri}' is of another run; these keys differ: {', '.join(differing)} "
                 f"({details}); choose another --out, or the settings of that run"
             )
-        for position, record in self.state(plan).completed.items():
+        state = self.state(plan)
+        for position, size in state.changed.items():
             shard = plan.shards[position]
-            scanned = record["shard"]
-            if (scanned["size"], scanned["footer"]) != (shard.size, shard.footer):
-                raise UsageError(
-                    f"run folder '{self.uri}': data differs: shard {shard.name} changed after it was scanned "
-                    f"({scanned['size']} bytes then, {shard.size} now); choose another --out, or remove "
-                    f"parts/{_number(position)}.json from the run folder to scan it again"
-                )
+            raise UsageError(
+                f"run folder '{self.uri}': data differs: shard {shard.name} changed after it was scanned "
+                f"({size} bytes then, {shard.size} now); choose another --out, or remove "
+                f"parts/{_number(position)}.json from the run folder to scan it again"
+            )
         self.write_json(PLAN, plan.to_json())
+        return state
 
     def _read_plan_json(self) -> dict[str, Any]:
         values = self.read_json(PLAN)
@@ -250,60 +295,98 @@ class RunFolder:
 
         A record counts if it is whole, of this plan, and its part's files are there.
         """
-        expected = plan.fingerprint
-        with ThreadPoolExecutor(_READING_THREADS) as pool:
-            stored = set(self.names("parts"))
-            completed = {
-                position: record
-                for position, record in self._records("parts", stored, plan, pool)
-                if record.get("fingerprint") == expected
+        expected, shards = plan.fingerprint, plan.shards
+        completed: dict[int, Finished] = {}
+        changed: dict[int, int] = {}
+        stored = self._stored("parts", len(shards))
+        for position, record in self._records("parts", stored):
+            if (
+                record.get("fingerprint") == expected
                 and record.get("files")
-                and stored.issuperset(f"{_number(position)}.{ending}" for ending in record["files"])
-            }
-            failed = {
-                position: record
-                for position, record in self._records("failed", self.names("failed"), plan, pool)
-                if position not in completed
-            }
-        pending = [p for p in range(len(plan.shards)) if p not in completed and p not in failed]
-        return State(dict(sorted(completed.items())), dict(sorted(failed.items())), pending)
+                and all(ending in stored and stored[ending][position] for ending in record["files"])
+            ):
+                completed[position] = Finished.of(record)
+                scanned = record["shard"]
+                if (scanned["size"], scanned["footer"]) != (shards[position].size, shards[position].footer):
+                    changed[position] = scanned["size"]
+        failed = {
+            position: Failed(record["reason"], record["attempts"])
+            for position, record in self._records("failed", self._stored("failed", len(shards)))
+            if position not in completed
+        }
+        pending = [p for p in range(len(shards)) if p not in completed and p not in failed]
+        return State(completed, failed, pending, changed)
 
-    def _records(
-        self, folder: str, names: Iterable[str], plan: Plan, pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        matches = [m for m in map(_NAME.fullmatch, sorted(names)) if m and int(m[1]) < len(plan.shards)]
-        contents = pool.map(lambda m: self.read_json(f"{folder}/{m[0]}"), matches)
-        for match, content in zip(matches, contents, strict=True):
-            if content is not None:
-                yield int(match[1]), content
+    def _stored(self, folder: str, shards: int) -> dict[str, bytearray]:
+        """List the files of shards: {how their names end: for each shard, whether there is such a file}."""
+        stored: dict[str, bytearray] = {}
+        for name in self._names(folder):
+            number, _, ending = name.partition(".")
+            position = int(number) if number.isdecimal() else shards
+            if position < shards and number == _number(position):
+                stored.setdefault(ending, bytearray(shards))[position] = True
+        return stored
 
-    def read_part(self, position: int, record: dict[str, Any], plan: Plan) -> parts.Part:
-        """Read one committed part, checked against its completion record.
+    def _records(self, folder: str, stored: dict[str, bytearray]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the records that are whole, by position."""
+        positions = [position for position, there in enumerate(stored.get(RECORD, b"")) if there]
+        batches = [positions[i : i + _RECORDS_A_BATCH] for i in range(0, len(positions), _RECORDS_A_BATCH)]
+
+        def read(batch: list[int]) -> list[dict[str, Any] | None]:
+            return [self.read_json(f"{folder}/{_number(position)}.{RECORD}") for position in batch]
+
+        for batch, contents in _read_ahead(read, batches, _READING_THREADS):
+            yield from (pair for pair in zip(batch, contents, strict=True) if pair[1] is not None)
+
+    def read_parts(
+        self, positions: Sequence[int], fingerprint: str, spec: ResolvedSpec
+    ) -> Iterator[tuple[int, parts.Part]]:
+        """Read committed parts, checked against their completion records; yield them in order, by position.
 
         Raises:
             TornPartError: a file is gone, or is not the one that was committed.
         """
+
+        def read(position: int) -> dict[str, bytes]:
+            return self._read_part_files(position, fingerprint)
+
+        for position, files in _read_ahead(read, positions, _PARTS_READ_AHEAD):
+            yield position, parts.from_files(files, position, spec)
+
+    def _read_part_files(self, position: int, fingerprint: str) -> dict[str, bytes]:
+        name = f"parts/{_number(position)}.{RECORD}"
+        record = self.read_json(name)
+        if record is None or record.get("fingerprint") != fingerprint:
+            raise TornPartError(position, f"{name} is gone")
         files = {}
         for ending, stored in record["files"].items():
             name = f"parts/{_number(position)}.{ending}"
             try:
-                files[ending] = self._fs.cat_file(self._path(name))
+                files[ending] = self._read(name)
             except FileNotFoundError:
                 raise TornPartError(position, f"{name} is gone") from None
             if parts.digest(files[ending]) != stored["sha256"]:
                 raise TornPartError(position, f"{name} is not the file that was committed")
-        return parts.from_files(files, position, plan.spec)
+        return files
 
     # Files -------------------------------------------------------------------------------
 
     def names(self, folder: str) -> list[str]:
         """List a folder's file and folder names, past any cache; [] where there is none."""
+        return list(self._names(folder))
+
+    def _names(self, folder: str) -> Iterator[str]:
         path = self._path(folder)
-        self._fs.invalidate_cache(path)
         try:
-            return [posixpath.basename(p.rstrip("/")) for p in self._fs.ls(path, detail=False)]
+            if self._local:
+                # A folder of many files is gone through, not held: fsspec would make a list of paths.
+                with os.scandir(path) as entries:
+                    yield from (entry.name for entry in entries)
+                return
+            self._fs.invalidate_cache(path)
+            yield from (posixpath.basename(p.rstrip("/")) for p in self._fs.ls(path, detail=False))
         except (FileNotFoundError, NotADirectoryError):
-            return []
+            return
 
     def exists(self, name: str) -> bool:
         """Whether a file is there now."""
@@ -314,14 +397,26 @@ class RunFolder:
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Read a JSON object; None where there is none or it is torn."""
         try:
-            values = json.loads(self._fs.cat_file(self._path(name)))
+            values = json.loads(self._read(name))
         except (FileNotFoundError, ValueError):
             return None
         return values if isinstance(values, dict) else None
 
+    def _read(self, name: str) -> bytes:
+        """Read a whole file."""
+        if not self._local:
+            return self._fs.cat_file(self._path(name))
+        with open(self._path(name), "rb") as file:
+            return file.read()
+
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a JSON object, whole or not at all."""
-        self.write(name, (json.dumps(values, indent=1) + "\n").encode())
+        # Piece by piece: of many shards the pieces would take several times the room of the file.
+        content = io.BytesIO()
+        for piece in json.JSONEncoder(indent=1).iterencode(values):
+            content.write(piece.encode())
+        content.write(b"\n")
+        self.write(name, content.getvalue())
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file, whole or not at all."""
@@ -370,6 +465,19 @@ class RunFolder:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
+
+
+def _read_ahead(read: Callable[[T], Any], these: Sequence[T], ahead: int) -> Iterator[tuple[T, Any]]:
+    """Read in threads, so many ahead; yield each with what was read of it, in order."""
+    with ThreadPoolExecutor(min(ahead, _READING_THREADS)) as pool:
+        under_way: deque[tuple[T, Future[Any]]] = deque()
+        for one in these:
+            under_way.append((one, pool.submit(read, one)))
+            if len(under_way) > ahead:
+                first, future = under_way.popleft()
+                yield first, future.result()
+        for first, future in under_way:
+            yield first, future.result()
 
 
 def _number(position: int) -> str:

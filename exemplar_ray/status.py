@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
+
 from exemplar_ray.run_folder import EXEMPLARS, SUMMARY, RunFolder
 
 _MOST_LISTED = 20
@@ -19,8 +22,8 @@ def describe(run_folder: str) -> tuple[list[str], bool]:
     spec = plan.spec
     untrained = "" if spec.trained else " — UNTRAINED"
     layers = ", ".join(f"{layer.name} ({len(layer.channels)} channels)" for layer in spec.layers)
-    records = state.completed.values()
-    rows, scored, skipped = (sum(record[key] for record in records) for key in ("rows", "scored", "skipped"))
+    finished = state.completed.values()
+    rows, scored, skipped = (sum(getattr(one, name) for one in finished) for name in ("rows", "scored", "skipped"))
     lines = [
         f"{spec.model_title}, {spec.weights_title}{untrained}; {layers}; "
         f"{', '.join(spec.statistics)}; {', '.join(spec.shown_samples)}: {spec.top_k} each",
@@ -28,11 +31,17 @@ def describe(run_folder: str) -> tuple[list[str], bool]:
         f"{len(state.pending)} pending",
         f"rows: {rows} read = {scored} scored + {skipped} skipped",
     ]
-    for record in list(state.failed.values())[:_MOST_LISTED]:
-        lines.append(f"failed: {record['shard']['name']}: {record['reason']} ({record['attempts']} attempts)")
-    for record in list(state.completed.values()):
-        for image in record["skipped_images"]:
-            lines.append(f"skipped: {record['shard']['name']} row {image['row']}: {image['reason']}")
+    failures = (
+        f"failed: {plan.shards[p].name}: {failed.reason} ({failed.attempts} attempts)"
+        for p, failed in state.failed.items()
+    )
+    skips = (
+        f"skipped: {plan.shards[p].name} row {image['row']}: {image['reason']}"
+        for p, one in state.completed.items()
+        for image in one.skipped_images
+    )
+    lines += _first(failures, len(state.failed), "failed shards")
+    lines += _first(skips, skipped, "skipped images")
     summary = folder.read_json(SUMMARY) or {}
     answered = summary.get("fingerprint") == plan.fingerprint and folder.exists(EXEMPLARS)
     complete = answered and summary["complete"] and not state.unfinished
@@ -43,3 +52,9 @@ def describe(run_folder: str) -> tuple[list[str], bool]:
         unsettled = f", {len(summary['unsettled'])} channels not settled" if summary["unsettled"] else ""
         lines.append(f"result: {run_folder.rstrip('/')}/{EXEMPLARS}{unsettled}{note}")
     return lines, complete
+
+
+def _first(lines: Iterable[str], count: int, what: str) -> list[str]:
+    """Return the first lines, and how many there are beyond."""
+    more = [f"and {count - _MOST_LISTED} more {what}"] if count > _MOST_LISTED else []
+    return [*islice(lines, _MOST_LISTED), *more]

@@ -23,8 +23,8 @@ GUARDS = {
     ),
     "a record counts for its own run only": (
         "run_folder.py",
-        'if record.get("fingerprint") == expected\n                and record.get("files")',
-        'if record.get("files")',
+        'record.get("fingerprint") == expected\n                and record.get("files")',
+        'record.get("files")',
         "test_run_folder.py::test_torn_and_foreign_records_do_not_count",
     ),
     "rows are scored or skipped": (

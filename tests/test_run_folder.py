@@ -1,6 +1,7 @@
 """The run folder: whole files or none, records that count and records that do not, refusals."""
 
 import os
+import pickle
 from dataclasses import replace
 
 import fsspec
@@ -51,7 +52,17 @@ def a_record(plan, position):
         "skipped": 0,
         "skipped_images": [],
         "not_finite": [],
+        "seconds": 1.5,
+        "host": "here",
+        "device": "cpu",
     }
+
+
+def read_part(folder, position, plan):
+    """One committed part."""
+    [(read, part)] = folder.read_parts([position], plan.fingerprint, plan.spec)
+    assert read == position
+    return part
 
 
 @pytest.fixture(params=["local disk", "object store"])
@@ -76,14 +87,14 @@ def test_a_plan_is_adopted_and_read_back(folder):
 def test_commits_complete_and_failures_stay_until_then(folder):
     plan = make_plan()
     folder.adopt(plan)
-    folder.fail(1, {"shard": plan.shards[1].to_json(), "reason": "no such luck"})
+    folder.fail(1, {"shard": plan.shards[1].to_json(), "reason": "no such luck", "attempts": 1})
     state = folder.state(plan)
     assert (list(state.completed), list(state.failed), state.pending) == ([], [1], [0, 2])
     assert state.unfinished == [0, 1, 2]
-    record = folder.commit(1, a_part(), a_record(plan, 1))
+    folder.commit(1, a_part(), a_record(plan, 1))
     state = folder.state(plan)
     assert (list(state.completed), list(state.failed), state.pending) == ([1], [], [0, 2])
-    assert folder.read_part(1, record, plan).scores.shard.tolist() == [1] * 4
+    assert read_part(folder, 1, plan).scores.shard.tolist() == [1] * 4
     assert folder.names("failed") == []
 
 
@@ -124,13 +135,21 @@ def test_torn_and_foreign_records_do_not_count(folder):
 def test_a_part_that_is_not_the_committed_one_is_refused(folder):
     plan = make_plan()
     folder.adopt(plan)
-    record = folder.commit(0, a_part(), a_record(plan, 0))
+    folder.commit(0, a_part(), a_record(plan, 0))
     for ending, content in a_part().items():
         folder.write(f"parts/000000.{ending}", content + b" ")
         with pytest.raises(TornPartError, match=f"parts/000000.{ending} is not the file that was committed"):
-            folder.read_part(0, record, plan)
+            read_part(folder, 0, plan)
+        folder.remove(f"parts/000000.{ending}")
+        with pytest.raises(TornPartError, match=f"parts/000000.{ending} is gone") as torn:
+            read_part(folder, 0, plan)
+        # As it comes out of a task.
+        assert pickle.loads(pickle.dumps(torn.value)).position == 0
         folder.write(f"parts/000000.{ending}", content)
-    assert len(folder.read_part(0, record, plan).scores.row) == 4
+    assert len(read_part(folder, 0, plan).scores.row) == 4
+    folder.retract(0)
+    with pytest.raises(TornPartError, match="parts/000000.json is gone"):
+        read_part(folder, 0, plan)
 
 
 def spec_with(**changes):

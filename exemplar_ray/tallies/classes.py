@@ -58,15 +58,24 @@ class Classes:
 
     def merge(self, other: Self) -> Self:
         """Return the tally of both sets of images."""
-        labels = np.union1d(self.labels, other.labels)
-        shape = (len(labels), self.images.shape[1])
-        merged = type(self)(labels, np.zeros(shape, np.int64), np.zeros(shape), np.full(shape, -np.inf, np.float32))
-        for one in (self, other):
-            at = np.searchsorted(labels, one.labels)
-            merged.images[at] += one.images
-            merged.total[at] += one.total
-            merged.maximum[at] = np.maximum(merged.maximum[at], one.maximum)
+        merged = self._with_room_for(other.labels)
+        at = np.searchsorted(merged.labels, other.labels)
+        merged.images[at] += other.images
+        merged.total[at] += other.total
+        merged.maximum[at] = np.maximum(merged.maximum[at], other.maximum)
         return merged
+
+    def _with_room_for(self, labels: np.ndarray) -> Self:
+        """Return a copy that has other labels, too, of no images."""
+        every = np.union1d(self.labels, labels)
+        # A merge of many shards soon knows all classes, and there are many; then it is only copied.
+        if len(every) == len(self.labels):
+            return type(self)(every, self.images.copy(), self.total.copy(), self.maximum.copy())
+        shape = (len(every), self.images.shape[1])
+        roomy = type(self)(every, np.zeros(shape, np.int64), np.zeros(shape), np.full(shape, -np.inf, np.float32))
+        at = np.searchsorted(every, self.labels)
+        roomy.images[at], roomy.total[at], roomy.maximum[at] = self.images, self.total, self.maximum
+        return roomy
 
     @property
     def mean(self) -> np.ndarray:

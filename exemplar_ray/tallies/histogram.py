@@ -143,7 +143,11 @@ def _sum(
     channels: int, channel: np.ndarray, bins: np.ndarray, count: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Add up the counts of equal (channel, bin), sorted."""
-    keys, which = np.unique(_keys(channel, bins), return_inverse=True)
-    total = np.zeros(len(keys), np.int64)
-    np.add.at(total, which.reshape(-1), count)
+    keys = _keys(channel, bins)
+    # Sorts what is two sorted histograms, one after another, by going through it once.
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    starts = np.flatnonzero(np.diff(keys, prepend=-1))
+    total = np.add.reduceat(count[order], starts) if len(starts) else count
+    keys = keys[starts]
     return (keys >> 32).astype(np.int32), ((keys & 0xFFFFFFFF) - (1 << 31)).astype(np.int32), total

@@ -1,0 +1,259 @@
+"""The merge of many shards: folds of folds are folds of everything, in memory that does not follow their number."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from many_shards import Synthetic
+from rich.console import Console
+from test_spec import resolved
+from test_topk import data_sets, make_scores
+
+from exemplar_ray import job, parts
+from exemplar_ray import merge as folding
+from exemplar_ray.cluster import Cluster, Resources
+from exemplar_ray.merge import fold, together
+from exemplar_ray.parts import Part, candidates_kept
+from exemplar_ray.run_folder import RunFolder
+from exemplar_ray.samples import SampledImages
+from exemplar_ray.spec import Layer
+from exemplar_ray.topk import BOTTOM, OF_CLASS, TOP, concatenate, merge
+
+# Folds of folds ----------------------------------------------------------------------------
+
+
+def part_of(values, position, spec):
+    """The part of a shard, given float32 [rows, channels]; classes and priorities are made up from rows."""
+    part = Part.empty(spec)
+    labels, rows = np.arange(len(values)) % 3, np.arange(len(values))
+    for tallies in part.tallies.values():
+        tallies[0].update(values, labels)
+    row, channel = np.nonzero(np.isfinite(values))
+    columns = channel, values[row, channel], position, row
+    contests = [make_scores(*columns, contest=contest) for contest in (TOP, BOTTOM)]
+    of_class = make_scores(*columns, contest=OF_CLASS, label=labels[row])
+    scores = merge([concatenate([*contests, of_class])], candidates_kept(spec))
+    priorities = (rows * 7 + position * 5) % 11 / 11
+    return Part(scores, part.tallies, SampledImages(np.full(len(values), position), rows, priorities, [values]))
+
+
+def assert_same(one, other, *, exactly):
+    """Hold two folds against each other; sums of floats may differ in their last bits."""
+    for ours, theirs in zip((*one.scores, *one.lasts), (*other.scores, *other.lasts), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    ours, theirs = ([s.shard, s.row, s.priority, *s.activations] for s in (one.sampled, other.sampled))
+    for pair in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(*pair)
+    np.testing.assert_array_equal(one.shards, other.shards)
+    for name, [ours] in one.tallies.items():
+        for key, values in vars(ours).items():
+            if exactly:
+                np.testing.assert_array_equal(values, vars(other.tallies[name][0])[key])
+            else:
+                scale = np.abs(np.nan_to_num(values, posinf=0, neginf=0)).max(initial=0)
+                np.testing.assert_allclose(values, vars(other.tallies[name][0])[key], rtol=1e-9, atol=1e-9 * scale)
+
+
+def moderate(shards):
+    """Activations whose sums of squares are finite."""
+    return [np.where(np.abs(values) > 1e15, np.float32(3), values) for values in shards]
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), shards=data_sets(), top_k=st.integers(1, 2), margin=st.integers(0, 1))
+def test_any_grouping_order_and_repetition_folds_to_the_same(data, shards, top_k, margin):
+    channels = shards[0].shape[1]
+    layers = (Layer("mixed4a", channels, None, tuple(range(channels))),)
+    spec = resolved(layers=layers, top_k=top_k, margin=margin, samples=("top", "bottom", "random"), class_top_k=1)
+    all_parts = [(p, part_of(values, p, spec)) for p, values in enumerate(moderate(shards))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folding, "sampled_images", lambda top_k: 4)
+        patch.setattr(folding, "_CANDIDATES_PER_FOLD", data.draw(st.sampled_from([1, 30, 1000])))
+        everything = fold(all_parts, spec)
+        assert len(everything.sampled.row) == min(4, sum(map(len, shards)))
+        forest = [fold([part], spec) for part in data.draw(st.permutations(all_parts))]
+        steps = []
+        while len(forest) > 1:
+            # Some neighbours fold, one of them twice, and what they come to stands anywhere.
+            first = data.draw(st.integers(0, len(forest) - 2))
+            end = data.draw(st.integers(first + 2, len(forest)))
+            several = [*forest[first:end], data.draw(st.sampled_from(forest[first:end]))]
+            place = data.draw(st.integers(0, len(forest) - (end - first)))
+            forest[first:end] = []
+            forest.insert(place, together(several, spec))
+            steps.append(several)
+        assert_same(together([*forest, *forest], spec), everything, exactly=False)
+        if steps:
+            assert_same(together(steps[-1], spec), together(list(steps[-1]), spec), exactly=True)
+            assert_same(together([together(steps[-1], spec)], spec), forest[0], exactly=True)
+
+
+def test_one_group_is_what_folding_its_parts_here_is():
+    spec = resolved(layers=(Layer("mixed4a", 4, None, (0, 1, 2, 3)),), samples=("top", "random"))
+    random = np.random.default_rng(0)
+    in_parts = [(p, part_of(random.normal(size=(30, 4)).astype(np.float32), p, spec)) for p in range(9)]
+    at_once = fold(in_parts, spec)
+    assert_same(together([at_once], spec), at_once, exactly=True)
+    files = [parts.to_files(Part(f.scores, f.tallies, f.sampled), spec) for f in (at_once, together([at_once], spec))]
+    assert files[0] == files[1]
+
+
+def test_a_shard_in_two_groups_is_refused_and_a_group_that_comes_again_changes_nothing():
+    spec = resolved(layers=(Layer("mixed4a", 2, None, (0, 1)),))
+    a, b, c = ((p, part_of(np.ones((3, 2), np.float32), p, spec)) for p in range(3))
+    left, right = fold([a, b], spec), fold([b, c], spec)
+    assert together([left, fold([a], spec), left], spec).tallies["moments"][0].images.tolist() == [6, 6]
+    with pytest.raises(ValueError, match="shard 1 is in two folds"):
+        together([left, right], spec)
+
+
+def test_groups_are_neighbours_in_the_shard_list_whoever_is_missing():
+    size = folding._SHARDS_A_GROUP
+    assert folding.groups(range(size)) == [list(range(size))]
+    assert folding.groups([0, size - 1, size, 5 * size]) == [[0, size - 1], [size], [5 * size]]
+    assert folding.groups([]) == []
+
+
+def test_a_fold_takes_no_more_memory_for_more_parts(monkeypatch):
+    monkeypatch.setattr(folding, "_CANDIDATES_PER_FOLD", 20_000)
+    spec = resolved(layers=(Layer("mixed4a", 50, None, tuple(range(50))),), samples=("top", "random"))
+    values = np.random.default_rng(0).normal(size=(60, 50)).astype(np.float32)
+    part = part_of(values, 0, spec)
+
+    def of_shard(position):
+        sampled = replace(part.sampled, shard=part.sampled.shard + position)
+        return position, replace(part, scores=part.scores._replace(shard=part.scores.shard + position), sampled=sampled)
+
+    def peak(shards):
+        tracemalloc.start()
+        fold((of_shard(position) for position in range(shards)), spec)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    assert peak(1000) < 1.1 * peak(200)
+
+
+# Tasks -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """2,000 synthetic shards, scanned: (what is in them, run folder)."""
+    synthetic = Synthetic(2000, [5, 3], different=40, rows=30, classes=7)
+    return synthetic, synthetic.write(tmp_path_factory.mktemp("many") / "run")
+
+
+def merge_it(run, uri=None):
+    """Merge a run folder's parts on the tests' Ray."""
+    folder = RunFolder(str(uri or run))
+    plan = folder.read_plan()
+    completed = folder.state(plan).completed
+    with Cluster(Resources()) as cluster, open(os.devnull, "w") as nowhere:
+        return job.merge_parts(cluster, folder, plan, completed, Console(file=nowhere))
+
+
+def bytes_of(merged, spec):
+    return parts.to_files(Part(merged.scores, merged.tallies, merged.sampled), spec)
+
+
+def test_many_shards_merge_to_what_numpy_says(many, ray_cluster):
+    synthetic, run = many
+    merged, failed = merge_it(run)
+    assert failed == {}
+    assert merged.shards.tolist() == list(range(2000))
+    synthetic.check(merged)
+
+
+def test_a_merging_worker_that_is_lost_changes_no_byte(many, ray_cluster):
+    synthetic, run = many
+    undisturbed, _ = merge_it(run)
+    killed, over = [], threading.Event()
+
+    def kill_some():
+        while len(killed) < 3 and not over.wait(0.05):
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    if " ".join(process.cmdline()).startswith("ray::_fold") and process.pid not in killed:
+                        process.kill()
+                        killed.append(process.pid)
+                        break
+
+    killer = threading.Thread(target=kill_some)
+    killer.start()
+    merged, failed = merge_it(run)
+    over.set()
+    killer.join()
+    assert failed == {}
+    assert killed
+    assert bytes_of(merged, synthetic.spec) == bytes_of(undisturbed, synthetic.spec)
+
+
+def test_a_torn_part_among_many_is_named_and_scanned_again(many, ray_cluster):
+    _, run = many
+    torn = run / "parts" / "000700.moments.parquet"
+    whole = torn.read_bytes()
+    record = (run / "parts" / "000700.json").read_bytes()
+    # A file of its own: the part has links at other positions.
+    torn.unlink()
+    torn.write_bytes(whole[:-1])
+    try:
+        merged, failed = merge_it(run)
+        assert merged is None
+        reason = failed.pop("train-000700.parquet")
+        assert "000700.moments.parquet is not the file that was committed; run again to scan this shard again" in reason
+        assert failed == {}
+        folder = RunFolder(str(run))
+        assert folder.state(folder.read_plan()).pending == [700]
+    finally:
+        torn.write_bytes(whole)
+        (run / "parts" / "000700.json").write_bytes(record)
+
+
+def test_a_part_that_only_the_workers_do_not_see_is_not_lost(many, ray_cluster, monkeypatch):
+    """A relative path leads nowhere for workers that started somewhere else."""
+    _, run = many
+    monkeypatch.chdir(run.parent)
+    before = sorted(os.listdir(run / "parts"))
+    merged, failed = merge_it(run, uri="run")
+    assert merged is None
+    [reason] = failed.values()
+    assert "is gone, says the worker that merges it, but here it is whole" in reason
+    assert sorted(os.listdir(run / "parts")) == before
+
+
+def test_merging_needs_neither_torch_nor_ray(many):
+    _, run = many
+    code = (
+        "import sys\n"
+        "for name in ('ray', 'torch', 'torchvision'): sys.modules[name] = None\n"
+        "from exemplar_ray.merge import fold_group\n"
+        "from exemplar_ray.run_folder import RunFolder\n"
+        f"plan = RunFolder({str(run)!r}).read_plan()\n"
+        f"print(len(fold_group({str(run)!r}, [0, 5], plan.fingerprint, plan.spec).scores.row))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(folding.__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
+
+
+def test_the_status_of_many_shards_is_there_at_once(many, cli):
+    _, run = many
+    started = time.monotonic()
+    status, text = cli("status", run)
+    assert time.monotonic() - started < 5
+    assert status == 1
+    assert "shards: 2000 in all, 2000 done" in text
+    assert "rows: 60000 read = 60000 scored + 0 skipped" in text
