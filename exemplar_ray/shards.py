@@ -180,7 +180,7 @@ def _open(shard: Shard) -> Any:
     if isinstance(fs, LocalFileSystem):
         return pa.OSFile(path)
     # Without its size the Hub would list the folder, in every process.
-    known = {"size": shard.size} if isinstance(fs, hub.HubFileSystem) else {}
+    known = {"size": shard.size} if hub.is_on_hub(shard.uri) else {}
     return fs.open(path, "rb", cache_type="none", **known)
 
 
