@@ -87,7 +87,8 @@ def test_status_needs_neither_ray_nor_torch(tiny_data, tmp_path, cli):
     assert cli("run", "--data", tiny_data, "--out", tmp_path / "run", *TINY_FLAGS)[0] == 0
     program = (
         "import sys\n"
-        "for name in ('ray', 'torch', 'torchvision', 'lucent', 'datasets', 'huggingface_hub'): sys.modules[name] = None\n"
+        "for name in ('ray', 'torch', 'torchvision', 'lucent', 'datasets', 'huggingface_hub'):\n"
+        "    sys.modules[name] = None\n"
         "from exemplar_ray.cli import main\n"
         f"sys.exit(main(['status', {str(tmp_path / 'run')!r}]))\n"
     )
