@@ -9,10 +9,10 @@ READY := $(VENV)/.ready
 export RAY_AUTH_MODE ?= disabled
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test exactness benchmark chaos lint format clean
+.PHONY: help setup demo test exactness benchmark chaos many-shards lint format clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 setup: $(READY) ## a virtual environment with the locked versions
 
@@ -39,6 +39,9 @@ benchmark: setup ## the notebook's loop, others' ways and the job, side by side,
 
 chaos: setup ## 34 schedules of faults of machines and storage; every answer must be the undisturbed one, byte for byte
 	$(BIN)/python tests/chaos.py --schedules 34 --data ../shared/data/imagenet-sample
+
+many-shards: setup ## merge the synthetic parts of 100,000 shards, hold them against numpy, tell time and memory
+	$(BIN)/python tests/many_shards.py
 
 lint: setup ## style and common mistakes
 	$(BIN)/ruff check .

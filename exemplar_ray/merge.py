@@ -7,6 +7,7 @@ shards are folded in groups, by tasks anywhere, and what they come to is folded 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,9 +107,10 @@ def together(several: Iterable[Folded], spec: ResolvedSpec) -> Folded:
         shards = np.union1d(shards, one.shards)
         for name, of_series in tallies.items():
             tallies[name] = [all_.merge(more) for all_, more in zip(of_series, one.tallies[name], strict=True)]
-        waiting.append(one.scores)
-        lasts.append(one.lasts)
-        sampled.append(one.sampled)
+        # Copies: what waits must not keep alive what it came with, which in Ray's store is one piece with its tallies.
+        waiting.append(deepcopy(one.scores))
+        lasts.append(deepcopy(one.lasts))
+        sampled.append(deepcopy(one.sampled))
         if sum(len(scores.row) for scores in waiting) >= _CANDIDATES_PER_FOLD:
             waiting, lasts, sampled = [merge(waiting, kept)], [_strongest(lasts)], [_first_drawn(sampled, spec)]
     last = _strongest(lasts)

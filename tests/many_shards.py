@@ -19,10 +19,12 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from exemplar_ray import parts
 from exemplar_ray.labels import ClassLabels
@@ -245,26 +247,25 @@ class Synthetic:
 # Measuring ---------------------------------------------------------------------------------
 
 
-def peak_memory(process="self"):
-    """Return the largest resident memory (MB) that a process has had; 0 if it is gone."""
+def memory(field, process="self"):
+    """Return a field of a process's status in MB: VmHWM is the largest resident memory that it has had, shared memory
+    that it touched included; RssAnon what it has for itself now. 0 if the process is gone."""
     try:
-        status = Path(f"/proc/{process}/status").read_text()
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
         return 0.0
-    lines = [line for line in status.splitlines() if line.startswith("VmHWM")]
-    return int(lines[0].split()[1]) / 1024 if lines else 0.0
+    return sum(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def tasks_peak_memory(stop, peaks):
-    """Until told to stop, watch the processes that fold: {process: MB}."""
-    while not stop.wait(0.2):
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                working = (process / "cmdline").read_bytes().startswith(b"ray::_fold")
-            except OSError:
-                continue
-            if working:
-                peaks[process.name] = max(peaks.get(process.name, 0.0), peak_memory(process.name))
+def watch(stop, peaks):
+    """Until told to stop, keep the largest memory that the driver and any one task has for itself: {who: MB}."""
+    driver = psutil.Process()
+    while not stop.wait(0.1):
+        peaks["driver"] = max(peaks["driver"], memory("RssAnon"))
+        for process in driver.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if " ".join(process.cmdline()).startswith("ray::_fold"):
+                    peaks["task"] = max(peaks["task"], memory("RssAnon", process.pid))
 
 
 def drive(run, out):
@@ -286,7 +287,7 @@ def drive(run, out):
     def tell(what):
         nonlocal started
         now = time.monotonic()
-        told[what] = {"seconds": now - started, "peak": peak_memory()}
+        told[what] = {"seconds": now - started, "peak": memory("VmHWM")}
         started = now
 
     tell("start")
@@ -295,8 +296,8 @@ def drive(run, out):
     tell("plan")
     state = folder.adopt(plan)
     tell("state")
-    peaks, stop = {}, threading.Event()
-    watcher = threading.Thread(target=tasks_peak_memory, args=[stop, peaks])
+    peaks, stop = {"driver": 0.0, "task": 0.0}, threading.Event()
+    watcher = threading.Thread(target=watch, args=[stop, peaks])
     with Cluster(Resources()) as cluster:
         tell("Ray")
         watcher.start()
@@ -312,7 +313,7 @@ def drive(run, out):
     folder.write_json("summary.json", job._summary(plan, state.completed, nothing, 0, None))
     tell("summary")
     Path(out).write_bytes(pickle.dumps(Part(merged.scores, merged.tallies, merged.sampled)))
-    print(json.dumps({"driver": told, "tasks": max(peaks.values(), default=0.0)}))
+    print(json.dumps({"driver": told, "merging": peaks}))
 
 
 def measure(run):
@@ -355,7 +356,8 @@ def main():
         told, merged = measure(run)
         for what, one in told["driver"].items():
             print(f"  driver, {what}: {one['seconds']:.1f} s, peak memory until then {one['peak']:.0f} MB")
-        print(f"  tasks: peak memory {told['tasks']:.0f} MB", flush=True)
+        for who, peak in told["merging"].items():
+            print(f"  {who}, while merging: {peak:.0f} MB of its own", flush=True)
         started = time.monotonic()
         synthetic.check(merged)
         print(f"  as plain numpy says: candidates, tallies, sampled images ({time.monotonic() - started:.0f} s)")

@@ -115,7 +115,7 @@ def check_aws(service, operation="", *flags):
 
 def test_the_make_targets_it_names_exist():
     makefile = (PROJECT / "Makefile").read_text()
-    for target in re.findall(r"(?:`|^    )make ([a-z]+)", README, flags=re.M):
+    for target in re.findall(r"(?:`|^    )make ([a-z-]+)", README, flags=re.M):
         assert f"\n{target}:" in makefile
 
 

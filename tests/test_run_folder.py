@@ -16,6 +16,7 @@ from exemplar_ray.labels import ClassLabels
 from exemplar_ray.run_folder import Plan, RunFolder, TornPartError
 from exemplar_ray.shards import Shard
 from exemplar_ray.spec import Layer
+from exemplar_ray.status import describe
 
 
 def make_plan(**changes):
@@ -286,3 +287,20 @@ def test_a_commit_that_ends_anywhere_counts_whole_or_not_at_all(folder, monkeypa
         assert (folder.committed(1, plan.shards[1], plan.fingerprint) is not None) == recorded
         for name in there:
             folder.remove(f"parts/{name}")
+
+
+def test_the_status_lists_some_skipped_images_and_counts_the_others(tmp_path):
+    plan, folder = make_plan(), RunFolder(str(tmp_path / "run"))
+    folder.adopt(plan)
+    skipped = [{"row": row, "reason": "empty image bytes"} for row in range(15)]
+    for position in range(2):
+        record = {**a_record(plan, position), "rows": 25, "skipped": 15, "skipped_images": skipped}
+        folder.commit(position, a_part(), record)
+    lines, complete = describe(str(tmp_path / "run"))
+    assert not complete
+    listed = [line for line in lines if line.startswith("skipped: ")]
+    assert listed[0] == "skipped: train-0.parquet row 0: empty image bytes"
+    assert listed[-1] == "skipped: train-1.parquet row 4: empty image bytes"
+    assert len(listed) == 20
+    assert lines[lines.index(listed[-1]) + 1] == "and 10 more skipped images"
+    assert sum(len(one.skipped_images) for one in folder.state(plan).completed.values()) == 30
