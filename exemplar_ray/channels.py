@@ -11,6 +11,7 @@ from exemplar_ray.parts import Part, channel_names, layers_and_statistics, serie
 from exemplar_ray.run_folder import Plan
 from exemplar_ray.selection import Tail
 from exemplar_ray.spec import ResolvedSpec
+from exemplar_ray.tallies.histogram import edges_of
 from exemplar_ray.topk import BOTTOM, OF_CLASS, TOP, Scores, rank
 
 
@@ -47,6 +48,20 @@ def classes_table(plan: Plan, merged: Part) -> pa.Table:
             "max": tally.maximum.T.reshape(-1),
         }
         tables.append(pa.table(columns))
+    return pa.concat_tables(tables)
+
+
+def histograms_table(plan: Plan, merged: Part) -> pa.Table:
+    """Return a row a channel, sorted by layer, statistic, channel: `low`, `high` and `images` are lists, an entry a
+    bin with images in it, ascending."""
+    tables = []
+    pairs = layers_and_statistics(plan.spec)
+    for (layer, statistic), tally in zip(pairs, merged.tallies["histogram"], strict=True):
+        table = tally.to_table()
+        bins, images = (table[name].combine_chunks() for name in ("bins", "counts"))
+        edges = dict(zip(("low", "high"), edges_of(bins.flatten().to_numpy()), strict=True))
+        lists = {name: pa.ListArray.from_arrays(bins.offsets, pa.array(values)) for name, values in edges.items()}
+        tables.append(pa.table({**channel_names(layer, statistic), **lists, "images": images}))
     return pa.concat_tables(tables)
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 import exemplar_ray
-from exemplar_ray.channels import channels_table, class_exemplars_table, classes_table, percentiles
+from exemplar_ray.channels import channels_table, class_exemplars_table, classes_table, histograms_table, percentiles
 from exemplar_ray.cluster import Cluster, Resources
 from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars import ImageSpool, write_exemplars, write_images
@@ -31,6 +31,7 @@ from exemplar_ray.run_folder import (
     CLASS_EXEMPLARS,
     CLASSES,
     EXEMPLARS,
+    HISTOGRAMS,
     IMAGES,
     SETTLING,
     SUMMARY,
@@ -239,6 +240,7 @@ def _answer(
             with folder.writing(IMAGES) as path:
                 write_images(path, plan, selected, images)
     tables = {CHANNELS: channels_table(plan, merged, selected.certainty), CLASSES: classes_table(plan, merged)}
+    tables[HISTOGRAMS] = histograms_table(plan, merged)
     if plan.spec.class_top_k:
         tables[CLASS_EXEMPLARS] = class_exemplars_table(plan, merged)
     for name, table in tables.items():

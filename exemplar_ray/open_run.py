@@ -18,7 +18,16 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from exemplar_ray.errors import UsageError, near_matches
-from exemplar_ray.run_folder import CHANNELS, CLASS_EXEMPLARS, CLASSES, EXEMPLARS, IMAGES, SUMMARY, RunFolder
+from exemplar_ray.run_folder import (
+    CHANNELS,
+    CLASS_EXEMPLARS,
+    CLASSES,
+    EXEMPLARS,
+    HISTOGRAMS,
+    IMAGES,
+    SUMMARY,
+    RunFolder,
+)
 
 
 class Exemplar(dict):
@@ -113,6 +122,16 @@ class Run:
     def channels(self, columns: Sequence[str] | None = None, **equal: Any) -> pa.Table:
         """Return what is known of each channel over all images (`channels.parquet`); see `table`."""
         return self._read(CHANNELS, columns, equal)
+
+    def histograms(self, columns: Sequence[str] | None = None, **equal: Any) -> pa.Table:
+        """Return the histogram of each channel over all images (`histograms.parquet`); see `table`.
+
+        Raises:
+            UsageError: the result was written by a version that kept none.
+        """
+        if not self._folder.exists(HISTOGRAMS):
+            raise UsageError(f"this result has no {HISTOGRAMS}; exemplar-ray merge {self._folder.uri} writes it")
+        return self._read(HISTOGRAMS, columns, equal)
 
     def classes(self, columns: Sequence[str] | None = None, **equal: Any) -> pa.Table:
         """Return how much each class excites each channel (`classes.parquet`); see `table`.

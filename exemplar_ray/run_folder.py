@@ -8,6 +8,7 @@
     RUN/failed/000003.json            why a shard failed, until it succeeds
     RUN/exemplars.parquet             the answer
     RUN/channels.parquet              the distribution of every channel
+    RUN/histograms.parquet            and its histogram
     RUN/classes.parquet               how much each class excites it
     RUN/class_exemplars.parquet       the strongest images of each class, if asked for
     RUN/images.parquet                the images of all samples but the top, if there are any
@@ -46,6 +47,7 @@ from exemplar_ray.spec import FORMAT_VERSION, ResolvedSpec, fingerprint
 PLAN = "run.json"
 EXEMPLARS = "exemplars.parquet"
 CHANNELS = "channels.parquet"
+HISTOGRAMS = "histograms.parquet"
 CLASSES = "classes.parquet"
 CLASS_EXEMPLARS = "class_exemplars.parquet"
 IMAGES = "images.parquet"

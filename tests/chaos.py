@@ -35,7 +35,7 @@ MOST_ATTEMPTS = 8
 # Later attempts are left in peace, as a run that is disturbed for ever need not end.
 DISTURBED_ATTEMPTS = 3
 _LONGEST_ATTEMPT_SECONDS = 300
-ANSWER = ("exemplars.parquet", "channels.parquet", "classes.parquet", "images.parquet")
+ANSWER = ("exemplars.parquet", "channels.parquet", "classes.parquet", "histograms.parquet", "images.parquet")
 FLAGS = [*TINY_FLAGS, "--sample", "bottom", "q50", "--max-skipped", "0"]
 
 KILL_DRIVER, KILL_WORKER, KILL_NODE, INTERRUPT, STORAGE, SECOND_DRIVER = (

@@ -12,7 +12,7 @@ from fault_proxy import FORBIDDEN, fault_proxy
 from object_store import BUCKET, environment, file_system, object_store, upload
 
 FLAGS = [*TINY_FLAGS, "--sample", "bottom", "q50"]
-ANSWER = ("exemplars.parquet", "channels.parquet", "classes.parquet", "images.parquet")
+ANSWER = ("exemplars.parquet", "channels.parquet", "classes.parquet", "histograms.parquet", "images.parquet")
 
 
 @pytest.fixture(scope="module")

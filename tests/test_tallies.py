@@ -15,6 +15,7 @@ from test_spec import resolved
 from test_topk import make_scores
 
 from exemplar_ray import open_run
+from exemplar_ray.errors import UsageError
 from exemplar_ray.images import decode_and_crop
 from exemplar_ray.parts import Part, candidates_kept, to_files
 from exemplar_ray.samples import SampledImages, sample_rate
@@ -23,7 +24,7 @@ from exemplar_ray.spec import Preprocess
 from exemplar_ray.tallies import TALLIES
 from exemplar_ray.tallies.classes import ERROR as CLASS_ERROR
 from exemplar_ray.tallies.classes import Classes
-from exemplar_ray.tallies.histogram import QUANTILES, RELATIVE_ERROR, Histogram, bin_of, middle_of
+from exemplar_ray.tallies.histogram import QUANTILES, RELATIVE_ERROR, Histogram, bin_of, edges_of, middle_of
 from exemplar_ray.tallies.moments import Moments
 from exemplar_ray.topk import BOTTOM, TOP, merge
 
@@ -201,6 +202,24 @@ def test_bins_grow_with_activations_and_their_middle_is_near(a, b):
     assert abs(middle - a) <= RELATIVE_ERROR * abs(a) + 1.2e-38
 
 
+@settings(max_examples=500, deadline=None)
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False))
+def test_a_bin_lies_between_its_edges_and_ends_where_the_next_begins(activation):
+    [bin_here] = bins = bin_of(np.array([activation], np.float32))
+    [low], [high] = edges_of(bins)
+    if bin_here == 0:
+        assert (low, high) == (0, 0)
+        assert abs(activation) < 1.2e-38
+        return
+    assert low <= activation <= high
+    # Of its edges only the one nearer to 0 belongs to a bin; the outermost bins end with the largest number.
+    near, far = (low, high) if activation > 0 else (high, low)
+    assert bin_of(np.array([near]))[0] == bin_here
+    outermost = abs(far) == np.finfo(np.float32).max
+    assert bin_of(np.array([far]))[0] == bin_here + (0 if outermost else np.sign(activation))
+    assert high - low <= 2.001 * RELATIVE_ERROR * abs(activation)
+
+
 @pytest.mark.parametrize("name", TALLIES)
 def test_the_tally_of_nothing_changes_nothing_and_every_tally_survives_its_table(name):
     tally = TALLIES[name]
@@ -283,6 +302,31 @@ def test_channels_say_what_brute_force_says(run_and_activations):
             exact = np.quantile(values, q, method="inverted_cdf")
             assert row[f"q{round(100 * q):02d}"] == pytest.approx(exact, rel=RELATIVE_ERROR + 1e-4, abs=1e-6)
     assert run.channels(layer="mixed", channel=3, statistic="max").num_rows == 1
+
+
+def test_histograms_count_what_brute_force_counts(run_and_activations):
+    run, expected, _ = run_and_activations
+    rows = run.histograms().to_pylist()
+    assert [[row[name] for name in ("layer", "statistic", "channel")] for row in rows] == [
+        [row[name] for name in ("layer", "statistic", "channel")] for row in run.channels().to_pylist()
+    ]
+    for row in rows:
+        values = np.sort(expected[row["layer"], row["statistic"]][:, row["channel"]])
+        low, high, images = (np.array(row[name]) for name in ("low", "high", "images"))
+        assert (images > 0).all()
+        assert images.sum() == 80
+        assert (high[:-1] <= low[1:]).all()
+        # In order, every image lies in the bin that the counts say, but for rounding.
+        of_image = np.repeat(np.arange(len(images)), images)
+        slack = 1e-4 * np.abs(values) + 1e-6
+        assert (low[of_image] - slack <= values).all()
+        assert (values <= high[of_image] + slack).all()
+
+
+def test_a_result_without_histograms_says_how_to_have_them(run_and_activations, tmp_path):
+    (tmp_path / "run" / "histograms.parquet").unlink()
+    with pytest.raises(UsageError, match="has no histograms.parquet; exemplar-ray merge .*/run writes it"):
+        run_and_activations[0].histograms()
 
 
 def test_classes_say_what_brute_force_says(run_and_activations):

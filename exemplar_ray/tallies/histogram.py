@@ -134,6 +134,16 @@ def middle_of(bins: np.ndarray) -> np.ndarray:
     return np.where(magnitude == 0, 0, np.sign(bins) * bits.view(np.float32)).astype(np.float32)
 
 
+def edges_of(bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where bins begin and end (float32, float32), the lower value first; 0 and 0 for the bin of 0."""
+    magnitude = np.abs(np.asarray(bins, np.int64))
+    near, far = (((magnitude + step) << _DROPPED_BITS).astype(np.int32).view(np.float32) for step in (0, 1))
+    # The last bin ends at infinity, which no activation in it reaches.
+    far = np.minimum(far, np.finfo(np.float32).max)
+    low, high = np.where(bins < 0, -far, near), np.where(bins < 0, -near, far)
+    return np.where(magnitude == 0, 0, low).astype(np.float32), np.where(magnitude == 0, 0, high).astype(np.float32)
+
+
 def _keys(channel: np.ndarray, bins: np.ndarray) -> np.ndarray:
     """Pack channel and bin into one int64 that sorts by both."""
     return channel.astype(np.int64) * (1 << 32) + (bins.astype(np.int64) + (1 << 31))
