@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,6 +30,10 @@ from exemplar_ray.run_folder import (
     SUMMARY,
     RunFolder,
 )
+
+
+# What is read at a time where a table is gone through: so many images.
+_ROWS_PER_BATCH = 256
 
 
 class Exemplar(dict):
@@ -102,6 +108,11 @@ class Run:
             raise UsageError(f"'{folder.uri}' has no result yet; see exemplar-ray status {folder.uri}")
 
     @property
+    def uri(self) -> str:
+        """Where the run folder is, as it was opened."""
+        return self._folder.uri
+
+    @property
     def partial(self) -> str | None:
         """What the result leaves out ("7 of 8 shards"), or None if it is complete."""
         return self.summary["partial"]
@@ -129,9 +140,14 @@ class Run:
         Raises:
             UsageError: the result was written by a version that kept none.
         """
-        if not self._folder.exists(HISTOGRAMS):
+        if not self.has_histograms:
             raise UsageError(f"this result has no {HISTOGRAMS}; exemplar-ray merge {self._folder.uri} writes it")
         return self._read(HISTOGRAMS, columns, equal)
+
+    @property
+    def has_histograms(self) -> bool:
+        """Whether the result was written by a version that keeps histograms."""
+        return self._folder.exists(HISTOGRAMS)
 
     def classes(self, columns: Sequence[str] | None = None, **equal: Any) -> pa.Table:
         """Return how much each class excites each channel (`classes.parquet`); see `table`.
@@ -155,6 +171,45 @@ class Run:
         rows = self._read(EXEMPLARS, None, equal).to_pylist()
         self._images.fill(rows)
         return [Exemplar(row) for row in rows]
+
+    def each_channel(
+        self, table: str, layer: str, statistic: str, besides: Sequence[str] = ()
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """Go through one of the run's tables channel by channel, in order, with little of it in memory at a time.
+
+        Args:
+            table: `exemplars`, `histograms` or `classes`.
+            besides: columns to leave out.
+
+        Yields:
+            (channel, its rows); channels without rows are left out.
+        """
+        with self._folder.open(f"{table}.parquet") as file:
+            parquet = pq.ParquetFile(file)
+            columns = [name for name in parquet.schema_arrow.names if name not in besides]
+            groups = self._groups_with(parquet, {"layer": [layer], "statistic": [statistic]})
+            waiting = None
+            for batch in parquet.iter_batches(_ROWS_PER_BATCH, groups, columns):
+                rows = pa.Table.from_batches([batch])
+                rows = rows.filter(pc.and_(pc.equal(rows["layer"], layer), pc.equal(rows["statistic"], statistic)))
+                if waiting is not None:
+                    rows = pa.concat_tables([waiting, rows])
+                channels = rows["channel"].to_numpy()
+                starts = [0, *(np.flatnonzero(np.diff(channels)) + 1).tolist()]
+                for start, end in zip(starts, starts[1:], strict=False):
+                    yield int(channels[start]), rows.slice(start, end - start)
+                # The last channel may go on in the next batch.
+                waiting = rows.slice(starts[-1])
+            if waiting is not None and len(waiting):
+                yield waiting["channel"][0].as_py(), waiting
+
+    def each_image(self) -> Iterator[dict[str, Any]]:
+        """Go through `images.parquet`: {"shard", "row", "image"} of the images that only samples other than `top` show."""
+        if len(self.plan.spec.shown_samples) == 1:
+            return
+        with self._folder.open(IMAGES) as file:
+            for batch in pq.ParquetFile(file).iter_batches(_ROWS_PER_BATCH):
+                yield from batch.to_pylist()
 
     def _read(
         self, name: str, columns: Sequence[str] | None, equal: dict[str, Any], besides: Sequence[str] = ()

@@ -1,0 +1,206 @@
+"""What stands on a channel's page: its exemplars, sample by sample, and what is known of it over all images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from exemplar_ray.geometry import Box, Framing
+from exemplar_ray.labels import ClassLabels
+from exemplar_ray.report.charts import HistogramChart, histogram_chart
+from exemplar_ray.report.pictures import MapOverlay, Picture, Pictures, map_overlay
+from exemplar_ray.report.provenance import STATISTICS
+from exemplar_ray.run_folder import Plan
+from exemplar_ray.samples import BOTTOM, DISTINCT, RANDOM, TOP, percentile_of
+from exemplar_ray.spec import Layer
+
+MOST_CLASSES = 10
+
+_QUANTILES = ("min", "q01", "q05", "q10", "q25", "q50", "q75", "q90", "q95", "q99", "max")
+_TITLES = {
+    TOP: "Strongest",
+    DISTINCT: "Strongest, near-duplicates skipped",
+    BOTTOM: "Weakest",
+    RANDOM: "Drawn at random",
+}
+
+
+@dataclass(frozen=True)
+class ShownExemplar:
+    """One exemplar as its page shows it. Boxes are in pixels of the original image."""
+
+    row: dict[str, Any]
+    """Its row of `exemplars.parquet`, without the image."""
+    class_text: str
+    """Class name, or synset id, or nothing."""
+    percentile: str
+    picture: Picture | None
+    view_box: Box
+    field_box: Box | None
+    overlay: MapOverlay | None
+
+
+@dataclass(frozen=True)
+class ShownSample:
+    """One sample of a channel."""
+
+    name: str
+    title: str
+    exemplars: list[ShownExemplar]
+    settled: bool
+    short: bool
+    """Whether candidates for `distinct` ran out before there were K."""
+
+
+@dataclass(frozen=True)
+class ShownClass:
+    """A class that excites a channel; `share` is its mean as a share of the highest, 0..1."""
+
+    label: int
+    text: str
+    synset_id: str | None
+    images: int
+    mean: float
+    maximum: float
+    share: float
+
+
+@dataclass(frozen=True)
+class ShownStatistic:
+    """What one statistic says of a channel."""
+
+    name: str
+    description: str
+    known: dict[str, Any]
+    """Its row of `channels.parquet`."""
+    quantiles: list[tuple[str, float]]
+    samples: list[ShownSample]
+    histogram: HistogramChart | None
+    classes: list[ShownClass]
+    not_finite: int
+    """Images that gave NaN or infinity, which are not ranked."""
+    screened: bool
+    margin: str | None
+    """How far the next image is below the K-th; None where the scan itself is exact."""
+
+
+class ChannelPages:
+    """Makes what the pages of a run's channels show."""
+
+    def __init__(self, plan: Plan, summary: dict[str, Any], pictures: Pictures | None) -> None:
+        self._plan = plan
+        self._pictures = pictures
+        self._unsettled = {_key(entry, "sample") for entry in summary["unsettled"]}
+        self._short = {_key(entry) for entry in summary["short_of_distinct"]}
+        self._not_finite: dict[tuple, int] = {}
+        for entry in summary["not_finite"]:
+            self._not_finite[_key(entry)] = self._not_finite.get(_key(entry), 0) + entry["images"]
+
+    def statistic(
+        self,
+        layer: Layer,
+        statistic: str,
+        known: dict[str, Any],
+        rows: Sequence[dict[str, Any]],
+        classes: pa.Table | None,
+        histogram: pa.Table | None,
+    ) -> ShownStatistic:
+        """Put together what one statistic says of a channel.
+
+        Args:
+            known: the channel's row of `channels.parquet`.
+            rows: its rows of `exemplars.parquet`.
+            classes: its rows of `classes.parquet`, None where there are none.
+            histogram: its row of `histograms.parquet`, None where there is none.
+        """
+        key = layer.name, statistic, known["channel"]
+        spec = self._plan.spec
+        samples = [
+            ShownSample(
+                name=name,
+                title=_TITLES.get(name) or f"Drawn around the {percentile_of(name)}th percentile",
+                exemplars=[self._exemplar(layer, row, known["images"]) for row in rows if row["sample"] == name],
+                settled=(*key, name) not in self._unsettled,
+                short=name == DISTINCT and key in self._short,
+            )
+            for name in spec.shown_samples
+        ]
+        marks = {s.name: [one.row["activation"] for one in s.exemplars] for s in samples}
+        margin = None
+        if spec.screened:
+            margin = "no other image is left" if math.isinf(known["margin"]) else f"{known['margin']:.2g}"
+        return ShownStatistic(
+            name=statistic,
+            description=STATISTICS.get(statistic, statistic) if layer.map_size else "the channel's output",
+            known=known,
+            quantiles=[(name, known[name]) for name in _QUANTILES],
+            samples=samples,
+            histogram=_chart(histogram, marks),
+            classes=strongest_classes(classes, self._plan.class_labels),
+            not_finite=self._not_finite.get(key, 0),
+            screened=spec.screened,
+            margin=margin,
+        )
+
+    def _exemplar(self, layer: Layer, row: dict[str, Any], images: int) -> ShownExemplar:
+        picture = self._pictures.get(row["shard"], row["row"]) if self._pictures else None
+        overlay = None
+        if picture is not None:
+            framing = Framing.of(picture.width, picture.height, self._plan.spec.preprocess)
+            overlay = map_overlay(row, layer, framing)
+        return ShownExemplar(
+            row=row,
+            class_text=row["class_name"] or row["synset_id"] or "",
+            # As many digits as tell one image from the next.
+            percentile=f"{row['percentile']:.{max(0, math.ceil(math.log10(max(images, 1))) - 2)}f}",
+            picture=picture,
+            view_box=row["view_box"],
+            field_box=row["field_box"],
+            overlay=overlay,
+        )
+
+
+def strongest_classes(classes: pa.Table | None, labels: ClassLabels, most: int = MOST_CLASSES) -> list[ShownClass]:
+    """Return the classes with the highest mean, the highest first; of equal means the lower label first.
+
+    Args:
+        classes: a channel's rows of `classes.parquet`.
+    """
+    if classes is None:
+        return []
+    images, mean, maximum, label = (classes[name].to_numpy() for name in ("images", "mean", "max", "label"))
+    order = [i for i in np.argsort(-mean, kind="stable").tolist() if images[i]][:most]
+    highest = max((mean[i] for i in order), default=0.0)
+    return [
+        ShownClass(
+            label=int(label[i]),
+            text=class_text(labels, int(label[i])),
+            synset_id=labels.synset_id(int(label[i]), None),
+            images=int(images[i]),
+            mean=float(mean[i]),
+            maximum=float(maximum[i]),
+            share=max(0.0, float(mean[i] / highest)) if highest > 0 else 0.0,
+        )
+        for i in order
+    ]
+
+
+def class_text(labels: ClassLabels, label: int) -> str:
+    """Return what to call a class: its name, or else its number."""
+    return labels.class_name(label) or f"class {label}"
+
+
+def _chart(histogram: pa.Table | None, marks: dict[str, list[float]]) -> HistogramChart | None:
+    if histogram is None:
+        return None
+    low, high, images = (histogram[name].combine_chunks().flatten().to_numpy() for name in ("low", "high", "images"))
+    return histogram_chart(low, high, images, marks)
+
+
+def _key(entry: dict[str, Any], *more: str) -> tuple:
+    return tuple(entry[name] for name in ("layer", "statistic", "channel", *more))

@@ -1,0 +1,91 @@
+"""What stands on an overview: a tile a channel, and what tiles are sorted, filtered and searched by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from exemplar_ray.labels import ClassLabels
+from exemplar_ray.report.channel_page import ShownStatistic, class_text
+from exemplar_ray.samples import TOP
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One channel of an overview."""
+
+    channel: int
+    picture: str | None
+    """The small picture's name, below the report's folder."""
+    pictured: str
+    """What it shows, in words."""
+    selectivity: float
+    active: float
+    skew: float
+    top_class: str
+    """Of the highest mean; empty where the data has no labels."""
+    top_label: int | None
+    labels: list[int]
+    """Class ids of the strongest images, each once."""
+    settled: bool
+
+
+@dataclass(frozen=True)
+class KnownClass:
+    """A class that can be searched for."""
+
+    label: int
+    text: str
+    synset_id: str
+
+
+def tile_of(shown: ShownStatistic, picture: str | None, pictured: int) -> Tile:
+    """Make the tile of a channel.
+
+    Args:
+        picture: the small picture's name, if there is one.
+        pictured: how many exemplars it shows.
+    """
+    [top] = [sample for sample in shown.samples if sample.name == TOP]
+    names = [one.class_text or one.row["image_path"] or "" for one in top.exemplars[:pictured]]
+    return Tile(
+        channel=shown.known["channel"],
+        picture=picture,
+        pictured="; ".join(names),
+        selectivity=shown.known["selectivity"],
+        active=shown.known["active_fraction"],
+        skew=skew(shown.known),
+        top_class=shown.classes[0].text if shown.classes else "",
+        top_label=shown.classes[0].label if shown.classes else None,
+        labels=list(dict.fromkeys(one.row["label"] for one in top.exemplars if one.row["label"] is not None)),
+        settled=top.settled,
+    )
+
+
+def skew(known: dict[str, Any]) -> float:
+    """Return the quantile skewness (q99 + q01 - 2 q50) / (q99 - q01): 0 for a symmetric distribution, towards 1 for
+    one whose upper tail is long, towards -1 for the lower; NaN for a channel that is all but constant.
+
+    >>> skew({"q01": 0.0, "q50": 1.0, "q99": 10.0})
+    0.8
+    """
+    low, middle, high = (known[name] for name in ("q01", "q50", "q99"))
+    return (high + low - 2 * middle) / (high - low) if high > low else math.nan
+
+
+def known_classes(labels: ClassLabels, used: Iterable[int], synset_ids: dict[int, str]) -> list[KnownClass]:
+    """Return the classes that tiles name, by name.
+
+    Args:
+        used: class ids.
+        synset_ids: {class id: synset id} as the exemplars' paths tell, where the labels do not.
+    """
+    known = [
+        KnownClass(label, class_text(labels, label), labels.synset_id(label, None) or synset_ids.get(label, ""))
+        for label in sorted(used)
+    ]
+    return sorted(known, key=lambda one: one.text.casefold())
+
+

@@ -1,0 +1,231 @@
+"""The report of a run: a folder of static pages that opens from disk and from any web server, without a network.
+
+    index.html                 the overview of the first layer and statistic: a tile a channel
+    LAYER/STATISTIC.html       the overviews of the others
+    LAYER/CHANNEL.html         a channel's page
+    images/ab/HASH.jpg         every image, once
+    tiles/LAYER/STATISTIC/     the channels' small pictures
+    assets/                    style and scripts
+
+A run's tables are gone through channel by channel, and files are written as they come, so that memory follows the
+size of a channel. Needs no torch, no Ray.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from itertools import repeat, zip_longest
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+
+import exemplar_ray
+from exemplar_ray.open_run import Run, open_run
+from exemplar_ray.report.channel_page import ChannelPages, ShownStatistic
+from exemplar_ray.report.overview import Tile, known_classes, tile_of
+from exemplar_ray.report.pictures import LONGEST_SIDE, TILE_SIDE, Pictures
+from exemplar_ray.report.provenance import provenance_of
+from exemplar_ray.report.writer import ReportWriter
+from exemplar_ray.samples import TOP
+from exemplar_ray.spec import Layer
+
+INDEX = "index.html"
+_ASSETS, _IMAGES, _TILES = "assets", "images", "tiles"
+_LONGEST_FOLDER = 80
+
+
+def write_report(run: str, out: str | None = None, images: bool = True) -> str:
+    """Write the pages of a run.
+
+    Args:
+        run: a run folder with a result.
+        out: the report's folder, on any file system; RUN/report if None. Files that it has are written over.
+        images: whether to show the images; else the pages have paths, rows and numbers only.
+
+    Returns:
+        The URI of `index.html`, which is written last.
+
+    Raises:
+        UsageError: the folder has no result.
+    """
+    finished = open_run(run)
+    target = (out or f"{run.rstrip('/')}/report").rstrip("/")
+    with ReportWriter(target) as writer:
+        _Report(finished, writer, images).write()
+    return f"{target}/{INDEX}"
+
+
+class _Report:
+    """One report being written."""
+
+    def __init__(self, run: Run, writer: ReportWriter, images: bool) -> None:
+        self._run, self._writer = run, writer
+        self._spec = run.plan.spec
+        self._pictures = Pictures(writer) if images else None
+        self._pages = ChannelPages(run.plan, run.summary, self._pictures)
+        self._folders = folder_names([layer.name for layer in self._spec.layers])
+        self._synset_ids: dict[int, str] = {}
+        self._environment = _environment()
+        self._environment.globals |= {
+            "spec": self._spec,
+            "provenance": provenance_of(run),
+            "version": exemplar_ray.__version__,
+            "longest_side": LONGEST_SIDE,
+            "with_images": images,
+        }
+
+    def write(self) -> None:
+        """Write everything, the index last."""
+        for name in ("report.css", "state.js", "overview.js", "channel.js"):
+            self._writer.write(f"{_ASSETS}/{name}", resources.files(__package__).joinpath("static", name).read_bytes())
+        if self._pictures:
+            for row in self._run.each_image():
+                self._pictures.add(row["shard"], row["row"], row["image"]["bytes"])
+        overviews = {
+            (layer, statistic): tiles
+            for layer in self._spec.layers
+            for statistic, tiles in self._write_channels(layer).items()
+        }
+        index, *others = ((*which, tiles) for which, tiles in overviews.items())
+        for overview in others:
+            self._write_overview(*overview)
+        # Where the index is, the rest is.
+        self._writer.finish()
+        self._write_overview(*index)
+
+    def _write_channels(self, layer: Layer) -> dict[str, list[Tile]]:
+        """Write the pages of a layer's channels; return their tiles."""
+        tiles: dict[str, list[Tile]] = {statistic: [] for statistic in self._spec.statistics}
+        template = self._environment.get_template("channel.html")
+        neighbours = zip_longest([None, *layer.channels], layer.channels, layer.channels[1:])
+        several = zip(*(self._each_statistic(layer, statistic) for statistic in self._spec.statistics), strict=True)
+        for (before, channel, after), statistics in zip(neighbours, several, strict=False):
+            for shown, rows in statistics:
+                tiles[shown.name].append(self._tile(layer, shown, rows))
+            page = template.render(
+                root="../",
+                layer=layer,
+                channel=channel,
+                before=before,
+                after=after,
+                statistics=[shown for shown, _ in statistics],
+                overview="../" + self._overview_name(layer, self._spec.statistics[0]),
+            )
+            self._write_page(f"{self._folders[layer.name]}/{channel}.html", page)
+        return tiles
+
+    def _each_statistic(self, layer: Layer, statistic: str) -> Iterator[tuple[ShownStatistic, list[dict[str, Any]]]]:
+        """Go through what a statistic says of each of a layer's channels, with the strongest exemplars' rows."""
+
+        def of_channels(table: str, besides: Sequence[str] = ()) -> Iterator[pa.Table | None]:
+            found = self._run.each_channel(table, layer.name, statistic, besides)
+            following = next(found, None)
+            for channel in layer.channels:
+                here = following is not None and following[0] == channel
+                yield following[1] if here else None
+                following = next(found, None) if here else following
+
+        known = self._run.channels(layer=layer.name, statistic=statistic).to_pylist()
+        exemplars = of_channels("exemplars", besides=() if self._pictures else ("image",))
+        classes = of_channels("classes", besides=("class_name",))
+        histograms = of_channels("histograms") if self._run.has_histograms else repeat(None, len(known))
+        for of_channel, table, of_classes, histogram in zip(known, exemplars, classes, histograms, strict=True):
+            rows = table.to_pylist() if table is not None else []
+            self._take_in(rows)
+            shown = self._pages.statistic(layer, statistic, of_channel, rows, of_classes, histogram)
+            yield shown, [row for row in rows if row["sample"] == TOP]
+
+    def _take_in(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Note what exemplars bring along: their images, and how paths name the classes."""
+        for row in rows:
+            if row["label"] is not None and row["synset_id"]:
+                self._synset_ids.setdefault(row["label"], row["synset_id"])
+            if self._pictures and row.get("image"):
+                self._pictures.add(row["shard"], row["row"], row["image"]["bytes"])
+
+    def _tile(self, layer: Layer, shown: ShownStatistic, rows: list[dict[str, Any]]) -> Tile:
+        pictured = [row for row in rows[: TILE_SIDE**2] if row.get("image")]
+        name = None
+        if self._pictures and pictured:
+            name = f"{_TILES}/{self._folders[layer.name]}/{shown.name}/{shown.known['channel']}.jpg"
+            self._pictures.write_tile(name, pictured)
+        return tile_of(shown, name, len(pictured))
+
+    def _write_overview(self, layer: Layer, statistic: str, tiles: Sequence[Tile]) -> None:
+        name = self._overview_name(layer, statistic)
+        root = "../" * name.count("/")
+        used = {label for tile in tiles for label in [*tile.labels, tile.top_label] if label is not None}
+        page = self._environment.get_template("overview.html").render(
+            root=root,
+            layer=layer,
+            statistic=statistic,
+            folder=root + self._folders[layer.name],
+            tiles=tiles,
+            classes=known_classes(self._run.plan.class_labels, used, self._synset_ids),
+            layer_tabs=[(one.name, root + self._overview_name(one, statistic)) for one in self._spec.layers],
+            statistic_tabs=[(one, root + self._overview_name(layer, one)) for one in self._spec.statistics],
+        )
+        self._write_page(name, page)
+
+    def _overview_name(self, layer: Layer, statistic: str) -> str:
+        first = layer == self._spec.layers[0] and statistic == self._spec.statistics[0]
+        return INDEX if first else f"{self._folders[layer.name]}/{statistic}.html"
+
+    def _write_page(self, name: str, page: str) -> None:
+        # What came from a command line may hold what is no text.
+        self._writer.write(name, page.encode(errors="replace"))
+
+
+def folder_names(layers: Sequence[str]) -> dict[str, str]:
+    """Return a folder's name for each layer: safe on every file system, and no two alike, whatever their case.
+
+    >>> folder_names(["mixed4a", "a/b", "a b", "A_b", "images", ".."])
+    {'mixed4a': 'mixed4a', 'a/b': 'a_b', 'a b': 'a_b-2', 'A_b': 'A_b-3', 'images': 'images-2', '..': '_.'}
+    """
+    taken = {_ASSETS, _IMAGES, _TILES, INDEX}
+    names = {}
+    for layer in layers:
+        safe = re.sub(r"^\.|[^A-Za-z0-9_.-]", "_", layer)[:_LONGEST_FOLDER]
+        name, number = safe, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{safe}-{number}"
+        taken.add(name.casefold())
+        names[layer] = name
+    return names
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"number": _number, "boxed": _boxed, "isolated": _isolated, "text": _text}
+    return environment
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    """Write a number with so many digits, a dash where there is none."""
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}g}"
+
+
+def _boxed(box: Sequence[float] | None) -> str:
+    """Write a box for the scripts."""
+    return " ".join(f"{value:.6g}" for value in box) if box is not None else ""
+
+
+def _text(value: Any) -> str:
+    """Write what came with the data without control characters, some of which no page may hold."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "�", str(value))
+
+
+def _isolated(value: Any) -> str:
+    """Write what came with the data into an attribute: its direction of writing ends where it ends (FSI ... PDI)."""
+    return f"\u2068{_text(value)}\u2069" if value else ""

@@ -1,0 +1,193 @@
+"""Pictures of a report: every distinct image once, a small one of each channel, and maps as bytes.
+
+All views of an exemplar are made from the one stored picture, in the browser (`static/channel.js`).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from exemplar_ray.geometry import Box, Framing
+from exemplar_ray.images import decode
+from exemplar_ray.report.writer import ReportWriter
+from exemplar_ray.spec import Axis, Layer
+
+LONGEST_SIDE = 640
+"""Pictures with a longer side are reduced to this many pixels."""
+_LARGEST_ORIGINAL = 64_000
+_QUALITY = 85
+# What browsers show as the network's preprocessing does; other kinds and modes are encoded anew.
+_SHOWN_AS_THEY_ARE = {"JPEG": ".jpg", "PNG": ".png"}
+_PLAIN_MODES = ("RGB", "L")
+_ORIENTATION = 0x0112
+
+_LARGEST_HALF = float(np.finfo(np.float16).max)
+
+TILE_SIDE = 2
+"""A tile shows at most so many times so many exemplars."""
+_THUMBNAIL = 80
+_MOST_THUMBNAILS = 2000  # 38 MB
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the run as the report has it."""
+
+    name: str
+    """Below the report's folder."""
+    width: int
+    """Of the original, as `view_box` and `field_box` count."""
+    height: int
+    encoded_anew: bool
+    """Whether it is other bytes than the data set's."""
+
+    @property
+    def reduced(self) -> bool:
+        """Return whether it has fewer pixels than the original."""
+        return max(self.width, self.height) > LONGEST_SIDE
+
+
+class Pictures:
+    """The pictures of a report, written as they come."""
+
+    def __init__(self, writer: ReportWriter) -> None:
+        self._writer = writer
+        self._known: dict[tuple[str, int], Picture] = {}
+        self._written: set[str] = set()
+        self._thumbnails: OrderedDict[str, Image.Image] = OrderedDict()
+        self._lock = Lock()
+
+    def add(self, shard: str, row: int, data: bytes) -> None:
+        """Take in the bytes of the image in a row of a shard; it is written if it is new."""
+        if (shard, row) in self._known:
+            return
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            ending = _SHOWN_AS_THEY_ARE.get(image.format or "") if _is_plain(image) else None
+        encoded_anew = ending is None or max(width, height) > LONGEST_SIDE or len(data) > _LARGEST_ORIGINAL
+        digest = hashlib.sha256(data).hexdigest()[:24]
+        name = f"images/{digest[:2]}/{digest}{'.jpg' if encoded_anew else ending}"
+        self._known[shard, row] = Picture(name, width, height, encoded_anew)
+        if name not in self._written:
+            self._written.add(name)
+            self._writer.write(name, (lambda: _encoded_anew(data)) if encoded_anew else data)
+
+    def get(self, shard: str, row: int) -> Picture | None:
+        """Return the picture of an image; None if the run's result does not hold it."""
+        return self._known.get((shard, row))
+
+    def write_tile(self, name: str, exemplars: Sequence[dict[str, Any]]) -> None:
+        """Write a channel's small picture: its strongest exemplars as the network saw them, row by row."""
+        self._writer.write(name, lambda: self._tile(exemplars))
+
+    def _tile(self, exemplars: Sequence[dict[str, Any]]) -> bytes:
+        side = min(TILE_SIDE, math.ceil(math.sqrt(len(exemplars))))
+        # As large with one picture as with four.
+        tile = Image.new("RGB", (side * _THUMBNAIL, math.ceil(len(exemplars) / side) * _THUMBNAIL), (128, 128, 128))
+        for place, row in enumerate(exemplars):
+            tile.paste(self._thumbnail(row), (place % side * _THUMBNAIL, place // side * _THUMBNAIL))
+        return _jpeg(tile)
+
+    def _thumbnail(self, row: dict[str, Any]) -> Image.Image:
+        name = self._known[row["shard"], row["row"]].name
+        with self._lock:
+            found = self._thumbnails.get(name)
+            if found is not None:
+                self._thumbnails.move_to_end(name)
+                return found
+        image = decode(row["image"]["bytes"])
+        size = (_THUMBNAIL, _THUMBNAIL)
+        x0, y0, x1, y1 = row["view_box"]
+        box = (max(x0, 0), max(y0, 0), min(x1, image.width), min(y1, image.height))
+        made = image.resize(size, Image.Resampling.LANCZOS, box, reducing_gap=2.0)
+        with self._lock:
+            self._thumbnails[name] = made
+            if len(self._thumbnails) > _MOST_THUMBNAILS:
+                self._thumbnails.popitem(last=False)
+        return made
+
+
+def _is_plain(image: Image.Image) -> bool:
+    """Whether a browser shows the same pixels that the network was given: no palette, no transparency, no
+    animation, and not turned, as browsers follow EXIF and the preprocessing does not."""
+    turned = image.getexif().get(_ORIENTATION, 1) != 1
+    return image.mode in _PLAIN_MODES and getattr(image, "n_frames", 1) == 1 and not turned
+
+
+def _encoded_anew(data: bytes) -> bytes:
+    image = decode(data)
+    if max(image.size) > LONGEST_SIDE:
+        scale = LONGEST_SIDE / max(image.size)
+        size = tuple(max(1, round(side * scale)) for side in image.size)
+        image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return _jpeg(image)
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_QUALITY)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class MapOverlay:
+    """An activation map to be laid over a picture, stretched to `box`: cells are then centred on what their units see.
+
+    The browser goes from cell to cell linearly. Beyond the outermost cells' centres their values go on.
+    """
+
+    box: Box
+    """Where its corners lie, in pixels of the original image."""
+    width: int
+    height: int
+    levels: str
+    """Base64 of uint8, row by row: 255 at the map's highest value, 0 at its lowest or at 0, if that is lower."""
+
+
+def map_overlay(row: dict[str, Any], layer: Layer, framing: Framing) -> MapOverlay | None:
+    """Make the overlay of an exemplar; None where its layer has no map.
+
+    A unit's place is the centre of its receptive field. Where fields are not known, or every unit may see the
+    whole image, the map is spread over the crop instead.
+    """
+    if row["activation_map"] is None:
+        return None
+    values = np.array(row["activation_map"], np.float32).reshape(row["map_height"], row["map_width"])
+    # What was too large for float16 is stored as infinity.
+    values = np.clip(values, -_LARGEST_HALF, _LARGEST_HALF)
+    field = layer.field
+    (top, bottom, above, below), (left, right, before, after) = (
+        _spread(axis, units, framing.crop)
+        for axis, units in zip((field.y, field.x) if field else (None, None), values.shape, strict=True)
+    )
+    values = np.pad(values, ((above, below), (before, after)), mode="edge")
+    lowest, highest = min(0.0, float(values.min())), float(values.max())
+    share = (values - lowest) / (highest - lowest) if highest > lowest else np.zeros_like(values)
+    levels = np.rint(255 * share).astype(np.uint8)
+    box = framing.to_original((left, top, right, bottom))
+    return MapOverlay(box, levels.shape[1], levels.shape[0], base64.b64encode(levels.tobytes()).decode())
+
+
+def _spread(axis: Axis | None, units: int, crop: int) -> tuple[float, float, int, int]:
+    """Say where a map lies along an axis of the crop, once it goes on far enough to cover it.
+
+    Returns:
+        Where it starts and ends, in pixels of the crop; how many cells were added before and after.
+    """
+    if axis is None:
+        return 0.0, float(crop), 0, 0
+    start = axis.first + axis.size / 2 - axis.stride / 2
+    end = start + units * axis.stride
+    before, after = math.ceil(max(start, 0) / axis.stride), math.ceil(max(crop - end, 0) / axis.stride)
+    return start - before * axis.stride, end + after * axis.stride, before, after

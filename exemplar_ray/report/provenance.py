@@ -1,0 +1,186 @@
+"""Where a result comes from, for people to read: stands on every page."""
+
+from __future__ import annotations
+
+import os.path
+import shlex
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import yaml
+
+from exemplar_ray.open_run import Run
+from exemplar_ray.run_folder import Plan
+from exemplar_ray.spec import Preprocess, RunSpec, format_channels, margin_of
+
+STATISTICS = {
+    "mean": "mean over the channel's map",
+    "max": "maximum of the channel's map",
+    "center": "the unit in the middle of the channel's map",
+}
+"""What statistics are, in words; others go by their names."""
+
+# More shards than this are given as one pattern.
+_MOST_SHARDS_NAMED = 3
+_MOST_UNSETTLED_NAMED = 100
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Everything is plain text."""
+
+    warnings: list[str]
+    """What must be in plain sight: untrained, partial, not settled."""
+    essentials: list[str]
+    """What is always to be seen."""
+    facts: list[tuple[str, str]]
+    """The rest: (what, which)."""
+    command: str
+    """See `command_of`."""
+
+
+def provenance_of(run: Run) -> Provenance:
+    """Put together what a run's pages say of where they come from."""
+    spec, summary = run.plan.spec, run.summary
+    searched = f"{summary['scored']:,} images searched in {_count(len(summary['shards']), 'shard')}"
+    skipped = f"{summary['skipped']:,} skipped" if summary["skipped"] else "none skipped"
+    unsettled = _unsettled(summary)
+    settled = f"{_count(len(unsettled), 'ranking')} NOT SETTLED" if unsettled else f"every top {spec.top_k} is settled"
+    warnings = []
+    if not spec.trained:
+        warnings.append("UNTRAINED NETWORK: random weights, these channels mean nothing")
+    if summary["partial"]:
+        warnings.append(f"PARTIAL RESULT: only {summary['partial']}")
+    if unsettled:
+        warnings.append(f"NOT SETTLED: {_named(unsettled)}; the scan's error may hide an exemplar there")
+    scan = f"computed in {spec.precision}, decoded by {spec.decode}"
+    if spec.screened:
+        scan += "; what is shown was recomputed exactly"
+    facts = [
+        ("model", f"{spec.model_title} ({spec.model})"),
+        ("weights", f"{spec.weights_title}{'' if spec.trained else ' — UNTRAINED'} ({spec.weights})"),
+        ("weights' SHA-256", spec.weights_sha256),
+        ("preprocessing", describe_preprocess(spec.preprocess)),
+        ("statistics", "; ".join(f"{name}: {STATISTICS.get(name, name)}" for name in spec.statistics)),
+        (
+            "layers",
+            "; ".join(f"{one.name}: {len(one.channels)} of {one.channel_count} channels" for one in spec.layers),
+        ),
+        ("data", ", ".join(_patterns([shard.uri for shard in run.plan.shards]))),
+        ("images", f"{searched}; {skipped}"),
+        ("scan", scan),
+        ("certainty", settled + (f": {_named(unsettled)}" if unsettled else "")),
+        ("versions", ", ".join(f"{name} {version}" for name, version in run.plan.versions.items())),
+        ("fingerprint", run.plan.fingerprint),
+    ]
+    essentials = [
+        spec.model_title,
+        f"{spec.weights_title} (sha256 {spec.weights_sha256[:12]})",
+        searched + (f", {skipped}" if summary["skipped"] else ""),
+        settled,
+    ]
+    return Provenance(warnings, essentials, facts, command_of(run.plan, run.uri))
+
+
+def describe_preprocess(preprocess: Preprocess) -> str:
+    """Say in words how an image becomes the network's input.
+
+    >>> describe_preprocess(Preprocess(mean=(123, 117, 104)))
+    'shorter side to 256 pixels (bilinear), centre 224 × 224, RGB 0..255 minus (123, 117, 104)'
+    """
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
+    divided = "" if preprocess.std == (1.0, 1.0, 1.0) else f" over ({std})"
+    return (
+        f"shorter side to {preprocess.resize} pixels ({preprocess.interpolation}), centre {preprocess.crop} × "
+        f"{preprocess.crop}, RGB 0..{preprocess.scale:g} minus ({mean}){divided}"
+    )
+
+
+def command_of(plan: Plan, out: str) -> str:
+    """Return the command that makes such a run: what `run.json` holds, with what is as by default left out.
+
+    Not recorded, and so not in it: where class names came from, how many skipped images were allowed, and what
+    changes the speed only. Many shards stand as a pattern.
+    """
+    spec = plan.spec
+    channels = "all"
+    if any(len(layer.channels) < layer.channel_count for layer in spec.layers):
+        # One text for all layers: that of the largest is not cut off at a smaller layer's last channel.
+        channels = format_channels(max((layer.channels for layer in spec.layers), key=len))
+    asked = {
+        "data": _patterns([shard.uri for shard in plan.shards]),
+        "out": out,
+        "model": spec.model,
+        "weights": spec.weights,
+        "layer": [layer.name for layer in spec.layers],
+        "channels": channels,
+        "statistic": list(spec.statistics),
+        "top_k": spec.top_k,
+        "sample": list(spec.samples),
+        "distinct": spec.distinct,
+        "max_per_class": spec.max_per_class,
+        "class_top_k": spec.class_top_k,
+        "seed": spec.seed,
+        "preprocess": _flow({key: _plain(value) for key, value in asdict(spec.preprocess).items()}),
+        "precision": spec.precision,
+        "decode": spec.decode,
+        "margin": spec.margin,
+    }
+    # These stand there in any case: a default may change.
+    usual = {**asdict(RunSpec()), "model": None, "weights": None, "layer": None}
+    usual["margin"] = margin_of(RunSpec(top_k=spec.top_k, precision=spec.precision, decode=spec.decode))
+    words = ["exemplar-ray", "run"]
+    for key, value in asked.items():
+        known = usual.get(key)
+        if value == (list(known) if isinstance(known, tuple) else known):
+            continue
+        flag = "--" + key.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag)
+        elif isinstance(value, list):
+            words += [flag, *value]
+        else:
+            words += [flag, str(value)]
+    return shlex.join(words)
+
+
+def _flow(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=10_000).strip()
+
+
+def _plain(value: Any) -> Any:
+    """Write whole numbers as such, tuples as lists."""
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _patterns(uris: list[str]) -> list[str]:
+    """Name shards: one by one if they are few, else by a pattern that all of them match.
+
+    >>> _patterns([f"data/train-{i:03d}-of-004.parquet" for i in range(4)])
+    ['data/train-00*-of-004.parquet']
+    """
+    if len(uris) <= _MOST_SHARDS_NAMED:
+        return list(uris)
+    start = os.path.commonprefix(uris)
+    end = os.path.commonprefix([uri[len(start) :][::-1] for uri in uris])[::-1]
+    return [f"{start}*{end}"]
+
+
+def _unsettled(summary: dict[str, Any]) -> list[str]:
+    """Name the rankings that screening left in doubt."""
+    several = len({one["statistic"] for one in summary["unsettled"]}) > 1
+    return [
+        f"{one['layer']}:{one['channel']} {one['statistic'] + ' ' if several else ''}{one['sample']}"
+        for one in summary["unsettled"]
+    ]
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_UNSETTLED_NAMED} more" if len(names) > _MOST_UNSETTLED_NAMED else ""
+    return ", ".join(names[:_MOST_UNSETTLED_NAMED]) + more
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

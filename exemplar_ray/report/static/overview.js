@@ -1,0 +1,117 @@
+// Sorts, searches and filters the tiles that stand in the page.
+"use strict";
+
+const MEASURES = ["selectivity", "active", "skew"];
+const form = document.getElementById("controls");
+const list = document.getElementById("tiles");
+const classes = [...(document.getElementById("classes")?.options ?? [])].map((option) => ({
+  label: option.dataset.label,
+  text: option.value,
+  searched: `${option.value}\n${option.label}`.toLowerCase(),
+}));
+const nameOfClass = new Map(classes.map((one) => [one.label, one.text]));
+const tiles = [...list.children].map((element) => ({
+  element,
+  channel: Number(element.dataset.channel),
+  topLabel: element.dataset.top,
+  class: nameOfClass.get(element.dataset.top) ?? "",
+  labels: element.dataset.labels.split(" "),
+  // A dash is no number, and comes last in any order.
+  ...Object.fromEntries(MEASURES.map((name) => [name, Number.parseFloat(element.dataset[name])])),
+}));
+
+/** The form's fields as a state; what is as it comes is left out. */
+function stateOfForm() {
+  const state = {};
+  for (const field of form.elements) {
+    if (!field.name || field.localName === "output") continue;
+    state[field.name] = field.type === "checkbox" ? (field.checked ? "1" : "") : field.value.trim();
+  }
+  if (state.sort === "channel") state.sort = "";
+  return state;
+}
+
+function fillForm(state) {
+  for (const field of form.elements) {
+    if (!field.name || field.localName === "output") continue;
+    if (field.type === "checkbox") field.checked = state[field.name] === "1";
+    else field.value = state[field.name] ?? (field.name === "sort" ? "channel" : "");
+  }
+  if (!form.elements.sort.value) form.elements.sort.value = "channel";
+  if (MEASURES.concat("channel").some((name) => state[name] || state[`${name}-from`] || state[`${name}-to`])) {
+    form.querySelector(".filters").open = true;
+  }
+}
+
+/** "0-9,476" as a test of channels; a text that is none lets all through. */
+function channelTest(text) {
+  const ranges = text.split(",").map((piece) => /^\s*(\d+)\s*(?:-\s*(\d+)\s*)?$/.exec(piece));
+  if (ranges.some((range) => !range)) return () => true;
+  return (channel) => ranges.some(([, from, to]) => Number(from) <= channel && channel <= Number(to ?? from));
+}
+
+function filterOf(state) {
+  const tests = [];
+  if (state.channel) {
+    const within = channelTest(state.channel);
+    tests.push((tile) => within(tile.channel));
+  }
+  for (const name of MEASURES) {
+    const from = state[`${name}-from`];
+    const to = state[`${name}-to`];
+    if (from) tests.push((tile) => tile[name] >= Number(from));
+    if (to) tests.push((tile) => tile[name] <= Number(to));
+  }
+  if (state.class) {
+    const wanted = state.class.toLowerCase();
+    const labels = new Set(classes.filter((one) => one.searched.includes(wanted)).map((one) => one.label));
+    const among = state.top ? () => false : (tile) => tile.labels.some((label) => labels.has(label));
+    tests.push((tile) => labels.has(tile.topLabel) || among(tile));
+  }
+  return (tile) => tests.every((test) => test(tile));
+}
+
+/** Channels and classes from the lowest, measures from the highest. */
+function orderOf(state) {
+  const by = state.sort || "channel";
+  const sign = (MEASURES.includes(by) ? -1 : 1) * (state.reverse ? -1 : 1);
+  return (a, b) => {
+    const [x, y] = [a[by], b[by]];
+    const missing = (value) => value === "" || Number.isNaN(value);
+    if (missing(x) || missing(y)) return missing(x) - missing(y) || a.channel - b.channel;
+    const order = typeof x === "string" ? x.localeCompare(y) : x - y;
+    return sign * order || a.channel - b.channel;
+  };
+}
+
+function show(state) {
+  const passes = filterOf(state);
+  let shown = 0;
+  for (const tile of tiles) {
+    const passing = passes(tile);
+    tile.element.hidden = !passing;
+    shown += passing;
+  }
+  list.replaceChildren(...tiles.toSorted(orderOf(state)).map((tile) => tile.element));
+  list.dataset.sort = state.sort || "channel";
+  form.elements.count.value = shown < tiles.length ? `${shown} of ${tiles.length} channels` : `${shown} channels`;
+}
+
+function change() {
+  const state = stateOfForm();
+  writeState(state);
+  show(state);
+}
+
+form.addEventListener("input", change);
+form.addEventListener("submit", (event) => event.preventDefault());
+// The fields are reset after the event.
+form.addEventListener("reset", () => setTimeout(change));
+addEventListener("hashchange", () => {
+  fillForm(readState());
+  change();
+});
+
+// Nothing to do for a page as it comes: its tiles stand in order already.
+fillForm(readState());
+if (Object.values(stateOfForm()).some(Boolean)) change();

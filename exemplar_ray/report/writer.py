@@ -1,0 +1,75 @@
+"""Many small files, written side by side on any file system that fsspec opens."""
+
+from __future__ import annotations
+
+import posixpath
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Self
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from exemplar_ray.errors import UsageError
+
+# Object stores answer slowly and take many requests at once; encoding pictures lets go of the interpreter's lock.
+_THREADS = 16
+# So many files may wait to be written, and are in memory.
+_MOST_WAITING = 64
+
+
+class ReportWriter:
+    """Writes a report's files in threads; leaving its `with` block waits for all of them.
+
+    Unlike a run folder's, these files may be half written when the machine stops: the report is made again.
+    """
+
+    def __init__(self, uri: str) -> None:
+        try:
+            self._fs, path = fsspec.url_to_fs(uri)
+        except (ValueError, ImportError) as error:
+            raise UsageError(f"report folder '{uri}' cannot be opened: {error}") from error
+        self._root = path.rstrip("/")
+        self._local = isinstance(self._fs, LocalFileSystem)
+        self._folders: set[str] = set()
+        self._pool = ThreadPoolExecutor(_THREADS)
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.finish()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+    def write(self, name: str, content: bytes | Callable[[], bytes]) -> None:
+        """Write a file, now or soon.
+
+        Args:
+            name: below the report's folder, with forward slashes.
+            content: the bytes, or what makes them, which is then called in a thread.
+
+        Raises:
+            Exception: what an earlier file's writing raised.
+        """
+        path = f"{self._root}/{name}"
+        folder = posixpath.dirname(path)
+        # Object stores have no folders to make.
+        if self._local and folder not in self._folders:
+            self._fs.makedirs(folder, exist_ok=True)
+            self._folders.add(folder)
+        if len(self._waiting) >= _MOST_WAITING:
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(self._write, path, content))
+
+    def finish(self) -> None:
+        """Wait until everything is written."""
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def _write(self, path: str, content: bytes | Callable[[], bytes]) -> None:
+        self._fs.pipe_file(path, content() if callable(content) else content)
