@@ -23,7 +23,7 @@ $(READY): requirements.lock pyproject.toml
 	-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null  # every worker of every run imports all of it
 	touch $@
 
-demo: setup ## the main job on the embedded data set, and its pictures, in demo/
+demo: setup ## the main job on the embedded data set, and its pages: demo/run-*/report/index.html
 	$(BIN)/python jobs/demo.py
 
 test: setup ## every test

@@ -122,9 +122,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--allow-partial", action="store_true", help="even if shards are missing; the result says so")
     _add_keys(sub, {key: _RUN_KEYS[key] for key in ("address", "retries", "settle")})
 
-    sub = command("report", _report, "pictures: a page for every 10 channels, rows are channels, columns ranks")
+    sub = command("report", _report, "pages to look at: every channel a tile and a page, from disk or any web server")
     sub.add_argument("run", metavar="RUN", help="a run folder with a result")
     sub.add_argument("--out", metavar="DIR", help="where to write the pages (default: RUN/report)")
+    sub.add_argument("--without-images", action="store_true", help="paths, rows and numbers only")
     return parser
 
 
@@ -293,10 +294,10 @@ def _status(options: argparse.Namespace, console: Console) -> int:
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
-    from exemplar_ray.report.figure import write_pages
+    from exemplar_ray.report.pages import write_report
 
-    pages = write_pages(options.run, options.out)
-    say(console, f"{len(pages)} pages: {pages[0]}" + (f" ... {pages[-1]}" if len(pages) > 1 else ""))
+    index = write_report(options.run, options.out, images=not options.without_images)
+    say(console, f"pages: {index}")
     return COMPLETE
 
 

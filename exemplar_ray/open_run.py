@@ -10,10 +10,10 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -30,7 +30,6 @@ from exemplar_ray.run_folder import (
     SUMMARY,
     RunFolder,
 )
-
 
 # What is read at a time where a table is gone through: so many images.
 _ROWS_PER_BATCH = 256
@@ -189,14 +188,14 @@ class Run:
             columns = [name for name in parquet.schema_arrow.names if name not in besides]
             groups = self._groups_with(parquet, {"layer": [layer], "statistic": [statistic]})
             waiting = None
-            for batch in parquet.iter_batches(_ROWS_PER_BATCH, groups, columns):
+            for batch in _batches(parquet, groups, columns):
                 rows = pa.Table.from_batches([batch])
                 rows = rows.filter(pc.and_(pc.equal(rows["layer"], layer), pc.equal(rows["statistic"], statistic)))
                 if waiting is not None:
                     rows = pa.concat_tables([waiting, rows])
                 channels = rows["channel"].to_numpy()
                 starts = [0, *(np.flatnonzero(np.diff(channels)) + 1).tolist()]
-                for start, end in zip(starts, starts[1:], strict=False):
+                for start, end in pairwise(starts):
                     yield int(channels[start]), rows.slice(start, end - start)
                 # The last channel may go on in the next batch.
                 waiting = rows.slice(starts[-1])
@@ -204,11 +203,12 @@ class Run:
                 yield waiting["channel"][0].as_py(), waiting
 
     def each_image(self) -> Iterator[dict[str, Any]]:
-        """Go through `images.parquet`: {"shard", "row", "image"} of the images that only samples other than `top` show."""
+        """Go through `images.parquet`: {"shard", "row", "image"} of each image that other samples than `top` show."""
         if len(self.plan.spec.shown_samples) == 1:
             return
         with self._folder.open(IMAGES) as file:
-            for batch in pq.ParquetFile(file).iter_batches(_ROWS_PER_BATCH):
+            parquet = pq.ParquetFile(file)
+            for batch in _batches(parquet, range(parquet.num_row_groups)):
                 yield from batch.to_pylist()
 
     def _read(
@@ -244,6 +244,15 @@ class Run:
             return True
 
         return [group for group in range(parquet.num_row_groups) if may_hold(group)]
+
+
+def _batches(
+    parquet: pq.ParquetFile, groups: Iterable[int], columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Read row groups in order, a few rows at a time."""
+    for group in groups:
+        # Asked for several row groups at once, pyarrow keeps what it has read of all of them.
+        yield from parquet.iter_batches(_ROWS_PER_BATCH, [group], columns)
 
 
 def _several(value: Any) -> list:

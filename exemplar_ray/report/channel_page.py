@@ -53,6 +53,8 @@ class ShownSample:
     title: str
     exemplars: list[ShownExemplar]
     settled: bool
+    strongest: bool
+    """Whether it shows the strongest, and so comes before all else."""
     short: bool
     """Whether candidates for `distinct` ran out before there were K."""
 
@@ -126,9 +128,10 @@ class ChannelPages:
                 title=_TITLES.get(name) or f"Drawn around the {percentile_of(name)}th percentile",
                 exemplars=[self._exemplar(layer, row, known["images"]) for row in rows if row["sample"] == name],
                 settled=(*key, name) not in self._unsettled,
+                strongest=name in (TOP, DISTINCT),
                 short=name == DISTINCT and key in self._short,
             )
-            for name in spec.shown_samples
+            for name in sorted(spec.shown_samples, key=_place)
         ]
         marks = {s.name: [one.row["activation"] for one in s.exemplars] for s in samples}
         margin = None
@@ -193,6 +196,12 @@ def strongest_classes(classes: pa.Table | None, labels: ClassLabels, most: int =
 def class_text(labels: ClassLabels, label: int) -> str:
     """Return what to call a class: its name, or else its number."""
     return labels.class_name(label) or f"class {label}"
+
+
+def _place(sample: str) -> tuple[int, int]:
+    """Sort samples for a page, from the strongest down: percentiles, then what is drawn from all, then the weakest."""
+    order = {TOP: 0, DISTINCT: 1, RANDOM: 3, BOTTOM: 4}
+    return (order[sample], 0) if sample in order else (2, -percentile_of(sample))
 
 
 def _chart(histogram: pa.Table | None, marks: dict[str, list[float]]) -> HistogramChart | None:

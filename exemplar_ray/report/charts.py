@@ -48,14 +48,16 @@ def histogram_chart(
     if highest == lowest:
         lowest, highest = lowest - 0.5, highest + 0.5
     counts = _in_bars(low, high, images, np.linspace(lowest, highest, BARS + 1))
-    scale = HEIGHT / math.log1p(counts.max())
-    heights = np.log1p(counts) * scale
+    highest_bar = np.log1p(counts.max())
+
+    def y(images: float) -> float:
+        return round(HEIGHT * (1 - float(np.log1p(images) / highest_bar)), 1)
 
     def x(value: float) -> float:
         return round(WIDTH * (value - lowest) / (highest - lowest), 1)
 
     outline = f"M0 {HEIGHT}" + "".join(
-        f"V{HEIGHT - height:.1f}H{(place + 1) * WIDTH / BARS:.1f}" for place, height in enumerate(heights.tolist())
+        f"V{y(count)}H{(place + 1) * WIDTH / BARS:.1f}" for place, count in enumerate(counts.tolist())
     )
     tens = [10**power for power in range(19) if 10**power <= counts.max()]
     return HistogramChart(
@@ -64,7 +66,7 @@ def histogram_chart(
         lowest=float(lowest),
         highest=float(highest),
         x_ticks=[(x(value), f"{value:g}") for value in round_values(lowest, highest)],
-        y_ticks=[(round(HEIGHT - math.log1p(ten) * scale, 1), f"{ten:,}") for ten in tens],
+        y_ticks=[(y(ten), f"{ten:,}") for ten in tens],
         marks=[(name, "".join(f"M{x(value)} 0v7" for value in values)) for name, values in marks.items() if values],
     )
 

@@ -87,5 +87,3 @@ def known_classes(labels: ClassLabels, used: Iterable[int], synset_ids: dict[int
         for label in sorted(used)
     ]
     return sorted(known, key=lambda one: one.text.casefold())
-
-

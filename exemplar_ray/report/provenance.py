@@ -32,7 +32,7 @@ class Provenance:
     warnings: list[str]
     """What must be in plain sight: untrained, partial, not settled."""
     essentials: list[str]
-    """What is always to be seen."""
+    """What is always to be seen, beside the model's name."""
     facts: list[tuple[str, str]]
     """The rest: (what, which)."""
     command: str
@@ -74,7 +74,6 @@ def provenance_of(run: Run) -> Provenance:
         ("fingerprint", run.plan.fingerprint),
     ]
     essentials = [
-        spec.model_title,
         f"{spec.weights_title} (sha256 {spec.weights_sha256[:12]})",
         searched + (f", {skipped}" if summary["skipped"] else ""),
         settled,
@@ -163,8 +162,9 @@ def _patterns(uris: list[str]) -> list[str]:
     """
     if len(uris) <= _MOST_SHARDS_NAMED:
         return list(uris)
-    start = os.path.commonprefix(uris)
-    end = os.path.commonprefix([uri[len(start) :][::-1] for uri in uris])[::-1]
+    # Letters, not folders, are to be compared.
+    start = os.path.commonprefix(uris)  # noqa: RUF071
+    end = os.path.commonprefix([uri[len(start) :][::-1] for uri in uris])[::-1]  # noqa: RUF071
     return [f"{start}*{end}"]
 
 

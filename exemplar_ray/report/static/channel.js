@@ -3,7 +3,7 @@
 
 const VIEWS = ["original", "crop", "map", "field"];
 // How much darker a picture gets where its map is lowest.
-const DARKEST = 0.8;
+const DARKEST = 0.75;
 
 const numbers = (text) => text.split(" ").map(Number);
 const views = document.getElementById("views");
