@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 from many_channels import write_run
@@ -44,15 +45,12 @@ def test_size_and_time_grow_with_the_channels_and_memory_hardly(reports):
     print(f"{of_few} {size_of(few)}; {of_many} {size_of(many)}")
     for a, b in zip(size_of(few), size_of(many), strict=True):
         assert b / a == pytest.approx(MANY / FEW, rel=0.1)
-    assert of_many["seconds"] / of_few["seconds"] < 1.3 * MANY / FEW
+    assert of_many["seconds"] / of_few["seconds"] < 1.5 * MANY / FEW
     # A tile and an image's place a channel are kept, some kilobytes.
     assert of_many["megabytes"] - of_few["megabytes"] < 100
 
 
 WATCH = """
-    window.longTasks = [];
-    new PerformanceObserver(list => window.longTasks.push(...list.getEntries().map(one => one.duration)))
-        .observe({ type: "longtask", buffered: true });
     const first = () => [...document.images].slice(0, 30);
     const watch = () => {
         if (first().length === 30 && first().every(image => image.complete)) window.shown = performance.now();
@@ -62,40 +60,44 @@ WATCH = """
 """
 
 
-def longest_task(page):
-    """The longest task since this was last asked, in milliseconds."""
+@contextmanager
+def traced(page):
+    """Yield a list that holds, afterwards, how long the page's tasks kept a processor busy, in milliseconds.
+
+    Not how long they took, which is the same only where no other program runs.
+    """
+    tasks = []
+    browser = page.context.browser
+    browser.start_tracing(page=page, categories=["toplevel"])
+    yield tasks
     page.wait_for_timeout(300)
-    return page.evaluate("Math.max(0, ...window.longTasks.splice(0))")
-
-
-def scroll_through(page):
-    height = page.evaluate("document.documentElement.scrollHeight")
-    assert height > 20_000
-    page.evaluate("scrollTo(0, 0)")
-    for _ in range(60):
-        page.mouse.wheel(0, height // 55)
-        page.wait_for_timeout(25)
-    page.wait_for_function("scrollY + innerHeight > 0.99 * document.documentElement.scrollHeight")
+    events = json.loads(browser.stop_tracing())["traceEvents"]
+    named = [event for event in events if event["name"] == "thread_name"]
+    main = {(event["pid"], event["tid"]) for event in named if event["args"]["name"] == "CrRendererMain"}
+    tasks += [event["tdur"] / 1000 for event in events if (event["pid"], event["tid"]) in main and "tdur" in event]
 
 
 def test_the_overview_shows_at_once_and_scrolls_without_a_halt(reports, visit):  # noqa: F811
-    shown, scrolling = [], []
+    shown = []
     # Other programs on the machine may hold the browser up: what counts is what the page can do.
-    for _ in range(3):
+    while len(shown) < 3 and min(shown, default=2000) >= 2000:
         page = visit(f"{reports[MANY][0].as_uri()}/!index.html", first=WATCH)
         page.wait_for_function("window.shown")
         shown.append(page.evaluate("window.shown"))
-        assert page.locator("#tiles li").count() == MANY
-        page.mouse.move(600, 600)
-        longest_task(page)
-        scroll_through(page)
-        scrolling.append(longest_task(page))
+    assert page.locator("#tiles li").count() == MANY
+    height = page.evaluate("document.documentElement.scrollHeight")
+    assert height > 20_000
+    page.mouse.move(600, 600)
+    with traced(page) as scrolling:
+        for _ in range(60):
+            page.mouse.wheel(0, height // 55)
+            page.wait_for_timeout(25)
+        page.wait_for_function("scrollY + innerHeight > 0.99 * document.documentElement.scrollHeight")
+    with traced(page) as sorting:
         page.select_option("select[name=sort]", "selectivity")
-        sorting = longest_task(page)
-        print(
-            f"shown after {shown[-1]:.0f} ms; longest task: {scrolling[-1]:.0f} ms scrolling, {sorting:.0f} ms sorting"
-        )
-        if shown[-1] < 2000 and scrolling[-1] < 200:
-            break
+    print(
+        f"shown after {min(shown):.0f} ms; longest tasks: scrolling {max(scrolling):.0f} ms, sorting {max(sorting):.0f} ms"
+    )
+    assert len(scrolling) > 100
     assert min(shown) < 2000
-    assert min(scrolling) < 200
+    assert max(scrolling) < 200
