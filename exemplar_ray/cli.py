@@ -124,8 +124,15 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("report", _report, "pages to look at: every channel a tile and a page, from disk or any web server")
     sub.add_argument("run", metavar="RUN", help="a run folder with a result")
-    sub.add_argument("--out", metavar="DIR", help="where to write the pages (default: RUN/report)")
+    sub.add_argument(
+        "--out", metavar="DIR", help="where to write the pages (default: RUN/report), or the figure's file"
+    )
     sub.add_argument("--without-images", action="store_true", help="paths, rows and numbers only")
+    of_figure = sub.add_argument_group("instead of pages, a figure for a paper: rows are channels, columns ranks")
+    of_figure.add_argument(
+        "--figure", metavar="LAYER:CHANNELS", help="such as mixed4a:0-9; --out is a .pdf, .svg or .png"
+    )
+    _add_keys(of_figure, _FIGURE_KEYS)
     return parser
 
 
@@ -175,7 +182,16 @@ _RUN_KEYS: dict[str, tuple[Any, str, str]] = {
 }
 
 
-def _add_keys(parser: argparse.ArgumentParser, keys: dict[str, tuple[Any, str, str]]) -> None:
+# As above.
+_FIGURE_KEYS: dict[str, tuple[Any, str, str]] = {
+    "ranks": (str, "WHICH", "such as 1-9 (default: the first ten)"),
+    "statistic": (str, "NAME", "default: the run's first"),
+    "sample": (str, "NAME", "top (default), or another of the run's samples"),
+    "captions": (bool, "", "with the class below each picture"),
+}
+
+
+def _add_keys(parser: argparse._ActionsContainer, keys: dict[str, tuple[Any, str, str]]) -> None:
     for key, (kind, metavar, text) in keys.items():
         flag = "--" + key.replace("_", "-")
         if kind is bool:
@@ -294,10 +310,27 @@ def _status(options: argparse.Namespace, console: Console) -> int:
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
+    of_figure = {key: value for key, value in vars(options).items() if key in _FIGURE_KEYS}
+    if options.figure is not None:
+        return _figure(options, of_figure, console)
+    if of_figure:
+        raise UsageError(f"--{next(iter(of_figure))} is of a figure; say of which channels with --figure")
     from exemplar_ray.report.pages import write_report
 
     index = write_report(options.run, options.out, images=not options.without_images)
     say(console, f"pages: {index}")
+    return COMPLETE
+
+
+def _figure(options: argparse.Namespace, settings: dict[str, Any], console: Console) -> int:
+    from exemplar_ray.report.figure import write_figure
+
+    if options.out is None:
+        raise UsageError("--out is missing: the figure's file, such as figure.pdf")
+    if options.without_images:
+        raise UsageError("a figure is made of images; leave out --without-images")
+    write_figure(options.run, options.figure, options.out, **settings)
+    say(console, f"figure: {options.out}")
     return COMPLETE
 
 

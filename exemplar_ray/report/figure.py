@@ -1,178 +1,247 @@
-"""The notebook's figure: rows are channels, columns are ranks, a page for every 10 channels."""
+"""The figure for a paper: rows are channels, columns are ranks, as PDF, SVG or PNG. Needs no torch, no Ray.
+
+Lengths are whole pixels of 300 an inch, also in PDF and SVG, where they are only places: pictures go in there with
+every pixel that the network saw, and text as text.
+"""
 
 from __future__ import annotations
 
 import io
-import math
+import posixpath
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from PIL import Image
 
+import exemplar_ray
+from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.hub import refuse_writing
 from exemplar_ray.images import crop, decode
-from exemplar_ray.open_run import open_run
-from exemplar_ray.run_folder import Plan, RunFolder
-from exemplar_ray.samples import BOTTOM, DISTINCT, RANDOM, TOP, percentile_of
-from exemplar_ray.spec import format_channels
+from exemplar_ray.open_run import Exemplar, Run, open_run
+from exemplar_ray.report.provenance import describe_preprocess
+from exemplar_ray.run_folder import RunFolder
+from exemplar_ray.samples import TOP
+from exemplar_ray.spec import Layer, format_channels, parse_channels
 
-CHANNELS_PER_PAGE = 10
+ENDINGS = (".pdf", ".png", ".svg")
+DPI = 300
+WIDTH = 7 * DPI
+"""The widest that a figure gets: a page's text."""
 
-_PICTURE = 150
-_GAP = 10
-_CAPTION = 38
-_LABELS = 112
-_MARGIN = 24
-_LINE = 24
+_LABELS = 130
+_GAP = 12
+_CAPTION = 30
+_WARNING = 45
+_LARGEST_PICTURE = DPI
+_SMALLEST_PICTURE = DPI // 5
+_LEAST_WIDTH = 2 * DPI
+_MOST_CHANNELS = 100
+_USUAL_RANKS = 10
+_FONT = "DejaVu Sans"  # comes with matplotlib
+_LABEL_POINTS, _SMALL_POINTS = 7, 4.5
 _INK, _FAINT, _ALARM = "#1c1c1e", "#6b6b70", "#b3261e"
 
+_SETTINGS = {
+    "font.family": [_FONT, "sans-serif"],
+    "pdf.fonttype": 42,  # TrueType: what journals ask for
+    "svg.fonttype": "none",
+    "svg.hashsalt": "exemplar_ray",
+    "image.composite_image": False,
+    "text.parse_math": False,
+}
 
-def write_pages(run: str, out: str | None = None) -> list[str]:
-    """Draw every channel of a run, `CHANNELS_PER_PAGE` a page, every sample on pages of its own.
+
+@dataclass(frozen=True)
+class _Shown:
+    """What a figure shows of a run."""
+
+    layer: Layer
+    channels: Sequence[int]
+    ranks: range
+    statistic: str
+    sample: str
+
+
+def write_figure(
+    run: str,
+    which: str,
+    out: str,
+    ranks: str | None = None,
+    statistic: str | None = None,
+    sample: str = TOP,
+    captions: bool = False,
+) -> None:
+    """Draw channels of a layer. Equal arguments give equal bytes.
 
     Args:
         run: a run folder with a result.
-        out: where to write; RUN/report if None.
-
-    Returns:
-        The pages' URIs, in the order of the result.
+        which: layer and channels, such as "mixed4a:0-9", "mixed4a:3,476" or "mixed4a:all".
+        out: the file, on any file system; its ending says which kind.
+        ranks: such as "1-9" or "1"; the first ten if None.
+        statistic: the run's first if None.
+        captions: whether to write the class below each picture.
 
     Raises:
-        UsageError: the folder has no result, or the pages would be written to the Hub.
+        UsageError: the run has no result or not this, or the file cannot be of this kind.
     """
-    out = out or f"{run.rstrip('/')}/report"
+    ending = posixpath.splitext(out)[1].lower()
+    if ending not in ENDINGS:
+        raise UsageError(f"a figure is a {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} file, not '{out}'")
     refuse_writing(out)
     finished = open_run(run)
-    plan, summary = finished.plan, finished.summary
-    target = RunFolder(out)
-    pages = []
-    for layer in plan.spec.layers:
-        for statistic in plan.spec.statistics:
-            for start in range(0, len(layer.channels), CHANNELS_PER_PAGE):
-                shown = layer.channels[start : start + CHANNELS_PER_PAGE]
-                rows = finished.exemplars(layer=layer.name, statistic=statistic, channel=shown)
-                certainty = finished.channels(layer=layer.name, statistic=statistic, channel=shown).to_pylist()
-                for sample in plan.spec.shown_samples:
-                    of_sample = [row for row in rows if row["sample"] == sample]
-                    known = {row["channel"]: row for row in certainty} if sample == TOP and plan.spec.screened else {}
-                    page = draw_page(plan, summary, layer.name, statistic, sample, shown, of_sample, known)
-                    buffer = io.BytesIO()
-                    page.save(buffer, "PNG")
-                    which = statistic if sample == TOP else f"{statistic}-{sample}"
-                    name = f"{_file_name(layer.name)}-{which}-{shown[0]:04d}-{shown[-1]:04d}.png"
-                    target.write(name, buffer.getvalue())
-                    pages.append(f"{target.uri}/{name}")
-    return pages
+    shown = _shown(finished, which, ranks, statistic, sample)
+    rows = finished.exemplars(
+        layer=shown.layer.name,
+        statistic=shown.statistic,
+        sample=sample,
+        channel=list(shown.channels),
+        rank=shown.ranks,
+    )
+    if any(row["image"] is None for row in rows):
+        raise UsageError(f"'{run}' holds no images: it was published without them")
+    with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
+        # Characters that the font lacks are written as boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = _draw(finished, shown, rows, captions, as_vectors=ending != ".png")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=ending[1:], dpi=DPI, metadata=_metadata(finished, shown, ending))
+    folder, name = posixpath.split(out)
+    RunFolder(folder or ".").write(name, buffer.getvalue())
 
 
-def draw_page(
-    plan: Plan,
-    summary: dict[str, Any],
-    layer: str,
-    statistic: str,
-    sample: str,
-    channels: Sequence[int],
-    rows: Sequence[dict[str, Any]],
-    certainty: Mapping[int, dict[str, Any]] | None = None,
-) -> Image.Image:
-    """Draw one page: a head that says what was searched, then a row of pictures a channel.
+def _shown(run: Run, which: str, ranks: str | None, statistic: str | None, sample: str) -> _Shown:
+    """Find out what is asked for, and whether the run has it."""
+    spec = run.plan.spec
+    name, colon, channels = which.rpartition(":")
+    if not colon:
+        raise UsageError(f"a figure is of LAYER:CHANNELS, such as {spec.layers[0].name}:0-9, not '{which}'")
+    layers = {layer.name: layer for layer in spec.layers}
+    if name not in layers:
+        raise UsageError(f"this run has no layer '{name}'; {near_matches(name, layers)}")
+    layer = layers[name]
+    wanted = layer.channels if channels == "all" else parse_channels(channels, layer.channel_count)
+    missing = sorted({*wanted} - {*layer.channels})
+    if missing:
+        raise UsageError(
+            f"this run has no channel {format_channels(missing)} of {name}; it has {format_channels(layer.channels)}"
+        )
+    if len(wanted) > _MOST_CHANNELS:
+        raise UsageError(f"a figure shows at most {_MOST_CHANNELS} channels, not {len(wanted)}; the pages show all")
+    statistic = spec.statistics[0] if statistic is None else statistic
+    for kind, value, known in (("statistic", statistic, spec.statistics), ("sample", sample, spec.shown_samples)):
+        if value not in known:
+            raise UsageError(f"this run has no {kind} '{value}'; {near_matches(value, known)}")
+    return _Shown(layer, wanted, _ranks(ranks, spec.top_k), statistic, sample)
 
-    The pictures are what the network saw, the crop, not the whole image.
 
-    Args:
-        summary: the run's `summary.json`.
-        channels: the channels of the page's rows, from top to bottom.
-        rows: their exemplars, with images.
-        certainty: {channel: its row of `channels.parquet`}, to write how sure its top K is.
-    """
-    head = _head(plan, summary, layer, statistic, sample, channels)
-    columns = min(plan.spec.top_k, max((row["rank"] for row in rows), default=1))
-    top = _MARGIN + _LINE * len(head) + 2 * _GAP
-    width = max(2 * _MARGIN + _LABELS + columns * (_PICTURE + _GAP), 1000)
-    page = Image.new("RGB", (width, top + len(channels) * (_PICTURE + _CAPTION + _GAP) + _MARGIN), "white")
-    draw = ImageDraw.Draw(page)
-    for i, (text, colour) in enumerate(head):
-        draw.text((_MARGIN, _MARGIN + i * _LINE), text, colour, ImageFont.load_default(20 if i == 0 else 16))
+def _ranks(text: str | None, top_k: int) -> range:
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text if text is not None else f"1-{min(top_k, _USUAL_RANKS)}")
+    ranks = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+    if not ranks or ranks[0] < 1 or ranks[-1] > top_k:
+        raise UsageError(f"ranks are '1-{min(top_k, _USUAL_RANKS)}' or '1', from 1 to {top_k}, not '{text}'")
+    if _picture_side(len(ranks)) < _SMALLEST_PICTURE:
+        raise UsageError(f"{len(ranks)} pictures side by side are too small to see; show fewer --ranks")
+    return ranks
+
+
+def _picture_side(columns: int) -> int:
+    return min(_LARGEST_PICTURE, (WIDTH - _LABELS) // columns - _GAP)
+
+
+def _draw(run: Run, shown: _Shown, rows: Sequence[Exemplar], captions: bool, as_vectors: bool) -> Figure:
+    side = _picture_side(len(shown.ranks))
+    warned = _warnings(run)
+    top = _WARNING * len(warned)
+    step = side + _GAP + (_CAPTION if captions else 0)
+    width = max(_LABELS + len(shown.ranks) * (side + _GAP) - _GAP, _LEAST_WIDTH)
+    height = top + len(shown.channels) * step - _GAP
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    axes.set_axis_off()
+    for line, text in enumerate(warned):
+        axes.text(0, line * _WARNING + 4, text, size=_LABEL_POINTS, weight="bold", color=_ALARM, va="top")
     unsettled = {
-        entry["channel"]
-        for entry in summary["unsettled"]
-        if (entry["layer"], entry["statistic"], entry["sample"]) == (layer, statistic, sample)
+        one["channel"]
+        for one in run.summary["unsettled"]
+        if (one["layer"], one["statistic"], one["sample"]) == (shown.layer.name, shown.statistic, shown.sample)
     }
-    bold, small = ImageFont.load_default(22), ImageFont.load_default(13)
-    for place, channel in enumerate(channels):
-        y = top + place * (_PICTURE + _CAPTION + _GAP)
-        draw.text((_MARGIN, y + _PICTURE // 2 - 14), str(channel), _INK, bold)
+    found = {(row["channel"], row["rank"]): row for row in rows}
+    for place, channel in enumerate(shown.channels):
+        y = top + place * step
+        beside = {"x": _LABELS - _GAP, "ha": "right"}
+        axes.text(y=y + side / 2, s=str(channel), size=_LABEL_POINTS, color=_INK, va="center", **beside)
         if channel in unsettled:
-            draw.text((_MARGIN, y + _PICTURE // 2 + 14), "not settled", _ALARM, small)
-        for line, text in enumerate(_certainty((certainty or {}).get(channel))):
-            draw.text((_MARGIN, y + _PICTURE // 2 + 30 + 15 * line), text, _FAINT, small)
-        exemplars = [row for row in rows if row["channel"] == channel]
-        if not exemplars:
-            draw.text((_MARGIN + _LABELS, y), "no image gives a finite activation", _ALARM, small)
-        for row in exemplars:
-            x = _MARGIN + _LABELS + (row["rank"] - 1) * (_PICTURE + _GAP)
-            page.paste(_picture(row["image"]["bytes"], plan), (x, y))
-            draw.text((x, y + _PICTURE + 3), f"{row['activation']:.5g}", _INK, ImageFont.load_default(15))
-            draw.text((x, y + _PICTURE + 21), _shortened(row["class_name"] or "", small), _FAINT, small)
-    return page
+            axes.text(y=y + side / 2 + 18, s="not settled", size=_SMALL_POINTS, color=_ALARM, va="top", **beside)
+        if not any((channel, rank) in found for rank in shown.ranks):
+            axes.text(_LABELS, y + side / 2, "no exemplar", size=_SMALL_POINTS, color=_ALARM, va="center")
+        for column, rank in enumerate(shown.ranks):
+            row = found.get((channel, rank))
+            if row is None:
+                continue
+            x = _LABELS + column * (side + _GAP)
+            seen = Image.fromarray(crop(decode(row["image"]["bytes"]), run.plan.spec.preprocess))
+            if not as_vectors:
+                # Pixel for pixel what will stand there; matplotlib's own reduction is coarser.
+                seen = seen.resize((side, side), Image.Resampling.LANCZOS)
+            axes.imshow(np.asarray(seen), extent=(x, x + side, y + side, y), interpolation="none", aspect="auto")
+            if captions:
+                text = _shortened(row["class_name"] or "", side)
+                axes.text(x, y + side + 3, text, size=_SMALL_POINTS, color=_FAINT, va="top")
+    return figure
 
 
-def _head(
-    plan: Plan, summary: dict[str, Any], layer: str, statistic: str, sample: str, channels: Sequence[int]
-) -> list[tuple[str, str]]:
-    spec = plan.spec
-    [count] = [known.channel_count for known in spec.layers if known.name == layer]
-    skipped = f", {summary['skipped']} skipped" if summary["skipped"] else ""
-    head = [
-        (f"{spec.model_title}  ·  {layer}  ·  {statistic}  ·  {_sample_title(sample)}", _INK),
-        (f"{spec.weights_title} (sha256 {spec.weights_sha256[:12]})", _FAINT),
-        (
-            f"channels {format_channels(channels)} of {count}  ·  {summary['scored']:,} images searched in "
-            f"{len(summary['shards'])} shards{skipped}  ·  columns: rank 1-{spec.top_k}",
-            _FAINT,
-        ),
-    ]
-    if spec.screened:
-        doubt = len({(one["layer"], one["statistic"], one["channel"]) for one in summary["unsettled"]})
-        settled = f"{doubt} channels NOT SETTLED" if doubt else "every top K is settled"
-        how = f"scanned in {spec.precision}, decoding {spec.decode}; shown is what was recomputed exactly"
-        head.append((f"{how}; {settled}", _ALARM if doubt else _FAINT))
-    if not spec.trained:
-        head.insert(1, ("UNTRAINED NETWORK: random weights, these channels mean nothing", _ALARM))
-    if summary["partial"]:
-        head.insert(1, (f"PARTIAL RESULT: only {summary['partial']}", _ALARM))
-    return head
+def _warnings(run: Run) -> list[str]:
+    """Return what must be seen wherever the figure is."""
+    untrained = [] if run.plan.spec.trained else ["UNTRAINED NETWORK"]
+    return untrained + ([f"PARTIAL: only {run.partial}"] if run.partial else [])
 
 
-def _certainty(known: dict[str, Any] | None) -> list[str]:
-    """Return what is said of a screened channel: the scan's error, and how far the next image is below the K-th."""
-    if known is None:
-        return []
-    margin = "all known" if math.isinf(known["margin"]) else f"{known['margin']:.2g}"
-    return [f"error {known['scan_error']:.1g}", f"margin {margin}"]
-
-
-def _sample_title(sample: str) -> str:
-    titles = {TOP: "strongest first", DISTINCT: "strongest first, near-duplicates skipped", BOTTOM: "weakest first"}
-    titles[RANDOM] = "drawn at random"
-    return titles.get(sample) or f"drawn around the {percentile_of(sample)}th percentile"
-
-
-def _picture(data: bytes, plan: Plan) -> Image.Image:
-    seen = Image.fromarray(crop(decode(data), plan.spec.preprocess))
-    return seen.resize((_PICTURE, _PICTURE), Image.Resampling.LANCZOS)
-
-
-def _shortened(text: str, font: ImageFont.FreeTypeFont) -> str:
+def _shortened(text: str, width: int) -> str:
     """Cut a text to a picture's width, on one line."""
-    text = " ".join(text.split())
-    if font.getlength(text) <= _PICTURE:
+    text = "".join(letter if letter.isprintable() else "�" for letter in " ".join(text.split()))
+    font = get_font(findfont(FontProperties(family=_FONT)))
+    font.set_size(_SMALL_POINTS, DPI)
+
+    def fits(text: str) -> bool:
+        font.set_text(text)
+        return font.get_width_height()[0] / 64 <= width
+
+    if fits(text):
         return text
-    while text and font.getlength(text + "...") > _PICTURE:
+    while text and not fits(text + "..."):
         text = text[:-1]
-    return text + "..."
+    return text.rstrip() + "..."
 
 
-def _file_name(layer: str) -> str:
-    return re.sub(r"[^\w.-]", "_", layer)
+def _metadata(run: Run, shown: _Shown, ending: str) -> dict[str, str | None]:
+    """Return what the file says of itself: where its pictures come from. Nothing of the machine it was made on."""
+    spec, summary = run.plan.spec, run.summary
+    channels, ranks = format_channels(shown.channels), format_channels(shown.ranks)
+    unsettled = f"{len(summary['unsettled'])} rankings of the run are NOT SETTLED"
+    facts = [
+        f"model: {spec.model_title}",
+        f"weights: {spec.weights_title}, sha256 {spec.weights_sha256}{'' if spec.trained else ', UNTRAINED'}",
+        f"preprocessing: {describe_preprocess(spec.preprocess)}",
+        f"layer: {shown.layer.name}, channels from top to bottom: {channels}",
+        f"statistic: {shown.statistic}, sample: {shown.sample}, ranks from left to right: {ranks}",
+        f"searched: {summary['scored']} images in {len(summary['shards'])} shards, {summary['skipped']} skipped",
+        *([f"PARTIAL: only {run.partial}"] if run.partial else []),
+        unsettled if summary["unsettled"] else f"every top {spec.top_k} is settled",
+        f"run: {run.plan.fingerprint}",
+    ]
+    title = f"{spec.model_title}, {shown.layer.name}:{channels}, {shown.statistic}"
+    program = f"exemplar_ray {exemplar_ray.__version__}"
+    known = {"Title": title, {".pdf": "Subject"}.get(ending, "Description"): "; ".join(facts)}
+    if ending == ".png":
+        return {**known, "Software": program}
+    # No dates, so that equal figures are equal files.
+    return {**known, "Creator": program, {".pdf": "CreationDate"}.get(ending, "Date"): None}
