@@ -133,6 +133,17 @@ def _parser() -> argparse.ArgumentParser:
         "--figure", metavar="LAYER:CHANNELS", help="such as mixed4a:0-9; --out is a .pdf, .svg or .png"
     )
     _add_keys(of_figure, _FIGURE_KEYS)
+
+    sub = command(
+        "publish", _publish, "put a result and its pages on the Hugging Face Hub as a data set, in one commit"
+    )
+    sub.add_argument("run", metavar="RUN", help="a run folder with a result")
+    sub.add_argument("repository", metavar="USER/NAME", help="the data set's name on the Hub; made if there is none")
+    sub.add_argument("--dry-run", metavar="DIR", help="write what would be uploaded to a new or empty folder instead")
+    sub.add_argument("--without-images", action="store_true", help="paths, rows and numbers only")
+    sub.add_argument("--private", action="store_true", help="for nobody else to see")
+    sub.add_argument("--licence", metavar="ID", help="such as cc-by-4.0, for the card (default: left open)")
+    sub.add_argument("--message", metavar="TEXT", help="of the commit")
     return parser
 
 
@@ -331,6 +342,19 @@ def _figure(options: argparse.Namespace, settings: dict[str, Any], console: Cons
         raise UsageError("a figure is made of images; leave out --without-images")
     write_figure(options.run, options.figure, options.out, **settings)
     say(console, f"figure: {options.out}")
+    return COMPLETE
+
+
+def _publish(options: argparse.Namespace, console: Console) -> int:
+    from exemplar_ray.publish import prepare, publish
+
+    images = not options.without_images
+    if options.dry_run is not None:
+        files, size = prepare(options.run, options.repository, options.dry_run, images, options.licence)
+        say(console, f"to be uploaded to {options.repository}: {files} files, {size / 1e6:.1f} MB: {options.dry_run}")
+        return COMPLETE
+    commit = publish(options.run, options.repository, images, options.private, options.licence, options.message)
+    say(console, f"published: {commit}")
     return COMPLETE
 
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from exemplar_ray.errors import UsageError, near_matches
+from exemplar_ray.notebook import Channel, run_html
 from exemplar_ray.run_folder import (
     CHANNELS,
     CLASS_EXEMPLARS,
@@ -40,7 +41,13 @@ class Exemplar(dict):
 
     @property
     def image(self) -> Image.Image:
-        """The original image, RGB."""
+        """The original image, RGB.
+
+        Raises:
+            UsageError: the run was published without its images.
+        """
+        if self["image"] is None:
+            raise UsageError("this result was published without its images; shard and row say where this one is")
         return Image.open(io.BytesIO(self["image"]["bytes"])).convert("RGB")
 
     @property
@@ -68,9 +75,10 @@ class StoredImages:
         self._places: dict[tuple[str, int], tuple[int, int]] | None = None
 
     def fill(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Put in the images that rows of `exemplars.parquet` lack."""
+        """Put in the images that rows of `exemplars.parquet` lack, if they were not left out when the run was
+        published."""
         lacking = [row for row in rows if row["image"] is None]
-        if not lacking:
+        if not lacking or not self._folder.exists(IMAGES):
             return
         with self._folder.open(IMAGES) as file:
             parquet = pq.ParquetFile(file)
@@ -110,6 +118,20 @@ class Run:
     def uri(self) -> str:
         """Where the run folder is, as it was opened."""
         return self._folder.uri
+
+    def channel(self, layer: str, channel: int, statistic: str | None = None) -> Channel:
+        """Return what there is of a channel; in a notebook it shows itself.
+
+        Args:
+            statistic: the run's first if None.
+
+        Raises:
+            UsageError: the run does not have it.
+        """
+        return Channel(self, layer, channel, statistic)
+
+    def _repr_html_(self) -> str:
+        return run_html(self)
 
     @property
     def partial(self) -> str | None:
@@ -204,7 +226,7 @@ class Run:
 
     def each_image(self) -> Iterator[dict[str, Any]]:
         """Go through `images.parquet`: {"shard", "row", "image"} of each image that other samples than `top` show."""
-        if len(self.plan.spec.shown_samples) == 1:
+        if not self._folder.exists(IMAGES):
             return
         with self._folder.open(IMAGES) as file:
             parquet = pq.ParquetFile(file)

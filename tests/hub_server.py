@@ -1,14 +1,22 @@
-"""A stand-in for the Hugging Face Hub: the endpoints that huggingface_hub's file system reads data sets through.
+"""A stand-in for the Hugging Face Hub: the endpoints that huggingface_hub reads and writes data sets through.
 
     info     GET /api/datasets/ORG/NAME[/revision/REVISION]      what it is, and its commit
     tree     GET /api/datasets/ORG/NAME/tree/REVISION[/FOLDER]   a folder, a page at a time
     resolve  GET /datasets/ORG/NAME/resolve/REVISION/FILE        a file, or the way to it
     content  GET /content/...                                    a large file, at another host's signed address
 
+    validate   POST /api/validate-yaml                           whether it takes a card
+    create     POST /api/repos/create                            a data set without files
+    preupload  POST /api/datasets/ORG/NAME/preupload/REVISION    which files are to be uploaded as large ones
+    batch      POST /datasets/ORG/NAME.git/info/lfs/objects/batch  and where to
+    store      PUT /store/...                                    a large file, at another host's signed address
+    commit     POST /api/datasets/ORG/NAME/commit/REVISION       everything else, and which large files go where
+
 Statuses, headers and error codes are the Hub's, also where they are odd: who has no token is told 401 for what does
 not exist; the files of a gated data set are listed to everybody.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -20,6 +28,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+import yaml
 
 UNAVAILABLE, CUT = "503", "body cut short"
 
@@ -80,6 +90,12 @@ class Hub:
     repositories: dict[str, Repository] = field(default_factory=dict)
     tokens: set[str] = field(default_factory=set)
     """Those it knows."""
+    writers: dict[str, set[str]] = field(default_factory=dict)
+    """Tokens that may write, and under which users' and organisations' names."""
+    licences: set[str] = field(default_factory=set)
+    """What a card's `license` may be."""
+    stored: dict[str, bytes] = field(default_factory=dict)
+    """Large files that were uploaded, by SHA-256."""
     faults: list[Fault] = field(default_factory=list)
     """Each befalls one request."""
     requests: list[Request] = field(default_factory=list)
@@ -150,8 +166,19 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
     def do_GET(self):
+        self._route(_ENDPOINTS)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def do_POST(self):
+        self._route(_WRITING_ENDPOINTS)
+
+    do_PUT = do_POST  # noqa: N815
+
+    def _route(self, endpoints):
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = urlsplit(self.path).path
-        for kind, pattern, answer in _ENDPOINTS:
+        for kind, pattern, answer in endpoints:
             if match := re.fullmatch(pattern, path):
                 self._answer(kind, answer, match.groupdict(default=""))
                 return
@@ -175,7 +202,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.fault == CUT:
             content = content[: len(content) // 2]
             self.close_connection = True
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def _repository(self, name):
         """Find a data set, as far as the one who asks may know of it."""
@@ -240,6 +268,81 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.server.hub.repositories[name].commits[commit][file]
         return self._range(content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"'})
 
+    def validate(self):
+        asked = json.loads(self.body)
+        head = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", asked["content"], re.DOTALL)[1])
+        errors = [] if head["license"] in self.server.hub.licences else [{"message": '"license" must be one of ...'}]
+        status = 400 if errors else 200
+        if self.headers.get("Accept") == "text/plain":
+            return (
+                status,
+                {"Content-Type": "text/plain"},
+                "".join(f"- Error: {e['message']}\n" for e in errors).encode(),
+            )
+        return status, *_json({"errors": errors, "warnings": []})[1:]
+
+    def create(self):
+        asked = json.loads(self.body)
+        if asked["organization"] not in self._writer():
+            raise _RefusedError(403, f"You don't have the rights to create a dataset under {asked['organization']}")
+        assert asked["type"] == "dataset"
+        name = f"{asked['organization']}/{asked['name']}"
+        repository = Repository(private=asked.get("visibility") == "private", readers={self.token})
+        repository.commit({".gitattributes": b"*.parquet filter=lfs\n"})
+        self.server.hub.repositories[name] = repository
+        return _json({"url": f"{self.server.hub.url}/datasets/{name}"})
+
+    def preupload(self, name, revision):
+        self._writable(name)
+        modes = {one["path"]: "lfs" if _is_large(one["path"]) else "regular" for one in json.loads(self.body)["files"]}
+        files = [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]
+        return _json({"files": files})
+
+    def batch(self, name):
+        self._writable(name)
+        store = f"http://localhost:{self.server.server_address[1]}/store"
+        objects = json.loads(self.body)["objects"]
+        actions = [{"upload": {"href": f"{store}/{one['oid']}?signature=valid"}} for one in objects]
+        return _json({"objects": [{**one, "actions": how} for one, how in zip(objects, actions, strict=True)]})
+
+    def store(self, oid):
+        assert self.token is None, "a token was sent to a content server"
+        assert hashlib.sha256(self.body).hexdigest() == oid
+        self.server.hub.stored[oid] = self.body
+        return 200, {}, b""
+
+    def commit(self, name, revision):
+        repository = self._writable(name)
+        header, *operations = (json.loads(line) for line in self.body.splitlines())
+        parent = self._commit(repository, revision)
+        if header["value"].get("parentCommit", parent) != parent:
+            raise _RefusedError(412, "A commit has happened since. Please refresh and try again.")
+        files = dict(repository.commits[parent])
+        for operation in operations:
+            value = operation["value"]
+            if operation["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif operation["key"] == "lfsFile":
+                files[value["path"]] = self.server.hub.stored[value["oid"]]
+            else:
+                assert operation["key"] == "deletedFile"
+                del files[value["path"]]
+        commit = repository.commit(files, revision)
+        url = f"{self.server.hub.url}/datasets/{name}/commit/{commit}"
+        return _json({"success": True, "commitOid": commit, "commitUrl": url})
+
+    def _writer(self):
+        """Under which names the one who asks may write."""
+        if self.token not in self.server.hub.tokens:
+            raise _RefusedError(401, "Invalid credentials in Authorization header")
+        return self.server.hub.writers.get(self.token, ())
+
+    def _writable(self, name):
+        repository = self._repository(name)
+        if name.split("/")[0] not in self._writer():
+            raise _RefusedError(403, f"Forbidden: you must use a token with write access to {name}")
+        return repository
+
     def _range(self, content, headers):
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if not wanted:
@@ -256,6 +359,15 @@ _ENDPOINTS = [
     ("info", f"/api/datasets/{_NAME}(?:/revision/(?P<revision>[^/]+))?", _Handler.info),
     ("resolve", f"/datasets/{_NAME}/resolve/(?P<revision>[^/]+)/(?P<file>.+)", _Handler.resolve),
     ("content", f"/content/{_NAME}/(?P<commit>[^/]+)/(?P<file>.+)", _Handler.content),
+]
+
+_WRITING_ENDPOINTS = [
+    ("validate", "/api/validate-yaml", _Handler.validate),
+    ("create", "/api/repos/create", _Handler.create),
+    ("preupload", f"/api/datasets/{_NAME}/preupload/(?P<revision>[^/]+)", _Handler.preupload),
+    ("batch", f"/datasets/{_NAME}.git/info/lfs/objects/batch", _Handler.batch),
+    ("store", "/store/(?P<oid>[^/]+)", _Handler.store),
+    ("commit", f"/api/datasets/{_NAME}/commit/(?P<revision>[^/]+)", _Handler.commit),
 ]
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from exemplar_ray.cli import _RUN_KEYS, _parser
 from exemplar_ray.progress import ProgressDisplay
 
-COMMANDS = ["sample-data", "shard", "run", "plan", "status", "merge", "report"]
+COMMANDS = ["sample-data", "shard", "run", "plan", "status", "merge", "report", "publish"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -47,6 +47,7 @@ def test_the_commands_are_those_of_the_contract():
         (["status", "nowhere"], "'nowhere' is no run folder"),
         (["merge", "nowhere"], "'nowhere' is no run folder"),
         (["report", "nowhere"], "'nowhere' is no run folder"),
+        (["publish", "nowhere", "user/name", "--dry-run", "out"], "'nowhere' is no run folder"),
         (["shard", "nowhere", "out"], "neither a folder nor a data set"),
     ],
 )

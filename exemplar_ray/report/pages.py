@@ -38,13 +38,14 @@ _ASSETS, _IMAGES, _TILES = "assets", "images", "tiles"
 _LONGEST_FOLDER = 80
 
 
-def write_report(run: str, out: str | None = None, images: bool = True) -> str:
+def write_report(run: str, out: str | None = None, images: bool = True, run_folder: str | None = None) -> str:
     """Write the pages of a run.
 
     Args:
         run: a run folder with a result.
         out: the report's folder, on any file system; RUN/report if None. Files that it has are written over.
         images: whether to show the images; else the pages have paths, rows and numbers only.
+        run_folder: what the command on the pages calls it; `run` if None.
 
     Returns:
         The URI of `index.html`, which is written last.
@@ -55,14 +56,14 @@ def write_report(run: str, out: str | None = None, images: bool = True) -> str:
     finished = open_run(run)
     target = (out or f"{run.rstrip('/')}/report").rstrip("/")
     with ReportWriter(target) as writer:
-        _Report(finished, writer, images).write()
+        _Report(finished, writer, images, run_folder or run).write()
     return f"{target}/{INDEX}"
 
 
 class _Report:
     """One report being written."""
 
-    def __init__(self, run: Run, writer: ReportWriter, images: bool) -> None:
+    def __init__(self, run: Run, writer: ReportWriter, images: bool, run_folder: str) -> None:
         self._run, self._writer = run, writer
         self._spec = run.plan.spec
         self._pictures = Pictures(writer) if images else None
@@ -72,7 +73,7 @@ class _Report:
         self._environment = _environment()
         self._environment.globals |= {
             "spec": self._spec,
-            "provenance": provenance_of(run),
+            "provenance": provenance_of(run, run_folder),
             "version": exemplar_ray.__version__,
             "longest_side": LONGEST_SIDE,
             "with_images": images,

@@ -39,8 +39,8 @@ class Provenance:
     """See `command_of`."""
 
 
-def provenance_of(run: Run) -> Provenance:
-    """Put together what a run's pages say of where they come from."""
+def provenance_of(run: Run, run_folder: str) -> Provenance:
+    """Put together what a run's pages say of where they come from; the command calls the run folder `run_folder`."""
     spec, summary = run.plan.spec, run.summary
     searched = f"{summary['scored']:,} images searched in {_count(len(summary['shards']), 'shard')}"
     skipped = f"{summary['skipped']:,} skipped" if summary["skipped"] else "none skipped"
@@ -78,7 +78,7 @@ def provenance_of(run: Run) -> Provenance:
         searched + (f", {skipped}" if summary["skipped"] else ""),
         settled,
     ]
-    return Provenance(warnings, essentials, facts, command_of(run.plan, run.uri))
+    return Provenance(warnings, essentials, facts, command_of(run.plan, run_folder))
 
 
 def describe_preprocess(preprocess: Preprocess) -> str:
