@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _THUMBNAIL = 112
 _QUALITY = 80
-_MOST_EXEMPLARS = 30
+# Of the strongest, and of all other samples together.
+_MOST_EXEMPLARS = 20
 _MOST_CLASSES = 5
 _BOX = f"width:{_THUMBNAIL}px;overflow-wrap:anywhere"
 _FAINT = "opacity:.7;font-size:.85em"
@@ -64,7 +65,10 @@ class Channel:
     def _repr_html_(self) -> str:
         known = self.statistics
         facts = [f"active on {known['active_fraction']:.1%} of {known['images']:,} images"]
-        facts += [f"{name} {_number(known[key])}" for name, key in (("median", "q50"), ("99 %", "q99"), ("max", "max"))]
+        facts += [
+            f"{name} {_number(known[key])}"
+            for name, key in (("median", "q50"), ("99th percentile", "q99"), ("max", "max"))
+        ]
         if not math.isnan(known["selectivity"]):
             facts.append(f"selectivity {known['selectivity']:.2f}")
         parts = [
@@ -77,11 +81,11 @@ class Channel:
             of_classes = self.classes.slice(0, _MOST_CLASSES).to_pylist()
             names = (f"{_class_of(one) or one['label']} {_number(one['mean'])}" for one in of_classes)
             parts.append(f'<div style="{_FAINT}">strongest classes: {_text("; ".join(names))}</div>')
-        for sample in self._run.plan.spec.shown_samples:
-            rows = [row for row in self.exemplars if row["sample"] == sample]
-            if len(self._run.plan.spec.shown_samples) > 1:
-                parts.append(f'<div style="margin-top:.5em">{_text(sample)}</div>')
-            parts.append(self._pictures(rows) if rows else "<div>no exemplar</div>")
+        strongest, *others = self._run.plan.spec.shown_samples
+        parts.append(self._pictures(strongest, _MOST_EXEMPLARS))
+        for sample in others:
+            pictures = self._pictures(sample, max(1, _MOST_EXEMPLARS // len(others)))
+            parts.append(f"<details><summary>{_text(sample)}</summary>{pictures}</details>")
         return _framed(parts)
 
     def _doubtful(self) -> list[str]:
@@ -90,14 +94,13 @@ class Channel:
         unsettled = self._run.summary["unsettled"]
         return [one["sample"] for one in unsettled if (one["layer"], one["statistic"], one["channel"]) == which]
 
-    def _pictures(self, rows: list[Exemplar]) -> str:
-        shown = self._shown_of_each_sample()
-        figures = "".join(self._picture(row) for row in rows[:shown])
-        more = f'<div style="{_FAINT}">and {len(rows) - shown} more</div>' if len(rows) > shown else ""
-        return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{figures}</div>{more}'
-
-    def _shown_of_each_sample(self) -> int:
-        return max(1, _MOST_EXEMPLARS // len(self._run.plan.spec.shown_samples))
+    def _pictures(self, sample: str, most: int) -> str:
+        rows = [row for row in self.exemplars if row["sample"] == sample]
+        if not rows:
+            return "<div>no exemplar</div>"
+        figures = "".join(self._picture(row) for row in rows[:most])
+        more = f'<div style="{_FAINT}">and {len(rows) - most} more</div>' if len(rows) > most else ""
+        return f'<div style="display:flex;flex-wrap:wrap;gap:8px;margin:.5em 0">{figures}</div>{more}'
 
     def _picture(self, row: Exemplar) -> str:
         name = _class_of(row)
@@ -169,7 +172,7 @@ def _framed(parts: Iterable[str]) -> str:
 
 
 def _block(part: str) -> str:
-    return part if part.startswith(("<div", "<ul")) else f"<div>{part}</div>"
+    return part if part.startswith(("<div", "<ul", "<details")) else f"<div>{part}</div>"
 
 
 def _some(text: str, most: int = 60) -> str:
