@@ -340,7 +340,9 @@ def _figure(options: argparse.Namespace, settings: dict[str, Any], console: Cons
         raise UsageError("--out is missing: the figure's file, such as figure.pdf")
     if options.without_images:
         raise UsageError("a figure is made of images; leave out --without-images")
-    write_figure(options.run, options.figure, options.out, **settings)
+    lacking = write_figure(options.run, options.figure, options.out, **settings)
+    if lacking:
+        say(console, f"boxes stand for characters that the font lacks: {lacking[:40]}; an .svg shows them")
     say(console, f"figure: {options.out}")
     return COMPLETE
 

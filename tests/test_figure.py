@@ -204,6 +204,20 @@ def test_captions_are_texts_whatever_stands_in_them(run, tmp_path, cli):
     assert len(long) < len(names[2])
 
 
+def test_characters_that_the_font_lacks_are_named(run, tmp_path, cli):
+    shutil.copytree(run, tmp_path / "run")
+    table = pq.read_table(run / "exemplars.parquet")
+    names = pa.array(["秋田犬 Größe"] * len(table))
+    table = table.set_column(table.column_names.index("class_name"), "class_name", names)
+    pq.write_table(table, tmp_path / "run" / "exemplars.parquet")
+    flags = ["report", tmp_path / "run", "--figure", "mixed:0", "--captions", "--out"]
+    status, text = cli(*flags, tmp_path / "figure.pdf")
+    assert status == 0
+    assert "boxes stand for characters that the font lacks: 犬田秋; an .svg shows them" in text
+    assert cli(*flags, tmp_path / "figure.svg") == (0, f"figure: {tmp_path / 'figure.svg'}\n")
+    assert "秋田犬 Größe" in (tmp_path / "figure.svg").read_text()
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

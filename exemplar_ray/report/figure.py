@@ -10,7 +10,7 @@ import io
 import posixpath
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -77,7 +77,7 @@ def write_figure(
     statistic: str | None = None,
     sample: str = TOP,
     captions: bool = False,
-) -> None:
+) -> str:
     """Draw channels of a layer. Equal arguments give equal bytes.
 
     Args:
@@ -87,6 +87,9 @@ def write_figure(
         ranks: such as "1-9" or "1"; the first ten if None.
         statistic: the run's first if None.
         captions: whether to write the class below each picture.
+
+    Returns:
+        The characters of captions that the font lacks, and boxes stand for.
 
     Raises:
         UsageError: the run has no result or not this, or the file cannot be of this kind.
@@ -107,13 +110,15 @@ def write_figure(
     if any(row["image"] is None for row in rows):
         raise UsageError(f"'{run}' holds no images: it was published without them")
     with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
-        # Characters that the font lacks are written as boxes.
+        # What the font lacks is returned instead.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = _draw(finished, shown, rows, captions, as_vectors=ending != ".png")
         buffer = io.BytesIO()
         figure.savefig(buffer, format=ending[1:], dpi=DPI, metadata=_metadata(finished, shown, ending))
     folder, name = posixpath.split(out)
     RunFolder(folder or ".").write(name, buffer.getvalue())
+    # Text of an SVG finds its font where it is shown.
+    return _lacking(_caption(row) for row in rows) if captions and ending != ".svg" else ""
 
 
 def _shown(run: Run, which: str, ranks: str | None, statistic: str | None, sample: str) -> _Shown:
@@ -194,7 +199,7 @@ def _draw(run: Run, shown: _Shown, rows: Sequence[Exemplar], captions: bool, as_
                 seen = seen.resize((side, side), Image.Resampling.LANCZOS)
             axes.imshow(np.asarray(seen), extent=(x, x + side, y + side, y), interpolation="none", aspect="auto")
             if captions:
-                text = _shortened(row["class_name"] or "", side)
+                text = _shortened(_caption(row), side)
                 axes.text(x, y + side + 3, text, size=_SMALL_POINTS, color=_FAINT, va="top")
     return figure
 
@@ -205,9 +210,17 @@ def _warnings(run: Run) -> list[str]:
     return untrained + ([f"PARTIAL: only {run.partial}"] if run.partial else [])
 
 
+def _caption(row: Exemplar) -> str:
+    return "".join(letter if letter.isprintable() else "�" for letter in " ".join((row["class_name"] or "").split()))
+
+
+def _lacking(texts: Iterable[str]) -> str:
+    known = get_font(findfont(FontProperties(family=_FONT))).get_charmap()
+    return "".join(sorted({letter for text in texts for letter in text if ord(letter) not in known}))
+
+
 def _shortened(text: str, width: int) -> str:
-    """Cut a text to a picture's width, on one line."""
-    text = "".join(letter if letter.isprintable() else "�" for letter in " ".join(text.split()))
+    """Cut a text to a picture's width."""
     font = get_font(findfont(FontProperties(family=_FONT)))
     font.set_size(_SMALL_POINTS, DPI)
 
