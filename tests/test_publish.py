@@ -206,6 +206,9 @@ def test_without_images_everything_else_is_there(run, without_images):
     with pytest.raises(UsageError, match="published without its images"):
         _ = first.image
     assert "**Without images.**" in card_of(without_images)
+    page = (without_images / "report" / "mixed" / "3.html").read_text()
+    assert first["image_path"] in page
+    assert "data-view" not in page  # nothing to switch
     assert "images" not in {config["config_name"] for config in DatasetCard(card_of(without_images)).data.configs}
 
 
