@@ -27,7 +27,8 @@ demo: setup ## the main job on the embedded data set, and its pages: demo/run-*/
 	$(BIN)/python jobs/demo.py
 
 test: setup ## every test
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --ignore tests/test_out_of_memory.py
+	$(BIN)/pytest tests/test_out_of_memory.py  # watches the whole machine's memory, so alone
 
 exactness: setup ## compute the 800-image oracles anew (minutes), then compare with them
 	$(BIN)/python tests/notebook_loop.py inceptionv1 tests/oracle/inceptionv1-random-0.npz

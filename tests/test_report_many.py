@@ -96,7 +96,8 @@ def test_the_overview_shows_at_once_and_scrolls_without_a_halt(reports, visit): 
     with traced(page) as sorting:
         page.select_option("select[name=sort]", "selectivity")
     print(
-        f"shown after {min(shown):.0f} ms; longest tasks: scrolling {max(scrolling):.0f} ms, sorting {max(sorting):.0f} ms"
+        f"shown after {min(shown):.0f} ms; longest tasks: scrolling {max(scrolling):.0f} ms, "
+        f"sorting {max(sorting):.0f} ms"
     )
     assert len(scrolling) > 100
     assert min(shown) < 2000
