@@ -21,7 +21,6 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -145,8 +144,6 @@ def _explained(path: str) -> Iterator[None]:
         raise
     except HfHubHTTPError as error:
         raise _explanation(error, path) from error
-    except OfflineModeIsEnabled as error:
-        raise AccessError(" ".join(str(error).split())) from error
     except httpx2.HTTPError as error:
         raise NoAnswerError(
             f"no answer from the Hugging Face Hub about '{path}' ({type(error).__name__}: {error})"

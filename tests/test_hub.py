@@ -219,6 +219,18 @@ def test_what_cannot_be_read_is_one_line_that_says_what_to_do(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_pinned_commit_that_is_gone_or_closed_is_one_line(hub, folder, here):
+    repository, uri = offer(hub, folder)
+    pins = resolve_revisions([uri])
+    repository.private = True
+    here("hf_stranger")
+    with pytest.raises(UsageError, match="or it is private"):
+        discover([f"{uri}/data"], pins)
+    repository.private, repository.commits = False, {}
+    with pytest.raises(UsageError, match=f"has no revision '{pins[f'{uri}@main']}'"):
+        discover([f"{uri}/data"], pins)
+
+
 def test_a_hub_that_is_gone_switched_off_or_misspelt_is_one_line(cli, here, tmp_path, monkeypatch):
     def run_on(uri):
         status, text = cli("run", "--data", uri, "--out", tmp_path / "run", *FLAGS)
