@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 from conftest import TINY_FLAGS, start_ray_head, write_tiny_data
 from hub_server import CUT, UNAVAILABLE, Fault, Repository, hub_server
@@ -301,10 +301,12 @@ def test_a_finished_run_is_read_from_the_hub(hub, cli, here, on_a_disk, tmp_path
     assert (there[0], "".join(there[1].split())) == (0, "".join(local[1].replace(str(on_a_disk), uri).split()))
     assert cli("report", on_a_disk, "--out", tmp_path / "local")[0] == 0
     assert cli("report", uri, "--out", tmp_path / "report")[0] == 0
-    pages = sorted((tmp_path / "local").iterdir())
+    pages = [path for path in sorted((tmp_path / "local").rglob("*")) if path.is_file()]
     assert pages
     for page in pages:
-        assert (tmp_path / "report" / page.name).read_bytes() == page.read_bytes()
+        there = (tmp_path / "report" / page.relative_to(tmp_path / "local")).read_bytes()
+        # Pages say of which folder they are.
+        assert there.replace(uri.encode(), str(on_a_disk).encode()) == page.read_bytes(), page
 
     run, same = open_run(uri), open_run(str(on_a_disk))
     # What is uploaded while somebody reads is not read.

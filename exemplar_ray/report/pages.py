@@ -24,6 +24,7 @@ import jinja2
 import pyarrow as pa
 
 import exemplar_ray
+from exemplar_ray.hub import refuse_writing
 from exemplar_ray.open_run import Run, open_run
 from exemplar_ray.report.channel_page import ChannelPages, ShownStatistic
 from exemplar_ray.report.overview import Tile, known_classes, tile_of
@@ -51,10 +52,11 @@ def write_report(run: str, out: str | None = None, images: bool = True, run_fold
         The URI of `index.html`, which is written last.
 
     Raises:
-        UsageError: the folder has no result.
+        UsageError: the folder has no result, or the pages would be written to the Hub.
     """
-    finished = open_run(run)
     target = (out or f"{run.rstrip('/')}/report").rstrip("/")
+    refuse_writing(target)
+    finished = open_run(run)
     with ReportWriter(target) as writer:
         _Report(finished, writer, images, run_folder or run).write()
     return f"{target}/{INDEX}"
