@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 from many_channels import write_run
-from test_report_browser import chromium, visit  # noqa: F401
+from test_report_browser import chromium, visit, wait_for  # noqa: F401
 
 FEW, MANY = 1000, 5000
 
@@ -82,7 +82,7 @@ def test_the_overview_shows_at_once_and_scrolls_without_a_halt(reports, visit): 
     # Other programs on the machine may hold the browser up: what counts is what the page can do.
     while len(shown) < 3 and min(shown, default=2000) >= 2000:
         page = visit(f"{reports[MANY][0].as_uri()}/!index.html", first=WATCH)
-        page.wait_for_function("window.shown")
+        wait_for(page, "window.shown")
         shown.append(page.evaluate("window.shown"))
     assert page.locator("#tiles li").count() == MANY
     height = page.evaluate("document.documentElement.scrollHeight")
@@ -92,7 +92,7 @@ def test_the_overview_shows_at_once_and_scrolls_without_a_halt(reports, visit): 
         for _ in range(60):
             page.mouse.wheel(0, height // 55)
             page.wait_for_timeout(25)
-        page.wait_for_function("scrollY + innerHeight > 0.99 * document.documentElement.scrollHeight")
+        wait_for(page, "scrollY + innerHeight > 0.99 * document.documentElement.scrollHeight")
     with traced(page) as sorting:
         page.select_option("select[name=sort]", "selectivity")
     print(
