@@ -142,7 +142,8 @@ def test_a_fold_takes_no_more_memory_for_more_parts(monkeypatch):
         tracemalloc.stop()
         return peak
 
-    assert peak(1000) < 1.1 * peak(200)
+    # Kept whole, the parts of 800 more would be several times the peak.
+    assert peak(1000) < 1.5 * peak(200)
 
 
 # Tasks -------------------------------------------------------------------------------------
