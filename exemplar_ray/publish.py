@@ -29,7 +29,7 @@ import exemplar_ray
 from exemplar_ray.errors import UsageError
 from exemplar_ray.open_run import Run, open_run
 from exemplar_ray.report.pages import INDEX, write_report
-from exemplar_ray.report.provenance import provenance_of
+from exemplar_ray.report.provenance import provenance_of, without_secrets
 from exemplar_ray.run_folder import (
     CHANNELS,
     CLASS_EXEMPLARS,
@@ -194,15 +194,12 @@ def public_uri(uri: str, name: str | None = None) -> str:
     >>> public_uri("hf://datasets/user/name@main/train-0.parquet")
     'hf://datasets/user/name@main/train-0.parquet'
     """
-    protocol, separator, place = re.split(r"[?#]", uri, maxsplit=1)[0].partition("://")
+    without = without_secrets(uri)
+    protocol, separator, place = without.partition("://")
     # What is chained ("zip://a::file://b") may have a local path in it.
     if not separator or protocol in ("file", "local") or "::" in uri:
         return name or posixpath.basename(protocol if not separator else place)
-    server = place.split("/")[0]
-    # A secret may itself have slashes: what looks like the start of one goes on up to the last @.
-    if "@" in server or re.search(r":(?!\d*$)", server):
-        place = place.rpartition("@")[2]
-    return f"{protocol}://{place}"
+    return without
 
 
 def _public_spec(spec: ResolvedSpec) -> ResolvedSpec:

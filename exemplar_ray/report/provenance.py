@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os.path
+import re
 import shlex
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -58,7 +59,7 @@ def provenance_of(run: Run, run_folder: str) -> Provenance:
         scan += "; what is shown was recomputed exactly"
     facts = [
         ("model", f"{spec.model_title} ({spec.model})"),
-        ("weights", f"{spec.weights_title}{'' if spec.trained else ' — UNTRAINED'} ({spec.weights})"),
+        ("weights", f"{spec.weights_title}{'' if spec.trained else ' — UNTRAINED'} ({without_secrets(spec.weights)})"),
         ("weights' SHA-256", spec.weights_sha256),
         ("preprocessing", describe_preprocess(spec.preprocess)),
         ("statistics", "; ".join(f"{name}: {STATISTICS.get(name, name)}" for name in spec.statistics)),
@@ -66,7 +67,7 @@ def provenance_of(run: Run, run_folder: str) -> Provenance:
             "layers",
             "; ".join(f"{one.name}: {len(one.channels)} of {one.channel_count} channels" for one in spec.layers),
         ),
-        ("data", ", ".join(_patterns([shard.uri for shard in run.plan.shards]))),
+        ("data", ", ".join(_patterns([without_secrets(shard.uri) for shard in run.plan.shards]))),
         ("images", f"{searched}; {skipped}"),
         ("scan", scan),
         ("certainty", settled + (f": {_named(unsettled)}" if unsettled else "")),
@@ -95,11 +96,30 @@ def describe_preprocess(preprocess: Preprocess) -> str:
     )
 
 
+def without_secrets(uri: str) -> str:
+    """Return a URI without user, password and query.
+
+    >>> without_secrets("s3://key:sec/ret@bucket/train-0.parquet?token=abc"), without_secrets("s3://bucket/a@b/c")
+    ('s3://bucket/train-0.parquet', 's3://bucket/a@b/c')
+    >>> without_secrets("/data/what?/train-0.parquet")
+    '/data/what?/train-0.parquet'
+    """
+    if "://" not in uri:
+        return uri
+    protocol, _, place = re.split(r"[?#]", uri, maxsplit=1)[0].partition("://")
+    server = place.split("/")[0]
+    # A secret may itself have slashes: what looks like the start of one goes on up to the last @.
+    if "@" in server or re.search(r":(?!\d*$)", server):
+        place = place.rpartition("@")[2]
+    return f"{protocol}://{place}"
+
+
 def command_of(plan: Plan, out: str) -> str:
     """Return the command that makes such a run: what `run.json` holds, with what is as by default left out.
 
-    Not recorded, and so not in it: where class names came from, how many skipped images were allowed, and what
-    changes the speed only. Many shards stand as a pattern.
+    Left out are what opens a storage (users, passwords and queries in URIs), and what is not recorded: where class
+    names came from, how many skipped images were allowed, and what changes the speed only. Many shards stand as a
+    pattern.
     """
     spec = plan.spec
     channels = "all"
@@ -107,10 +127,10 @@ def command_of(plan: Plan, out: str) -> str:
         # One text for all layers: that of the largest is not cut off at a smaller layer's last channel.
         channels = format_channels(max((layer.channels for layer in spec.layers), key=len))
     asked = {
-        "data": _patterns([shard.uri for shard in plan.shards]),
+        "data": _patterns([without_secrets(shard.uri) for shard in plan.shards]),
         "out": out,
         "model": spec.model,
-        "weights": spec.weights,
+        "weights": without_secrets(spec.weights),
         "layer": [layer.name for layer in spec.layers],
         "channels": channels,
         "statistic": list(spec.statistics),
