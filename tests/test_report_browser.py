@@ -248,7 +248,7 @@ def test_one_switch_for_all_pictures_is_kept_in_the_address_and_by_the_browser(v
     page.goto(page.url.replace("4.html#view=original", "5.html"))
     assert view_of(page) == "Original"
     other = visit(f"{address}mixed/3.html#view=field&statistic=mean")
-    assert (view_of(other), other.inner_text("#statistics [aria-current]")) == ("Field of the peak", "mean")
+    assert (view_of(other), other.inner_text("#statistics [aria-current]")) == ("Peak's field", "mean")
     nonsense = visit(f"{address}mixed/3.html#view=nonsense&statistic=nonsense")
     assert (view_of(nonsense), nonsense.inner_text("#statistics [aria-current]")) == ("Crop", "max")
 
@@ -257,7 +257,7 @@ def test_where_there_is_no_map_its_views_cannot_be_chosen(visit, address):
     page = visit(f"{address}classifier/3.html#view=map")
     assert view_of(page) == "Crop"
     assert page.is_disabled("text=Activation map")
-    assert page.is_disabled("text=Field of the peak")
+    assert page.is_disabled("text=Peak's field")
     page.click("#views >> text=Original")
     assert page.locator(".outline.crop").count() == 12
     assert page.locator(".outline.field").count() == 0
@@ -363,6 +363,9 @@ def test_pages_are_accessible(visit, report, chromium, scheme, width):
             assert bad == [], json.dumps(bad, indent=1)[:3000]
             assert len(found["passes"]) > 10
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "wider than the screen"
+        for button in page.locator("dialog[open] button").all():
+            box = button.bounding_box()
+            assert 0 <= box["x"] <= box["x"] + box["width"] <= width
 
 
 def test_what_came_with_the_data_is_text(visit, run, tmp_path):
