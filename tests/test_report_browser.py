@@ -23,7 +23,8 @@ from exemplar_ray.sharding import LabelledImage, write_images
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH: apt-get install chromium")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH: apt-get install chromium")
+pytestmark = needs_chromium
 
 AXE = (TESTS / "vendor" / "axe.min.js").read_text()
 

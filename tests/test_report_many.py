@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 from many_channels import write_run
-from test_report_browser import chromium, visit, wait_for  # noqa: F401
+from test_report_browser import chromium, needs_chromium, visit, wait_for  # noqa: F401
 
 FEW, MANY = 1000, 5000
 
@@ -77,6 +77,7 @@ def traced(page):
     tasks += [event["tdur"] / 1000 for event in events if (event["pid"], event["tid"]) in main and "tdur" in event]
 
 
+@needs_chromium
 def test_the_overview_shows_at_once_and_scrolls_without_a_halt(reports, visit):  # noqa: F811
     shown = []
     # Other programs on the machine may hold the browser up: what counts is what the page can do.
