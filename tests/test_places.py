@@ -4,17 +4,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import BVLC, TESTS, encode, needs_shared
+from conftest import BVLC, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from planted_patches import SIDE, run_over_planted_patches
 from torch import nn
 
 from exemplar_ray.activations import describe_layers
 from exemplar_ray.geometry import Framing, field_box, unit_box
 from exemplar_ray.models import load_network
 from exemplar_ray.open_run import open_run
-from exemplar_ray.sharding import LabelledImage, write_images
 from exemplar_ray.spec import Axis, Preprocess, ReceptiveField
 
 PREPROCESS = Preprocess(mean=(117, 117, 117))
@@ -123,30 +123,11 @@ def test_the_view_is_the_centre_of_the_image_and_lies_in_it(width, height):
     assert abs((y0 + y1) / 2 - height / 2) <= 0.5 * height / framing.resized[1] + 1e-6
 
 
-SIDE = 16  # of the planted patch, in pixels of the original
-
-
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory, ray_cluster):
-    """200 noisy grey images of several sizes, a magenta patch in each at a known place: a run over them."""
-    from exemplar_ray.cli import main
-
+    """A run over 200 planted patches, and where they are."""
     folder = tmp_path_factory.mktemp("planted")
-    random = np.random.default_rng(0)
-    images, places = [], {}
-    for i in range(200):
-        width, height = (128, int(random.integers(128, 260)))[:: random.choice([1, -1])]
-        pixels = np.repeat(random.integers(90, 150, (height, width, 1), dtype=np.uint8), 3, axis=2)
-        # Inside the crop, which is the centre 7/8 of the shorter side.
-        left = int(random.integers(width // 2 - 50, width // 2 + 50 - SIDE))
-        top = int(random.integers(height // 2 - 50, height // 2 + 50 - SIDE))
-        pixels[top : top + SIDE, left : left + SIDE] = (255, 0, 255)
-        images.append(LabelledImage(encode(pixels), f"{i}.png", None))
-        places[f"{i}.png"] = (left, top)
-    write_images(images, str(folder / "data"), None, 50)
-    flags = ["--model", f"{TESTS / 'tiny_network.py'}:PatchFinder", "--layer", "find", "--top-k", "200"]
-    flags += ["--preprocess", "{resize: 64, crop: 56, mean: [117, 117, 117]}", "--statistic", "max"]
-    assert main(["run", "--data", str(folder / "data"), "--out", str(folder / "run"), *flags]) == 0
+    places = run_over_planted_patches(folder, 200, 0)
     return folder / "run", places
 
 

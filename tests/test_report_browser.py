@@ -13,13 +13,13 @@ import time
 
 import numpy as np
 import pytest
-from conftest import TESTS, TINY_FLAGS, encode, write_tiny_data
+from conftest import TESTS, TINY_FLAGS, write_tiny_data
 from PIL import Image
+from planted_patches import SIDE, run_over_planted_patches
 from test_report_pages import rewrite
 
 from exemplar_ray import open_run
 from exemplar_ray.report.pages import write_report
-from exemplar_ray.sharding import LabelledImage, write_images
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -426,29 +426,12 @@ def test_nothing_but_the_reports_own_scripts_can_run(chromium, report):
 
 # Where things are: planted patches, pixel by pixel ----------------------------------------------------------------
 
-SIDE = 16  # of a patch, in pixels of the original
-
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory, ray_cluster):
-    """Grey images of several sizes, a magenta patch in each at a known place, and a network that finds it."""
-    from exemplar_ray.cli import main
-
+    """The report of a run over 24 planted patches."""
     folder = tmp_path_factory.mktemp("planted")
-    random = np.random.default_rng(1)
-    images, places = [], {}
-    for i in range(24):
-        width, height = (128, int(random.integers(128, 260)))[:: random.choice([1, -1])]
-        pixels = np.repeat(random.integers(90, 150, (height, width, 1), dtype=np.uint8), 3, axis=2)
-        left = int(random.integers(width // 2 - 50, width // 2 + 50 - SIDE))
-        top = int(random.integers(height // 2 - 50, height // 2 + 50 - SIDE))
-        pixels[top : top + SIDE, left : left + SIDE] = (255, 0, 255)
-        images.append(LabelledImage(encode(pixels), f"{i}.png", None))
-        places[f"{i}.png"] = (left, top)
-    write_images(images, str(folder / "data"), None, 12)
-    flags = ["--model", f"{TESTS / 'tiny_network.py'}:PatchFinder", "--layer", "find", "--top-k", "24"]
-    flags += ["--preprocess", "{resize: 64, crop: 56, mean: [117, 117, 117]}", "--statistic", "max", "--channels", "0"]
-    assert main(["run", "--data", str(folder / "data"), "--out", str(folder / "run"), *flags]) == 0
+    places = run_over_planted_patches(folder, 24, 1, "--channels", "0")
     write_report(str(folder / "run"))
     return folder / "run", places
 
