@@ -15,31 +15,21 @@
     RUN/settling-*/                   a run inside the run: exact scans of channels that screening left in doubt
     RUN/summary.json                  what was read, what it cost; written last
 
-Files appear whole or not at all: on a local disk through a temporary name, fsync and
-rename, on an object store through a single PUT. On the Hugging Face Hub a run folder is only
-read. Torch and Ray are not needed to read it.
+Files appear whole or not at all, see `folder`. Torch and Ray are not needed to read it.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import os
-import posixpath
 import sys
-import tempfile
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self, TypeVar
 
-from fsspec.implementations.local import LocalFileSystem
-
-from exemplar_ray import hub, parts
+from exemplar_ray import parts
 from exemplar_ray.errors import UsageError
+from exemplar_ray.folder import Folder
 from exemplar_ray.labels import ClassLabels
 from exemplar_ray.shards import Shard
 from exemplar_ray.spec import FORMAT_VERSION, ResolvedSpec, fingerprint
@@ -169,23 +159,8 @@ class TornPartError(Exception):
         return str(self.args[1])
 
 
-class RunFolder:
-    """A run folder on any file system that fsspec opens. Reading never writes.
-
-    On the Hugging Face Hub it can only be read, and is read at one commit, that of when it is opened.
-
-    Raises:
-        UsageError: there is no such file system, or no such repository on the Hub, or no access to it.
-    """
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-        try:
-            self._fs, path = hub.file_system(hub.pinned(uri, hub.resolve_revisions([uri])))
-        except (ValueError, ImportError) as error:
-            raise UsageError(f"run folder '{uri}' cannot be opened: {error}") from error
-        self._root = path.rstrip("/")
-        self._local = isinstance(self._fs, LocalFileSystem)
+class RunFolder(Folder):
+    """A run folder. Reading never writes."""
 
     # The plan ----------------------------------------------------------------------------
 
@@ -322,7 +297,7 @@ class RunFolder:
     def _stored(self, folder: str, shards: int) -> dict[str, bytearray]:
         """List the files of shards: {how their names end: for each shard, whether there is such a file}."""
         stored: dict[str, bytearray] = {}
-        for name in self._names(folder):
+        for name in self.names(folder):
             number, _, ending = name.partition(".")
             position = int(number) if number.isdecimal() else shards
             if position < shards and number == _number(position):
@@ -364,109 +339,12 @@ class RunFolder:
         for ending, stored in record["files"].items():
             name = f"parts/{_number(position)}.{ending}"
             try:
-                files[ending] = self._read(name)
+                files[ending] = self.read(name)
             except FileNotFoundError:
                 raise TornPartError(position, f"{name} is gone") from None
             if parts.digest(files[ending]) != stored["sha256"]:
                 raise TornPartError(position, f"{name} is not the file that was committed")
         return files
-
-    # Files -------------------------------------------------------------------------------
-
-    def names(self, folder: str) -> list[str]:
-        """List a folder's file and folder names, past any cache; [] where there is none."""
-        return list(self._names(folder))
-
-    def _names(self, folder: str) -> Iterator[str]:
-        path = self._path(folder)
-        try:
-            if self._local:
-                # A folder of many files is gone through, not held: fsspec would make a list of paths.
-                with os.scandir(path) as entries:
-                    yield from (entry.name for entry in entries)
-                return
-            self._fs.invalidate_cache(path)
-            yield from (posixpath.basename(p.rstrip("/")) for p in self._fs.ls(path, detail=False))
-        except (FileNotFoundError, NotADirectoryError):
-            return
-
-    def exists(self, name: str) -> bool:
-        """Whether a file is there now."""
-        path = self._path(name)
-        self._fs.invalidate_cache(posixpath.dirname(path))
-        return self._fs.exists(path)
-
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """Read a JSON object; None where there is none or it is torn."""
-        try:
-            values = json.loads(self._read(name))
-        except (FileNotFoundError, ValueError):
-            return None
-        return values if isinstance(values, dict) else None
-
-    def _read(self, name: str) -> bytes:
-        """Read a whole file."""
-        if not self._local:
-            return self._fs.cat_file(self._path(name))
-        with open(self._path(name), "rb") as file:
-            return file.read()
-
-    def write_json(self, name: str, values: dict[str, Any]) -> None:
-        """Write a JSON object, whole or not at all."""
-        # Piece by piece: of many shards the pieces would take several times the room of the file.
-        content = io.BytesIO()
-        for piece in json.JSONEncoder(indent=1).iterencode(values):
-            content.write(piece.encode())
-        content.write(b"\n")
-        self.write(name, content.getvalue())
-
-    def write(self, name: str, content: bytes) -> None:
-        """Write a file, whole or not at all."""
-        if not self._local:
-            self._fs.pipe_file(self._path(name), content)
-            return
-        with self._temporary(name) as temporary, open(temporary, "wb") as file:
-            file.write(content)
-
-    def remove(self, name: str) -> None:
-        """Remove a file if it is there."""
-        with suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(name))
-
-    @contextmanager
-    def writing(self, name: str) -> Iterator[str]:
-        """Give a local path to write to; on leaving without an exception it becomes `name`."""
-        if self._local:
-            with self._temporary(name) as temporary:
-                yield temporary
-            return
-        with tempfile.TemporaryDirectory(prefix="exemplar_ray-") as folder:
-            local = os.path.join(folder, posixpath.basename(name))
-            yield local
-            self._fs.put_file(local, self._path(name))
-
-    def open(self, name: str) -> Any:
-        """Open a file for reading in binary mode."""
-        return self._fs.open(self._path(name), "rb")
-
-    @contextmanager
-    def _temporary(self, name: str) -> Iterator[str]:
-        """Local disk: a temporary name beside the final one, then fsync and rename."""
-        path = self._path(name)
-        folder = os.path.dirname(path)
-        os.makedirs(folder, exist_ok=True)
-        temporary = os.path.join(folder, f".{os.path.basename(path)}.{uuid.uuid4().hex}.tmp")
-        try:
-            yield temporary
-            _fsync(temporary)
-            os.replace(temporary, path)
-            _fsync(folder)
-        finally:
-            if os.path.exists(temporary):
-                os.remove(temporary)
-
-    def _path(self, name: str) -> str:
-        return f"{self._root}/{name}" if name else self._root
 
 
 def _read_ahead(read: Callable[[T], Any], these: Sequence[T], ahead: int) -> Iterator[tuple[T, Any]]:
@@ -484,14 +362,6 @@ def _read_ahead(read: Callable[[T], Any], these: Sequence[T], ahead: int) -> Ite
 
 def _number(position: int) -> str:
     return f"{position:06d}"
-
-
-def _fsync(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _difference(key: str, there: Any, here: Any) -> str:

@@ -86,6 +86,17 @@ def cli(capsys):
     return run
 
 
+def python_without(packages, program, *arguments):
+    """Run a program in a Python of its own in which these packages cannot be imported; return what it printed."""
+    blocked = f"import sys\nfor name in {packages.split()!r}: sys.modules[name] = None\n"
+    # The package beside these tests, whichever is installed.
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-c", blocked + program, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def free_port():
     """A port that nothing listens on now."""
     with socket.socket() as listener:

@@ -9,8 +9,10 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
+
+from stand_in import Server, serving
 
 # What can happen to one request.
 ERROR_500, ERROR_503, RESET, CUT, DRIP, STALE, ANSWER_LOST = FAULTS = (
@@ -84,24 +86,11 @@ class FaultProxy:
 @contextmanager
 def fault_proxy(upstream):
     """Run a proxy in front of a server: yield its `FaultProxy`."""
-    server = _Server(("127.0.0.1", 0), _Handler)
+    server = Server(_Handler)
     server.upstream = urlsplit(upstream).netloc
-    server.control = FaultProxy(f"http://127.0.0.1:{server.server_address[1]}")
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    server.control = FaultProxy(server.url)
+    with serving(server):
         yield server.control
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, *_):
-        """Clients that are killed go away in the middle of a request."""
 
 
 class _Handler(BaseHTTPRequestHandler):

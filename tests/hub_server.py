@@ -24,12 +24,13 @@ import re
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import yaml
+from stand_in import Server, serving
 
 UNAVAILABLE, CUT = "503", "body cut short"
 
@@ -130,24 +131,10 @@ class Hub:
 @contextmanager
 def hub_server():
     """Run a Hub without data sets."""
-    server = _Server(("127.0.0.1", 0), _Handler)
-    server.hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    server = Server(_Handler)
+    server.hub = Hub(server.url)
+    with serving(server):
         yield server.hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 100
-
-    def handle_error(self, *_):
-        """Clients that are killed go away in the middle of a request."""
 
 
 class _RefusedError(Exception):

@@ -1,18 +1,16 @@
 """The merge of many shards: folds of folds are folds of everything, in memory that does not follow their number."""
 
 import os
-import subprocess
-import sys
 import threading
 import time
 import tracemalloc
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from conftest import python_without
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from many_shards import Synthetic
@@ -240,18 +238,13 @@ def test_a_part_that_only_the_workers_do_not_see_is_not_lost(many, ray_cluster, 
 
 def test_merging_needs_neither_torch_nor_ray(many):
     _, run = many
-    code = (
-        "import sys\n"
-        "for name in ('ray', 'torch', 'torchvision'): sys.modules[name] = None\n"
+    program = (
         "from exemplar_ray.merge import fold_group\n"
         "from exemplar_ray.run_folder import RunFolder\n"
-        f"plan = RunFolder({str(run)!r}).read_plan()\n"
-        f"print(len(fold_group({str(run)!r}, [0, 5], plan.fingerprint, plan.spec).scores.row))\n"
+        "plan = RunFolder(sys.argv[1]).read_plan()\n"
+        "print(len(fold_group(sys.argv[1], [0, 5], plan.fingerprint, plan.spec).scores.row))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(folding.__file__).parent.parent)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 0
+    assert int(python_without("ray torch torchvision", program, run)) > 0
 
 
 def test_the_status_of_many_shards_is_there_at_once(many, cli):

@@ -1,12 +1,9 @@
 """Reading a finished run from Python."""
 
-import subprocess
-import sys
-
 import fsspec
 import pyarrow.parquet as pq
 import pytest
-from conftest import TINY_FLAGS, write_tiny_data
+from conftest import TINY_FLAGS, python_without, write_tiny_data
 
 from exemplar_ray import open_run
 from exemplar_ray.errors import UsageError
@@ -83,11 +80,5 @@ def test_what_cannot_be_read_is_said(finished, tmp_path):
 
 
 def test_reading_needs_neither_torch_nor_ray(finished):
-    program = (
-        "import sys\n"
-        "for name in ('ray', 'torch', 'torchvision', 'lucent', 'datasets'): sys.modules[name] = None\n"
-        "from exemplar_ray import open_run\n"
-        f"print(open_run({str(finished)!r}).exemplars(rank=1)[0].field.size)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    program = "from exemplar_ray import open_run; print(open_run(sys.argv[1]).exemplars(rank=1)[0].field.size)"
+    assert python_without("ray torch torchvision lucent datasets", program, finished)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import TINY_FLAGS, TINY_NETWORK, write_tiny_data
+from conftest import TINY_FLAGS, TINY_NETWORK, python_without, write_tiny_data
 from hub_server import UNAVAILABLE, Fault, Repository, hub_server
 from huggingface_hub import DatasetCard, DatasetCardData
 
@@ -498,12 +498,6 @@ def test_mistakes_are_one_line(run, cli, tmp_path, monkeypatch, flags, said):
 
 
 def test_publishing_needs_neither_torch_nor_ray(run, tmp_path):
-    program = (
-        "import sys\n"
-        "for name in ('ray', 'torch', 'torchvision', 'lucent', 'datasets'): sys.modules[name] = None\n"
-        "from exemplar_ray.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    command = [sys.executable, "-c", program, "publish", str(run), "user/name", "--dry-run", str(tmp_path / "dry")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    program = "from exemplar_ray.cli import main; sys.exit(main(sys.argv[1:]))"
+    flags = ("user/name", "--dry-run", tmp_path / "dry")
+    python_without("ray torch torchvision lucent datasets", program, "publish", run, *flags)

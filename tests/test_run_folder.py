@@ -96,7 +96,7 @@ def test_commits_complete_and_failures_stay_until_then(folder):
     state = folder.state(plan)
     assert (list(state.completed), list(state.failed), state.pending) == ([1], [], [0, 2])
     assert read_part(folder, 1, plan).scores.shard.tolist() == [1] * 4
-    assert folder.names("failed") == []
+    assert list(folder.names("failed")) == []
 
 
 def test_a_part_without_its_record_and_a_record_without_its_part_do_not_count(folder):
@@ -224,7 +224,7 @@ def test_an_exception_while_writing_leaves_the_old_file_and_nothing_else(folder)
         write_half()
     with folder.open("exemplars.parquet") as file:
         assert file.read() == b"old"
-    assert folder.names("") == ["exemplars.parquet"]
+    assert list(folder.names("")) == ["exemplars.parquet"]
     with folder.writing("exemplars.parquet") as path, open(path, "wb") as file:
         file.write(b"new")
     with folder.open("exemplars.parquet") as file:
@@ -233,7 +233,7 @@ def test_an_exception_while_writing_leaves_the_old_file_and_nothing_else(folder)
 
 def test_reading_never_writes(tmp_path):
     folder = RunFolder(str(tmp_path / "nothing"))
-    assert folder.names("parts") == []
+    assert list(folder.names("parts")) == []
     assert not folder.exists("run.json")
     assert folder.read_json("run.json") is None
     assert not os.path.exists(tmp_path / "nothing")
@@ -279,7 +279,7 @@ def test_a_commit_that_ends_anywhere_counts_whole_or_not_at_all(folder, monkeypa
         else:
             folder.commit(1, a_part(), a_record(plan, 1))
         monkeypatch.setattr(RunFolder, "write", write)
-        there = folder.names("parts")
+        there = list(folder.names("parts"))
         recorded = "000001.json" in there
         assert recorded == (writes > last)
         assert len(there) == writes

@@ -33,9 +33,13 @@ KINDS = {"exact": ("float32", "reference"), "screened": ("bfloat16", "fast")}
 
 
 @lru_cache
-def spec_of(precision: str, decode: str = "reference") -> ResolvedSpec:
-    """Return what a run computes; the network is built once a process to find out."""
-    return resolve(RunSpec(model=MODEL, weights=WEIGHTS, precision=precision, decode=decode))
+def spec_of(precision: str, decode: str = "reference", **wanted: Any) -> ResolvedSpec:
+    """Return what a run computes; the network is built once a process to find out.
+
+    Args:
+        wanted: what else is not as usual, as `RunSpec` has it.
+    """
+    return resolve(RunSpec(model=MODEL, weights=WEIGHTS, precision=precision, decode=decode, **wanted))
 
 
 def crop_of(data: bytes, decode: str) -> np.ndarray:
@@ -43,14 +47,14 @@ def crop_of(data: bytes, decode: str) -> np.ndarray:
     return images.decode_and_crop(data, find_architecture(MODEL).preprocess, decode)
 
 
-def trunk_of(precision: str) -> CompiledTrunk:
-    """Load the trunk that a worker of `--precision` runs: compiled, for as many threads as torch uses here."""
+def trunk_of(spec: ResolvedSpec) -> CompiledTrunk:
+    """Load the trunk that a worker runs: compiled, for as many threads as torch uses here."""
 
     def build() -> Trunk:
-        spec, module = spec_of(precision), load_network(MODEL, WEIGHTS).module
-        return Trunk(module, spec.layers, spec.statistics, spec.preprocess, torch.device("cpu"), precision)
+        module = load_network(MODEL, WEIGHTS).module
+        return Trunk(module, spec.layers, spec.statistics, spec.preprocess, torch.device("cpu"), spec.precision)
 
-    return compiled_trunk(spec_of(precision), BATCH, torch.get_num_threads(), build)[0]
+    return compiled_trunk(spec, BATCH, torch.get_num_threads(), build)[0]
 
 
 def decoding_alone(shards: Sequence[str], decode: str, seconds: float) -> Rate:
@@ -79,7 +83,7 @@ def _decoder(data: list[bytes], decode: str) -> Callable[[], int]:
 
 
 def _scorer(precision: str) -> Callable[[], int]:
-    trunk = trunk_of(precision)
+    trunk = trunk_of(spec_of(precision))
     noise = np.random.default_rng(0).integers(0, 256, (BATCH, 224, 224, 3), np.uint8)
     crops = torch.from_numpy(noise)
 

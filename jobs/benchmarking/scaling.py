@@ -5,6 +5,7 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,11 +22,16 @@ from benchmarking.measuring import (
     spread,
 )
 from benchmarking.own_job import EXACT, first_runs, job
+from exemplar_ray.parts import to_files
 from exemplar_ray.scan import scan_shard
-from exemplar_ray.shards import discover
+from exemplar_ray.shards import Shard, discover
 
-THREE_LAYERS = [*EXACT, "--layer", "mixed3a", "mixed3b", "mixed4a"]
-TEN_CHANNELS = [*EXACT, "--channels", "0-9"]
+# What is scanned by turns, and how it differs from a run as usual.
+WANTED: dict[str, dict[str, Any]] = {
+    "508 channels": {},
+    "10 channels": {"channels": "0-9"},
+    "three layers": {"layer": ("mixed3a", "mixed3b", "mixed4a")},
+}
 
 
 def scaling(shards: Sequence[str], work: Path, options: Namespace) -> None:
@@ -35,8 +41,7 @@ def scaling(shards: Sequence[str], work: Path, options: Namespace) -> None:
     sizes = sorted({1, options.copies, 4 * options.copies})
     copies = copies_of(shards, work / "copies", sizes[-1])
     large_shards = shards_of_rows(shards, work / "large", options.shard_rows, options.large_shards)
-    first_runs(shards, {"exact": EXACT, "10 channels": TEN_CHANNELS, "three layers": THREE_LAYERS})
-    usual = f"{options.copies} x the images"
+    first_runs(shards, {"exact": EXACT})
     rates: dict[str, list[Rate]] = {}
 
     def add(name: str, rate: Rate) -> None:
@@ -47,14 +52,15 @@ def scaling(shards: Sequence[str], work: Path, options: Namespace) -> None:
         print(f"repetition {number + 1} of {options.repeats}", flush=True)
         for size in sizes:
             add(f"{size} x the images", scan(copies[:size], EXACT))
-        add("10 channels", scan(copies[: options.copies], TEN_CHANNELS))
-        add("three layers", scan(copies[: options.copies], THREE_LAYERS))
         with only_on(allowed_cores()[:1]):
+            for name, rate in in_own_process(by_turns, shards):
+                add(name, rate)
             add("one core, Ray", scan(large_shards, EXACT))
             add("one core, a plain loop", in_own_process(plain_loop, large_shards))
     print()
     compared = [(f"{size} x the images", "1 x the images") for size in sizes[1:]]
-    compared += [("10 channels", usual), ("three layers", usual), ("one core, Ray", "one core, a plain loop")]
+    compared += [(name, "508 channels") for name in list(WANTED)[1:]]
+    compared += [("one core, Ray", "one core, a plain loop")]
     per_second = {name: [rate.per_second for rate in found] for name, found in rates.items()}
     print_table(("scan", "images/s"), [(name, spread(figures)) for name, figures in per_second.items()])
     found = {f"{name} / {base}": ratios(per_second[name], per_second[base]) for name, base in compared}
@@ -72,12 +78,45 @@ def scan(data: Sequence[str], flags: Sequence[str]) -> Rate:
     return rates["scan"]
 
 
+def by_turns(shards: Sequence[str]) -> list[tuple[str, Rate]]:
+    """Scan every shard for one after another of what is `WANTED`, without Ray: the differences are small, and what
+    the machine does in one minute it does not do in the next."""
+    torch.set_num_threads(1)
+    specs = {name: spec_of("float32", **wanted) for name, wanted in WANTED.items()}
+    trunks = {name: trunk_of(spec) for name, spec in specs.items()}
+    rates = []
+
+    def scan_one(name: str, shard: Shard, most_rows: int | None = None) -> int:
+        scanned = scan_shard(
+            trunks[name],
+            specs[name],
+            shard,
+            0,
+            batch_size=BATCH,
+            decode_threads=1,
+            max_skipped=0,
+            most_rows=most_rows,
+        )
+        to_files(scanned.part, specs[name])
+        return scanned.scored
+
+    several = discover(shards)
+    # The first batch prepares what the others find ready.
+    for name in WANTED:
+        scan_one(name, several[0], BATCH)
+    for shard in several:
+        for name in WANTED:
+            started = time.perf_counter()
+            rates.append((name, Rate(scan_one(name, shard), time.perf_counter() - started)))
+    return rates
+
+
 def plain_loop(shards: Sequence[str]) -> Rate:
     """Scan shard after shard in this process, without Ray; loading the network counts, as it does in the job."""
     torch.set_num_threads(1)
     spec = spec_of("float32")
     started, count = time.perf_counter(), 0
-    trunk = trunk_of("float32")
+    trunk = trunk_of(spec)
     for position, shard in enumerate(discover(shards)):
         scanned = scan_shard(trunk, spec, shard, position, batch_size=BATCH, decode_threads=1, max_skipped=0)
         count += scanned.scored

@@ -36,7 +36,8 @@ STAGES = {
 def stage_milliseconds(shards: Sequence[str], count: int, precision: str, decode: str) -> dict[str, float]:
     """Time every stage of the scan on one core, over the first images; return {stage: ms an image}."""
     torch.set_num_threads(1)
-    spec, trunk = spec_of(precision, decode), trunk_of(precision)
+    spec = spec_of(precision, decode)
+    trunk = trunk_of(spec)
     # The first batch is for what happens once: imports, memory.
     _time_stages(shards, BATCH, spec, trunk)
     # Whole batches: a scan pads its last one, which is work for images that are not there.

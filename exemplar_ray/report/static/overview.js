@@ -92,8 +92,13 @@ function show(state) {
     tile.element.hidden = !passing;
     shown += passing;
   }
-  list.replaceChildren(...tiles.toSorted(orderOf(state)).map((tile) => tile.element));
-  list.dataset.sort = state.sort || "channel";
+  const sort = state.sort || "channel";
+  const reverse = state.reverse ?? "";
+  // Moving thousands of tiles takes a moment; a search that is being typed leaves them where they are.
+  if (list.dataset.sort !== sort || list.dataset.reverse !== reverse) {
+    list.replaceChildren(...tiles.toSorted(orderOf(state)).map((tile) => tile.element));
+    Object.assign(list.dataset, { sort, reverse });
+  }
   form.elements.count.value = shown < tiles.length ? `${shown} of ${tiles.length} channels` : `${shown} channels`;
 }
 

@@ -1,0 +1,145 @@
+"""A folder on local disk or object store, whose files appear whole or not at all.
+
+On a local disk through a temporary name, fsync and rename, on an object store through a single PUT.
+On the Hugging Face Hub a folder is only read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import posixpath
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+
+from exemplar_ray import hub
+from exemplar_ray.errors import UsageError
+
+
+class Folder:
+    """A folder on any file system that fsspec opens.
+
+    On the Hugging Face Hub it can only be read, and is read at one commit, that of when it is opened.
+
+    Raises:
+        UsageError: there is no such file system, or no such repository on the Hub, or no access to it.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        try:
+            self._fs, path = hub.file_system(hub.pinned(uri, hub.resolve_revisions([uri])))
+        except (ValueError, ImportError) as error:
+            raise UsageError(f"run folder '{uri}' cannot be opened: {error}") from error
+        self._root = path.rstrip("/")
+        self._local = isinstance(self._fs, LocalFileSystem)
+
+    def names(self, folder: str) -> Iterator[str]:
+        """Yield the names of what is in a folder of it ("": in itself), past any cache; nothing where there is none."""
+        path = self._path(folder)
+        try:
+            if self._local:
+                # A folder of many files is gone through, not held: fsspec would make a list of paths.
+                with os.scandir(path) as entries:
+                    yield from (entry.name for entry in entries)
+                return
+            self._fs.invalidate_cache(path)
+            yield from (posixpath.basename(p.rstrip("/")) for p in self._fs.ls(path, detail=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+
+    def exists(self, name: str) -> bool:
+        """Whether a file is there now."""
+        path = self._path(name)
+        self._fs.invalidate_cache(posixpath.dirname(path))
+        return self._fs.exists(path)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Read a JSON object; None where there is none or it is torn."""
+        try:
+            values = json.loads(self.read(name))
+        except (FileNotFoundError, ValueError):
+            return None
+        return values if isinstance(values, dict) else None
+
+    def read(self, name: str) -> bytes:
+        """Read a whole file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        if not self._local:
+            return self._fs.cat_file(self._path(name))
+        with open(self._path(name), "rb") as file:
+            return file.read()
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None:
+        """Write a JSON object, whole or not at all."""
+        # Piece by piece: of many shards the pieces would take several times the room of the file.
+        content = io.BytesIO()
+        for piece in json.JSONEncoder(indent=1).iterencode(values):
+            content.write(piece.encode())
+        content.write(b"\n")
+        self.write(name, content.getvalue())
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file, whole or not at all."""
+        if not self._local:
+            self._fs.pipe_file(self._path(name), content)
+            return
+        with self._temporary(name) as temporary, open(temporary, "wb") as file:
+            file.write(content)
+
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there."""
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(name))
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[str]:
+        """Give a local path to write to; on leaving without an exception it becomes `name`."""
+        if self._local:
+            with self._temporary(name) as temporary:
+                yield temporary
+            return
+        with tempfile.TemporaryDirectory(prefix="exemplar_ray-") as folder:
+            local = os.path.join(folder, posixpath.basename(name))
+            yield local
+            self._fs.put_file(local, self._path(name))
+
+    def open(self, name: str) -> Any:
+        """Open a file for reading in binary mode."""
+        return self._fs.open(self._path(name), "rb")
+
+    @contextmanager
+    def _temporary(self, name: str) -> Iterator[str]:
+        """Local disk: a temporary name beside the final one, then fsync and rename."""
+        path = self._path(name)
+        folder = os.path.dirname(path)
+        os.makedirs(folder, exist_ok=True)
+        temporary = os.path.join(folder, f".{os.path.basename(path)}.{uuid.uuid4().hex}.tmp")
+        try:
+            yield temporary
+            _fsync(temporary)
+            os.replace(temporary, path)
+            _fsync(folder)
+        finally:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+
+def _fsync(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
