@@ -36,7 +36,7 @@ class Folder:
         try:
             self._fs, path = hub.file_system(hub.pinned(uri, hub.resolve_revisions([uri])))
         except (ValueError, ImportError) as error:
-            raise UsageError(f"run folder '{uri}' cannot be opened: {error}") from error
+            raise UsageError(f"folder '{uri}' cannot be opened: {error}") from error
         self._root = path.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
 
@@ -88,12 +88,16 @@ class Folder:
         content.write(b"\n")
         self.write(name, content.getvalue())
 
-    def write(self, name: str, content: bytes) -> None:
-        """Write a file, whole or not at all."""
+    def write(self, name: str, content: bytes, durable: bool = True) -> None:
+        """Write a file, whole or not at all.
+
+        Args:
+            durable: wait until a local disk has it, so that it outlasts the machine's sudden end.
+        """
         if not self._local:
             self._fs.pipe_file(self._path(name), content)
             return
-        with self._temporary(name) as temporary, open(temporary, "wb") as file:
+        with self._temporary(name, durable) as temporary, open(temporary, "wb") as file:
             file.write(content)
 
     def remove(self, name: str) -> None:
@@ -118,17 +122,19 @@ class Folder:
         return self._fs.open(self._path(name), "rb")
 
     @contextmanager
-    def _temporary(self, name: str) -> Iterator[str]:
-        """Local disk: a temporary name beside the final one, then fsync and rename."""
+    def _temporary(self, name: str, durable: bool = True) -> Iterator[str]:
+        """Local disk: a temporary name beside the final one, then fsync if wanted, and rename."""
         path = self._path(name)
         folder = os.path.dirname(path)
         os.makedirs(folder, exist_ok=True)
         temporary = os.path.join(folder, f".{os.path.basename(path)}.{uuid.uuid4().hex}.tmp")
         try:
             yield temporary
-            _fsync(temporary)
+            if durable:
+                _fsync(temporary)
             os.replace(temporary, path)
-            _fsync(folder)
+            if durable:
+                _fsync(folder)
         finally:
             if os.path.exists(temporary):
                 os.remove(temporary)

@@ -21,6 +21,7 @@ from test_spec import resolved
 
 from exemplar_ray import open_run
 from exemplar_ray.cli import _parser, _pick, _settings
+from exemplar_ray.folder import Folder
 from exemplar_ray.geometry import Framing
 from exemplar_ray.labels import ClassLabels
 from exemplar_ray.report import pictures
@@ -568,7 +569,7 @@ def test_what_a_browser_would_show_otherwise_is_encoded_anew(kind, tmp_path):
     from exemplar_ray.images import decode
 
     data = awkward(kind)
-    with ReportWriter(str(tmp_path)) as writer:
+    with ReportWriter(Folder(str(tmp_path))) as writer:
         made = Pictures(writer)
         made.add("shard", 3, data)
         made.add("other", 4, data)
@@ -587,16 +588,26 @@ def test_what_a_browser_would_show_otherwise_is_encoded_anew(kind, tmp_path):
     assert np.abs(small[0] - small[1]).mean() < 2
 
 
+def test_images_of_an_earlier_report_are_not_left_in_one_without(run, tmp_path, cli):
+    assert cli("report", run, "--out", tmp_path)[0] == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    status, text = cli("report", run, "--out", tmp_path, "--without-images")
+    assert status == 2
+    assert "has the images of an earlier report" in text
+    assert len(text.strip().splitlines()) == 1
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
 def test_a_file_that_cannot_be_written_ends_the_report(tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "taken").write_text("")
-    with pytest.raises(OSError, match="taken"), ReportWriter(str(tmp_path / "report")) as writer:
+    with pytest.raises(OSError, match="taken"), ReportWriter(Folder(str(tmp_path / "report"))) as writer:
         writer.write("taken/file", b"")
 
     def broken():
         raise ValueError("no picture")
 
-    with pytest.raises(ValueError, match="no picture"), ReportWriter(str(tmp_path)) as writer:
+    with pytest.raises(ValueError, match="no picture"), ReportWriter(Folder(str(tmp_path))) as writer:
         writer.write("file", broken)
 
 

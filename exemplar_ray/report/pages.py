@@ -24,6 +24,8 @@ import jinja2
 import pyarrow as pa
 
 import exemplar_ray
+from exemplar_ray.errors import UsageError
+from exemplar_ray.folder import Folder
 from exemplar_ray.hub import refuse_writing
 from exemplar_ray.open_run import Run, open_run
 from exemplar_ray.report.channel_page import ChannelPages, ShownStatistic
@@ -52,12 +54,19 @@ def write_report(run: str, out: str | None = None, images: bool = True, run_fold
         The URI of `index.html`, which is written last.
 
     Raises:
-        UsageError: the folder has no result, or the pages would be written to the Hub.
+        UsageError: the run has no result, the pages would be written to the Hub, or they are to have no images and
+            the report's folder has those of an earlier report.
     """
     target = (out or f"{run.rstrip('/')}/report").rstrip("/")
     refuse_writing(target)
     finished = open_run(run)
-    with ReportWriter(target) as writer:
+    folder = Folder(target)
+    if not images and any(folder.exists(name) for name in (_IMAGES, _TILES)):
+        raise UsageError(
+            f"'{target}' has the images of an earlier report, which stay there; remove that folder, or choose another "
+            "with --out"
+        )
+    with ReportWriter(folder) as writer:
         _Report(finished, writer, images, run_folder or run).write()
     return f"{target}/{INDEX}"
 

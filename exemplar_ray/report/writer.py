@@ -1,17 +1,13 @@
-"""Many small files, written side by side on any file system that fsspec opens."""
+"""Many small files, written side by side into one folder."""
 
 from __future__ import annotations
 
-import posixpath
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
-from exemplar_ray.errors import UsageError
+from exemplar_ray.folder import Folder
 
 # Object stores answer slowly and take many requests at once; encoding pictures lets go of the interpreter's lock.
 _THREADS = 16
@@ -22,17 +18,11 @@ _MOST_WAITING = 64
 class ReportWriter:
     """Writes a report's files in threads; leaving its `with` block waits for all of them.
 
-    Unlike a run folder's, these files may be half written when the machine stops: the report is made again.
+    Unlike a run folder's, these files may be lost when the machine stops: the report is made again.
     """
 
-    def __init__(self, uri: str) -> None:
-        try:
-            self._fs, path = fsspec.url_to_fs(uri)
-        except (ValueError, ImportError) as error:
-            raise UsageError(f"report folder '{uri}' cannot be opened: {error}") from error
-        self._root = path.rstrip("/")
-        self._local = isinstance(self._fs, LocalFileSystem)
-        self._folders: set[str] = set()
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
         self._pool = ThreadPoolExecutor(_THREADS)
         self._waiting: deque[Future[None]] = deque()
 
@@ -56,20 +46,14 @@ class ReportWriter:
         Raises:
             Exception: what an earlier file's writing raised.
         """
-        path = f"{self._root}/{name}"
-        folder = posixpath.dirname(path)
-        # Object stores have no folders to make.
-        if self._local and folder not in self._folders:
-            self._fs.makedirs(folder, exist_ok=True)
-            self._folders.add(folder)
         if len(self._waiting) >= _MOST_WAITING:
             self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(self._write, path, content))
+        self._waiting.append(self._pool.submit(self._write, name, content))
 
     def finish(self) -> None:
         """Wait until everything is written."""
         while self._waiting:
             self._waiting.popleft().result()
 
-    def _write(self, path: str, content: bytes | Callable[[], bytes]) -> None:
-        self._fs.pipe_file(path, content() if callable(content) else content)
+    def _write(self, name: str, content: bytes | Callable[[], bytes]) -> None:
+        self._folder.write(name, content() if callable(content) else content, durable=False)
