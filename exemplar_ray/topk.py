@@ -66,12 +66,7 @@ def rank(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
     """
     if not np.isfinite(scores.activation).all():
         raise ValueError("only finite activations can be ranked")
-    # -0 and +0 compare equal, so the two are one activation, whatever the sign bit.
-    # Several columns packed into one key each: sorting takes as long as there are keys.
-    contest = scores.series.astype(np.int64) * (OF_CLASS + 1) + scores.contest
-    channel = (contest << 32) + scores.channel
-    image = (scores.shard.astype(np.int64) << 32) + scores.row
-    order = np.lexsort((image, -strength(scores), scores.label, channel))
+    order = _sorted(*groups(scores), -_as_integers(strength(scores)), scores.shard, scores.row)
     ordered = scores.take(order)
     first_of_image = _differs_from_previous(*groups(ordered), ordered.shard, ordered.row)
     order, ordered = order[first_of_image], ordered.take(first_of_image)
@@ -84,6 +79,34 @@ def rank(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
 def strength(scores: Scores) -> np.ndarray:
     """Return what is ranked, float32, more is better: the activation, negated for `BOTTOM`."""
     return np.where(scores.contest == BOTTOM, -scores.activation, scores.activation)
+
+
+def _as_integers(numbers: np.ndarray) -> np.ndarray:
+    """Return int64 in the order of finite float32 numbers: their bits grow with them, those of negative ones fall."""
+    bits = (numbers + np.float32(0)).view(np.int32).astype(np.int64)  # + 0 turns -0 into +0, so the two are equal
+    return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+
+
+def _sorted(*columns: np.ndarray) -> np.ndarray:
+    """Return the indices that sort integer columns, by the first, then the second and so on.
+
+    Sorting takes as long as there are keys: columns are packed into as few of 63 bits as hold them.
+    """
+    keys = [np.zeros(len(columns[0]), np.int64)]
+    room = 63
+    for column in columns:
+        low, high = (int(column.min()), int(column.max())) if len(column) else (0, 0)
+        bits = (high - low).bit_length()
+        if bits > 63:
+            keys.append(column)
+            room = 0
+            continue
+        if bits > room:
+            keys.append(np.zeros(len(column), np.int64))
+            room = 63
+        keys[-1] = (keys[-1] << bits) | (column.astype(np.int64) - low)
+        room -= bits
+    return np.lexsort(keys[::-1])
 
 
 def groups(scores: Scores) -> tuple[np.ndarray, ...]:
@@ -112,7 +135,7 @@ def find(among: Scores, wanted: Scores) -> np.ndarray:
         int64, as long as `wanted`.
     """
     keys = [np.concatenate(pair) for pair in zip(_which(among), _which(wanted), strict=True)]
-    order = np.lexsort(keys[::-1])
+    order = _sorted(*keys)
     number = np.empty(len(order), np.int64)
     number[order] = np.cumsum(_differs_from_previous(*(key[order] for key in keys)))
     place = np.full(len(order) + 1, -1, np.int64)

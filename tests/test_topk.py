@@ -163,6 +163,43 @@ def test_packed_keys_order_as_activations_and_rows_do_and_unpack(values, rows):
     assert row.tolist() == rows.tolist()
 
 
+def narrow_or_wide(least, most):
+    return st.one_of(st.integers(max(least, -2), 2), st.integers(least, most))
+
+
+def all_but_the_activation(score):
+    return (*score[:3], *score[4:])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    columns=st.lists(
+        st.tuples(
+            narrow_or_wide(0, 2**31 - 1),
+            st.sampled_from([TOP, BOTTOM]),
+            narrow_or_wide(-(2**63), 2**63 - 1),
+            st.floats(width=32, allow_nan=False, allow_infinity=False),
+            narrow_or_wide(0, 2**31 - 1),
+            narrow_or_wide(0, 2**63 - 1),
+        ),
+        max_size=30,
+        unique_by=all_but_the_activation,
+    )
+)
+def test_the_order_does_not_depend_on_how_wide_the_numbers_are(columns):
+    """Labels, shards and rows as large as their types: however many sort keys it takes, the order is one."""
+    types = (np.int32, np.int8, np.int64, np.float32, np.int32, np.int64)
+    pairs = zip(zip(*columns, strict=True), types, strict=True) if columns else ([[], kind] for kind in types)
+    channel, contest, label, activation, shard, row = (np.array(values, kind) for values, kind in pairs)
+    scores = make_scores(channel, activation, shard, row, contest=contest, label=label)
+    signed = np.where(contest == BOTTOM, activation, -activation)
+
+    def definition(i):
+        return int(contest[i]), int(channel[i]), int(label[i]), float(signed[i]), int(shard[i]), int(row[i])
+
+    assert rank(scores)[0].tolist() == sorted(range(len(columns)), key=definition)
+
+
 def test_ranks_count_from_one_within_each_series_and_channel():
     scores = make_scores([0, 5, 5, 4], np.array([1, 2, 3, 9]), 0, np.arange(4), series=[1, 0, 0, 0])
     order, ranks = rank(scores)
