@@ -5,7 +5,19 @@ part, `merge` folds parts into the winners, `gather` fetches the winners' images
 recomputes their activations. `cluster` runs the three on Ray; `cli` is the command line.
 """
 
-from exemplar_ray.open_run import open_run
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from exemplar_ray.finished_run import open_run
 
 __all__ = ["open_run"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Only when it is asked for: the command line answers sooner without what reading results takes.
+    if name == "open_run":
+        from exemplar_ray.finished_run import open_run
+
+        return open_run
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -18,7 +18,7 @@ from exemplar_ray.samples import TOP
 from exemplar_ray.spec import format_channels
 
 if TYPE_CHECKING:
-    from exemplar_ray.open_run import Exemplar, Run
+    from exemplar_ray.finished_run import Exemplar, Run
 
 _THUMBNAIL = 112
 _QUALITY = 80

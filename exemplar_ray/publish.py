@@ -27,7 +27,7 @@ from huggingface_hub.utils import validate_repo_id
 
 import exemplar_ray
 from exemplar_ray.errors import UsageError
-from exemplar_ray.open_run import Run, open_run
+from exemplar_ray.finished_run import Run, open_run
 from exemplar_ray.report.pages import INDEX, write_report
 from exemplar_ray.report.provenance import provenance_of, without_secrets
 from exemplar_ray.run_folder import (

@@ -22,9 +22,9 @@ from PIL import Image
 
 import exemplar_ray
 from exemplar_ray.errors import UsageError, near_matches
+from exemplar_ray.finished_run import Exemplar, Run, open_run
 from exemplar_ray.hub import refuse_writing
 from exemplar_ray.images import crop, decode
-from exemplar_ray.open_run import Exemplar, Run, open_run
 from exemplar_ray.report.provenance import describe_preprocess
 from exemplar_ray.run_folder import RunFolder
 from exemplar_ray.samples import TOP

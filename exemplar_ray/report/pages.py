@@ -25,9 +25,9 @@ import pyarrow as pa
 
 import exemplar_ray
 from exemplar_ray.errors import UsageError
+from exemplar_ray.finished_run import Run, open_run
 from exemplar_ray.folder import Folder
 from exemplar_ray.hub import refuse_writing
-from exemplar_ray.open_run import Run, open_run
 from exemplar_ray.report.channel_page import ChannelPages, ShownStatistic
 from exemplar_ray.report.overview import Tile, known_classes, tile_of
 from exemplar_ray.report.pictures import LONGEST_SIDE, TILE_SIDE, Pictures

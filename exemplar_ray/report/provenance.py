@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from exemplar_ray.open_run import Run
+from exemplar_ray.finished_run import Run
 from exemplar_ray.run_folder import Plan
 from exemplar_ray.spec import Preprocess, RunSpec, format_channels, margin_of
 
