@@ -26,8 +26,9 @@ $(READY): requirements.lock pyproject.toml
 demo: setup ## the main job on the embedded data set, and its pages: demo/run-*/report/index.html
 	$(BIN)/python jobs/demo.py
 
+# A crashed test process is not replaced: the others would wait for ever.
 test: setup ## every test
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --ignore tests/test_out_of_memory.py
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 --ignore tests/test_out_of_memory.py
 	$(BIN)/pytest tests/test_out_of_memory.py  # watches the whole machine's memory, so alone
 
 exactness: setup ## compute the 800-image oracles anew (minutes), then compare with them

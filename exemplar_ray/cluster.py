@@ -31,6 +31,7 @@ Key = TypeVar("Key")
 # the driver's memory does not grow with the number of shards.
 _MOST_IN_FLIGHT = 1000
 _LONGEST_WAIT_SECONDS = 60.0
+_BEFORE_CANCELLING_SECONDS = 1.0
 _MOST_PREPARED = 64
 _MOST_CPUS_A_GPU_TASK = 8
 
@@ -299,8 +300,13 @@ class Cluster:
                     yield Outcome(key, None, _reason(failure), str(failure), attempt, lost)
         finally:
             # Leaving Ray ends our tasks anyway; Ray 2.60 aborts the process that cancels them and leaves at once.
-            for ref in running if self._joined else ():
-                ray.cancel(ref, force=False)
+            if self._joined and running:
+                # It also aborts the one that cancels a task while its result arrives: short tasks may end before.
+                _, unfinished = ray.wait(
+                    list(running), num_returns=len(running), timeout=_BEFORE_CANCELLING_SECONDS, fetch_local=False
+                )
+                for ref in unfinished:
+                    ray.cancel(ref, force=False)
 
 
 def _is_transient(error: ray.exceptions.RayError) -> bool:
