@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exemplar_ray import gpu_decoding
 from exemplar_ray.images import UndecodableImageError, decode_and_crop
 from exemplar_ray.shards import ImageRow
 from exemplar_ray.spec import GPU_DECODER, Preprocess
@@ -98,6 +97,8 @@ def _decoded_on(
     device: torch.device, images: Iterable[ImageRow], preprocess: Preprocess, batch_size: int
 ) -> Iterator[Batch]:
     """Decode on the device itself, a batch of rows at a time."""
+    # torchvision takes as long to import as torch, and only this needs it.
+    from exemplar_ray import gpu_decoding
 
     def decoded(rows: tuple[ImageRow, ...]) -> Batch:
         found = gpu_decoding.decode_and_crop([image.data for image in rows], preprocess, device)

@@ -31,7 +31,6 @@ Key = TypeVar("Key")
 # the driver's memory does not grow with the number of shards.
 _MOST_IN_FLIGHT = 1000
 _LONGEST_WAIT_SECONDS = 60.0
-_BEFORE_CANCELLING_SECONDS = 1.0
 _MOST_PREPARED = 64
 _MOST_CPUS_A_GPU_TASK = 8
 
@@ -165,11 +164,8 @@ class Cluster:
             slots = min(slots, totals.get("GPU", 0) / self.gpus_per_task)
         return int(slots)
 
-    def resolve(self, spec: RunSpec, images: int) -> ResolvedSpec:
+    def resolve(self, spec: RunSpec) -> ResolvedSpec:
         """Build and look at the model in a task, where torch and the weights are.
-
-        Args:
-            images: of the whole data set.
 
         Raises:
             UsageError: see `resolve.resolve`; or the GPU is to decode, and there is none; or the workers that
@@ -180,9 +176,8 @@ class Cluster:
                 "decode gpu needs a GPU a task, and this run has none; give --gpus-per-task, or --decode fast"
             )
         # The other workers get ready meanwhile; if one cannot, the scan will say so.
-        compiled = self._settings(images)["compile"] != "never" and not self.gpus_per_task
         for _ in range(min(self.slots - 1, _MOST_PREPARED)):
-            _prepare.options(num_cpus=self.cpus_per_task).remote(compiled)
+            _prepare.options(num_cpus=self.cpus_per_task).remote()
         [outcome] = self._run([("model", lambda: _resolve.options(num_cpus=1).remote(spec))])
         if outcome.lost:
             raise UsageError(f"the model cannot be built: {outcome.error}")
@@ -300,13 +295,22 @@ class Cluster:
                     yield Outcome(key, None, _reason(failure), str(failure), attempt, lost)
         finally:
             # Leaving Ray ends our tasks anyway; Ray 2.60 aborts the process that cancels them and leaves at once.
-            if self._joined and running:
-                # It also aborts the one that cancels a task while its result arrives: short tasks may end before.
-                _, unfinished = ray.wait(
-                    list(running), num_returns=len(running), timeout=_BEFORE_CANCELLING_SECONDS, fetch_local=False
-                )
-                for ref in unfinished:
-                    ray.cancel(ref, force=False)
+            if self._joined:
+                self._cancel_waiting(list(running))
+
+    def _cancel_waiting(self, submitted: list[ray.ObjectRef]) -> None:
+        """Cancel tasks that have not begun, and let the others end: Ray 2.60 aborts the process that cancels a task
+        at the moment when its result arrives (ray-project/ray#54527).
+
+        Args:
+            submitted: in the order in which they were; they begin in that order, as room comes.
+        """
+        if submitted:
+            _, unfinished = ray.wait(submitted, num_returns=len(submitted), timeout=0, fetch_local=False)
+            # The cluster may have grown since.
+            begun = max(self._slots(ray.cluster_resources()), 1)
+            for ref in reversed(unfinished[begun:]):
+                ray.cancel(ref, force=False)
 
 
 def _is_transient(error: ray.exceptions.RayError) -> bool:
@@ -343,11 +347,8 @@ def _resolve(spec: RunSpec) -> ResolvedSpec:
 
 
 @ray.remote(max_retries=0, max_calls=0)
-def _prepare(compiled: bool) -> None:
+def _prepare() -> None:
     importlib.import_module("exemplar_ray.worker")
-    if compiled:
-        # What loading a library needs; it takes about as long to import as torch.
-        importlib.import_module("torch._inductor.package")
 
 
 @ray.remote(max_retries=0, max_calls=0)

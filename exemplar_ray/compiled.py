@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import platform
-import uuid
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,13 +42,14 @@ class CompiledTrunk:
     device = torch.device("cpu")
 
     def __init__(self, library: Path, series: list[tuple[str, str]]) -> None:
-        self._library = torch._inductor.aoti_load_package(str(library))
+        # What torch._inductor's loader comes to; importing that takes as long as importing torch.
+        self._library = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
         self._series = series
 
     def __call__(self, crops: Tensor) -> dict[tuple[str, str], Tensor]:
         """Score one batch: see `Trunk.__call__`."""
         with torch.inference_mode():
-            return dict(zip(self._series, self._library(crops), strict=True))
+            return dict(zip(self._series, self._library.run([crops]), strict=True))
 
 
 def compiled_trunk(
@@ -68,7 +69,7 @@ def compiled_trunk(
     Raises:
         CannotCompileError: the network cannot be traced, there is no C++ compiler, or the result is not the network's.
     """
-    library = cache_folder() / f"{_key(spec, batch_size, threads)}.pt2"
+    library = cache_folder() / f"{_key(spec, batch_size, threads)}.so"
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{library}.lock"):
@@ -115,25 +116,26 @@ def _compile(trunk: Trunk, spec: ResolvedSpec, batch_size: int, library: Path) -
     random = torch.Generator().manual_seed(0)
     shape = (batch_size, spec.preprocess.crop, spec.preprocess.crop, 3)
     examples = [torch.randint(0, 256, shape, dtype=torch.uint8, generator=random) for _ in range(2)]
-    temporary = library.with_name(f".{uuid.uuid4().hex}.pt2")
     try:
-        with torch.no_grad(), reference_precision():
-            graph = make_fx(activations)(examples[0])
-            graph.graph.eliminate_dead_code()
-            graph.recompile()
-            exported = torch.export.export(graph, (examples[0],))
-            torch._inductor.aoti_compile_and_package(exported, package_path=str(temporary))
-        # The second example shows a graph that holds only for the images that it was traced with.
-        made = CompiledTrunk(temporary, series_of(spec))(examples[1])
-        for key, values in trunk(examples[1]).items():
-            allowed = _TOLERANCE[spec.precision] * values.abs().max()
-            if not (made[key] - values).abs().max() <= allowed:
-                raise CannotCompileError(f"the compiled {key[1]} of {key[0]} is not the network's")
-        os.replace(temporary, library)
+        # In a folder of its own, as the compiler leaves its sources beside the library; it goes with them.
+        with tempfile.TemporaryDirectory(prefix=".", dir=library.parent) as folder:
+            made = os.path.join(folder, library.name)
+            with torch.no_grad(), reference_precision():
+                graph = make_fx(activations)(examples[0])
+                graph.graph.eliminate_dead_code()
+                graph.recompile()
+                exported = torch.export.export(graph, (examples[0],))
+                options = {"aot_inductor.output_path": made}
+                torch._inductor.aot_compile(exported.module(), (examples[0],), options=options)
+            # The second example shows a graph that holds only for the images that it was traced with.
+            found = CompiledTrunk(Path(made), series_of(spec))(examples[1])
+            for key, values in trunk(examples[1]).items():
+                allowed = _TOLERANCE[spec.precision] * values.abs().max()
+                if not (found[key] - values).abs().max() <= allowed:
+                    raise CannotCompileError(f"the compiled {key[1]} of {key[0]} is not the network's")
+            os.replace(made, library)
     except CannotCompileError:
         raise
     except Exception as error:  # the compiler raises whatever a foreign network or a missing tool makes it raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise CannotCompileError(f"{type(error).__name__}: {reason}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

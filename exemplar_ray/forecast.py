@@ -67,7 +67,7 @@ def measure(spec: RunSpec, data: Sequence[str], resources: Resources) -> Forecas
         raise UsageError("no shard can be read as parquet, or all are empty")
     images = sum(shard.rows for shard in known)
     with Cluster(resources) as cluster:
-        resolved = cluster.resolve(spec, images)
+        resolved = cluster.resolve(spec)
         at_once = max(min(cluster.slots, len(shards)), 1)
         probed = known[: min(at_once, _MOST_PROBES)]
         rate = sample_rate(images, resolved.top_k)

@@ -87,8 +87,7 @@ def run(
     revisions = resolve_revisions(data, folder.revisions())
     shards, names = inspect(discover(data, revisions))
     with Cluster(resources) as cluster:
-        rows = sum(shard.rows or 0 for shard in shards)
-        plan = Plan(cluster.resolve(spec, rows), shards, ClassLabels(names, table), _versions(), revisions)
+        plan = Plan(cluster.resolve(spec), shards, ClassLabels(names, table), _versions(), revisions)
         state = folder.adopt(plan)
         if not state.unfinished and _is_answered(folder, plan, settle):
             say(console, "nothing to do: every shard is scanned and the exemplars are written")

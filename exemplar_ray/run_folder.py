@@ -238,8 +238,7 @@ class RunFolder(Folder):
         """
         stored = {ending: {"bytes": len(content), "sha256": parts.digest(content)} for ending, content in files.items()}
         record = {**record, "files": stored}
-        for ending, content in files.items():
-            self.write(f"parts/{_number(position)}.{ending}", content)
+        self.write_all({f"parts/{_number(position)}.{ending}": content for ending, content in files.items()})
         self.write_json(f"parts/{_number(position)}.json", record)
         self.remove(f"failed/{_number(position)}.json")
         return record

@@ -56,7 +56,7 @@ def test_compiled_activations_are_the_networks_and_come_from_the_cache_the_secon
         assert found.keys() == expected.keys()
         for key, values in expected.items():
             np.testing.assert_allclose(found[key], values, rtol=1e-4, atol=1e-5)
-    assert [path.suffix for path in sorted(cache.iterdir()) if path.suffix != ".lock"] == [".pt2"]
+    assert [path.suffix for path in sorted(cache.iterdir()) if path.suffix != ".lock"] == [".so"]
 
 
 def test_whatever_changes_the_numbers_or_the_machine_code_is_compiled_anew(cache, monkeypatch):
@@ -80,7 +80,7 @@ def test_a_network_that_looks_before_it_computes_is_not_compiled(cache):
     spec = resolved("deciding", layer=("conv1", "classifier"))
     with pytest.raises(CannotCompileError):
         compiled_trunk(spec, 4, 1, built(spec))
-    assert list(cache.glob("*.pt2")) == []
+    assert list(cache.glob("*.so")) == []
 
 
 def test_what_is_not_the_networks_is_thrown_away(cache, monkeypatch):
@@ -88,7 +88,7 @@ def test_what_is_not_the_networks_is_thrown_away(cache, monkeypatch):
     monkeypatch.setitem(compiled._TOLERANCE, "float32", -1.0)
     with pytest.raises(CannotCompileError, match="the compiled max of conv1 is not the network's"):
         compiled_trunk(spec, 4, 1, built(spec))
-    assert list(cache.glob("*.pt2")) == []
+    assert list(cache.glob("*.so")) == []
 
 
 def records(run):
