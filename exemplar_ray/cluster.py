@@ -263,54 +263,44 @@ class Cluster:
         running: dict[ray.ObjectRef, tuple[Key, Callable[[], ray.ObjectRef], int]] = {}
         resting: list[tuple[float, int, Key, Callable[[], ray.ObjectRef], int]] = []
         exhausted, count = False, 0
-        try:
-            while running or resting or not exhausted:
-                while resting and resting[0][0] <= time.monotonic():
-                    _, _, key, call, attempt = heapq.heappop(resting)
-                    running[call()] = (key, call, attempt)
-                while len(running) < _MOST_IN_FLIGHT and not exhausted:
-                    following = next(new, None)
-                    exhausted = following is None
-                    if following is not None:
-                        running[following[1]()] = (*following, 1)
-                if not running:
-                    time.sleep(max(0.0, resting[0][0] - time.monotonic()) if resting else 0)
+        while running or resting or not exhausted:
+            while resting and resting[0][0] <= time.monotonic():
+                _, _, key, call, attempt = heapq.heappop(resting)
+                running[call()] = (key, call, attempt)
+            while not exhausted and len(running) < self._most_in_flight():
+                following = next(new, None)
+                exhausted = following is None
+                if following is not None:
+                    running[following[1]()] = (*following, 1)
+            if not running:
+                time.sleep(max(0.0, resting[0][0] - time.monotonic()) if resting else 0)
+                continue
+            wait = max(0.0, resting[0][0] - time.monotonic()) if resting else None
+            done, _ = ray.wait(list(running), num_returns=1, timeout=wait, fetch_local=False)
+            for ref in done:
+                key, call, attempt = running.pop(ref)
+                try:
+                    yield Outcome(key, ray.get(ref), attempts=attempt)
                     continue
-                wait = max(0.0, resting[0][0] - time.monotonic()) if resting else None
-                done, _ = ray.wait(list(running), num_returns=1, timeout=wait, fetch_local=False)
-                for ref in done:
-                    key, call, attempt = running.pop(ref)
-                    try:
-                        yield Outcome(key, ray.get(ref), attempts=attempt)
-                        continue
-                    except ray.exceptions.RayError as error:
-                        failure = error
-                    _raise_if_for_all(failure)
-                    if _is_transient(failure) and attempt <= self._wanted.retries:
-                        count += 1
-                        pause = min(0.5 * 2 ** (attempt - 1), _LONGEST_WAIT_SECONDS)
-                        heapq.heappush(resting, (time.monotonic() + pause, count, key, call, attempt + 1))
-                        continue
-                    lost = not isinstance(failure, ray.exceptions.RayTaskError)
-                    yield Outcome(key, None, _reason(failure), str(failure), attempt, lost)
-        finally:
-            # Leaving Ray ends our tasks anyway; Ray 2.60 aborts the process that cancels them and leaves at once.
-            if self._joined:
-                self._cancel_waiting(list(running))
+                except ray.exceptions.RayError as error:
+                    failure = error
+                _raise_if_for_all(failure)
+                if _is_transient(failure) and attempt <= self._wanted.retries:
+                    count += 1
+                    pause = min(0.5 * 2 ** (attempt - 1), _LONGEST_WAIT_SECONDS)
+                    heapq.heappush(resting, (time.monotonic() + pause, count, key, call, attempt + 1))
+                    continue
+                lost = not isinstance(failure, ray.exceptions.RayTaskError)
+                yield Outcome(key, None, _reason(failure), str(failure), attempt, lost)
 
-    def _cancel_waiting(self, submitted: list[ray.ObjectRef]) -> None:
-        """Cancel tasks that have not begun, and let the others end: Ray 2.60 aborts the process that cancels a task
-        at the moment when its result arrives (ray-project/ray#54527).
-
-        Args:
-            submitted: in the order in which they were; they begin in that order, as room comes.
-        """
-        if submitted:
-            _, unfinished = ray.wait(submitted, num_returns=len(submitted), timeout=0, fetch_local=False)
-            # The cluster may have grown since.
-            begun = max(self._slots(ray.cluster_resources()), 1)
-            for ref in reversed(unfinished[begun:]):
-                ray.cancel(ref, force=False)
+    def _most_in_flight(self) -> int:
+        """How many tasks to have handed to Ray, begun or not."""
+        if not self._joined:
+            return _MOST_IN_FLIGHT
+        # When a run ends early, this Ray goes on with them: they cannot be cancelled, as Ray 2.60 aborts the process
+        # that cancels a task at the moment when its result arrives (ray-project/ray#54527). So enough that no slot
+        # waits, and that an autoscaler doubles what there is.
+        return min(2 * max(self._slots(ray.cluster_resources()), 1), _MOST_IN_FLIGHT)
 
 
 def _is_transient(error: ray.exceptions.RayError) -> bool:

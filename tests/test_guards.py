@@ -11,13 +11,11 @@ from conftest import PROJECT, TESTS
 GUARDS = {
     "the completion record is written last": (
         "run_folder.py",
-        """        for ending, content in files.items():
-            self.write(f"parts/{_number(position)}.{ending}", content)
+        """        self.write_all({f"parts/{_number(position)}.{ending}": content for ending, content in files.items()})
         self.write_json(f"parts/{_number(position)}.json", record)
 """,
         """        self.write_json(f"parts/{_number(position)}.json", record)
-        for ending, content in files.items():
-            self.write(f"parts/{_number(position)}.{ending}", content)
+        self.write_all({f"parts/{_number(position)}.{ending}": content for ending, content in files.items()})
 """,
         "test_run_folder.py::test_a_commit_that_ends_anywhere_counts_whole_or_not_at_all",
     ),

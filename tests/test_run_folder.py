@@ -258,35 +258,87 @@ def test_what_another_attempt_committed_is_found_without_a_listing(folder):
 
 
 def test_a_commit_that_ends_anywhere_counts_whole_or_not_at_all(folder, monkeypatch):
-    """The process may die after any of the files; what a later one finds is nothing, or the part and its record."""
+    """The process may die after any of the files, which are written side by side, in no order; what a later one finds
+    is nothing, or the part and its record."""
     plan = make_plan()
     folder.adopt(plan)
-    write, last = RunFolder.write, len(a_part())
-    for writes in range(last + 2):
-        left = writes
+    write, write_all = RunFolder.write, RunFolder.write_all
+    files = a_part()
+    for order in (list(files), list(reversed(files))):
+        for writes in range(len(files) + 2):
+            left = writes
 
-        def dying(self, name, content):
-            nonlocal left
-            if left == 0:
-                raise SystemExit
-            left -= 1
-            write(self, name, content)
+            def dying(self, name, content):
+                nonlocal left
+                if left == 0:
+                    raise SystemExit
+                left -= 1
+                write(self, name, content)
 
-        monkeypatch.setattr(RunFolder, "write", dying)
-        if writes <= last:
-            with pytest.raises(SystemExit):
-                folder.commit(1, a_part(), a_record(plan, 1))
-        else:
-            folder.commit(1, a_part(), a_record(plan, 1))
-        monkeypatch.setattr(RunFolder, "write", write)
-        there = list(folder.names("parts"))
-        recorded = "000001.json" in there
-        assert recorded == (writes > last)
-        assert len(there) == writes
-        assert list(folder.state(plan).completed) == ([1] if recorded else [])
-        assert (folder.committed(1, plan.shards[1], plan.fingerprint) is not None) == recorded
-        for name in there:
-            folder.remove(f"parts/{name}")
+            def dying_among(self, files, order=order, dying=dying):
+                for ending in order:
+                    dying(self, f"parts/000001.{ending}", files[f"parts/000001.{ending}"])
+
+            monkeypatch.setattr(RunFolder, "write", dying)
+            monkeypatch.setattr(RunFolder, "write_all", dying_among)
+            if writes <= len(files):
+                with pytest.raises(SystemExit):
+                    folder.commit(1, files, a_record(plan, 1))
+            else:
+                folder.commit(1, files, a_record(plan, 1))
+            monkeypatch.setattr(RunFolder, "write", write)
+            monkeypatch.setattr(RunFolder, "write_all", write_all)
+            there = list(folder.names("parts"))
+            recorded = "000001.json" in there
+            assert recorded == (writes > len(files))
+            assert len(there) == writes
+            assert list(folder.state(plan).completed) == ([1] if recorded else [])
+            assert (folder.committed(1, plan.shards[1], plan.fingerprint) is not None) == recorded
+            for name in there:
+                folder.remove(f"parts/{name}")
+
+
+def test_of_files_written_side_by_side_one_that_fails_fails_them_all_and_leaves_nothing_half_written(tmp_path):
+    folder = RunFolder(str(tmp_path / "run"))
+    (tmp_path / "run" / "parts" / "b").mkdir(parents=True)
+    (tmp_path / "run" / "parts" / "b" / "in the way").touch()
+    with pytest.raises(OSError, match="parts/b"):
+        folder.write_all({f"parts/{name}": name.encode() * 1000 for name in "abc"})
+    assert sorted(folder.names("parts")) == ["a", "b", "c"]
+    assert folder.read("parts/a") + folder.read("parts/c") == b"a" * 1000 + b"c" * 1000
+
+
+def test_what_is_written_has_reached_the_disk_before_what_follows_it(tmp_path, monkeypatch):
+    """Every file before its name, every name before the record."""
+    events = []
+    fsync, rename = os.fsync, os.replace
+
+    def path_of(handle):
+        return os.path.relpath(os.readlink(f"/proc/self/fd/{handle}"), tmp_path)
+
+    def seen_fsync(handle):
+        events.append(("on disk", path_of(handle)))
+        fsync(handle)
+
+    def seen_rename(old, new):
+        events.append(("renamed", os.path.relpath(old, tmp_path), os.path.relpath(new, tmp_path)))
+        rename(old, new)
+
+    plan, folder = make_plan(), RunFolder(str(tmp_path))
+    folder.adopt(plan)
+    monkeypatch.setattr(os, "fsync", seen_fsync)
+    monkeypatch.setattr(os, "replace", seen_rename)
+    folder.commit(1, a_part(), a_record(plan, 1))
+    renamed = {
+        new: (number, old) for number, (kind, old, *rest) in enumerate(events) if kind == "renamed" for new in rest
+    }
+    assert renamed.keys() == {f"parts/000001.{ending}" for ending in [*a_part(), "json"]}
+    for number, old in renamed.values():
+        assert ("on disk", old) in events[:number]
+    record = renamed.pop("parts/000001.json")[0]
+    last = max(number for number, _ in renamed.values())
+    assert ("on disk", "parts") in events[last:record]
+    assert events[-1] == ("on disk", "parts")
 
 
 def test_the_status_lists_some_skipped_images_and_counts_the_others(tmp_path):
