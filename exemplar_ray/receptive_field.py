@@ -1,6 +1,6 @@
 """Receptive fields: which input pixels a unit of a layer's map can see.
 
-The network is traced to its primitive operations on one image, and each operation's
+The network's primitive operations are watched as they work on one image, and each operation's
 arithmetic (kernel, stride, padding, dilation) is applied to the field of its inputs. This
 sees padding and pooling that a forward pass does on its own, outside any module.
 
@@ -12,12 +12,13 @@ Where paths join, the field is the union.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from exemplar_ray.spec import Axis, ReceptiveField
 
@@ -25,7 +26,7 @@ _WHOLE = ReceptiveField(None, None)
 
 
 class UntraceableError(Exception):
-    """The network's operations on an image cannot be recorded."""
+    """What the network does to an image cannot be followed."""
 
 
 def receptive_fields(outputs: Callable[[Tensor], Mapping[str, Tensor]], image: Tensor) -> dict[str, ReceptiveField]:
@@ -34,87 +35,109 @@ def receptive_fields(outputs: Callable[[Tensor], Mapping[str, Tensor]], image: T
     Args:
         outputs: a function from the network's input (float32 [1, 3, height, width]) to the
             layers' outputs by name.
-        image: an input to trace with.
+        image: an input to watch it work on.
 
     Returns:
         {layer: field}, without the layers that do not seem to depend on the image: something
-        in the network has escaped the recording.
+        in the network has escaped the watching.
 
     Raises:
-        UntraceableError: the network's operations cannot be recorded.
+        UntraceableError: the network decides by an activation's value what to do next, or does what cannot be watched.
     """
-    names: list[str] = []
-
-    def traced(x: Tensor) -> list[Tensor]:
-        found = outputs(x)
-        names[:] = found
-        return list(found.values())
-
+    watched = _WatchedOperations(image)
     try:
-        graph = make_fx(traced, tracing_mode="real")(image).graph
+        with watched:
+            found = outputs(image)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UntraceableError(str(error)) from error
-    fields: dict[fx.Node, ReceptiveField | None] = {}
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            unit = Axis(0, 1, 1)
-            fields[node] = ReceptiveField(unit, unit)
-        elif node.op == "call_function":
-            fields[node] = _field_of(node, fields)
-        elif node.op == "output":
-            found = {name: fields[out] for name, out in zip(names, node.args[0], strict=True)}
-            return {name: field for name, field in found.items() if field is not None}
-        else:
-            fields[node] = None  # weights and constants see nothing
-    raise AssertionError("a traced graph ends with its output")
+    fields = {name: watched.field_of(output) for name, output in found.items()}
+    return {name: field for name, field in fields.items() if field is not None}
 
 
-def _field_of(node: fx.Node, fields: Mapping[fx.Node, ReceptiveField | None]) -> ReceptiveField | None:
-    """Apply one operation's arithmetic; None where the result does not depend on the image."""
-    inputs = [arg for arg in node.all_input_nodes if fields[arg] is not None]
-    if not inputs:
-        return None
-    joined = _join([fields[arg] for arg in inputs])
-    schema = getattr(node.target, "_schema", None)
-    name = schema.name.removeprefix("aten::") if schema else node.target
+class _WatchedOperations(TorchDispatchMode):
+    """While inside, finds the field of every tensor that depends on the image."""
+
+    def __init__(self, image: Tensor) -> None:
+        super().__init__()
+        unit = Axis(0, 1, 1)
+        # The tensors are kept: another one must not get the identity of one that is gone.
+        self._fields: dict[int, tuple[Tensor, ReceptiveField]] = {id(image): (image, ReceptiveField(unit, unit))}
+
+    def field_of(self, tensor: Tensor) -> ReceptiveField | None:
+        """Return a tensor's field; None if it does not depend on the image, as weights and constants do not."""
+        return self._fields[id(tensor)][1] if id(tensor) in self._fields else None
+
+    def __torch_dispatch__(
+        self, operation: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation, and give its results their field."""
+        inputs = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor) and id(one) in self._fields]
+        if not inputs:
+            return operation(*args, **(kwargs or {}))
+        if _name_of(operation) == "_local_scalar_dense":
+            raise UntraceableError("the network looks at the value of an activation")
+        before = [tuple(one.shape[-2:]) for one in inputs]
+        result = operation(*args, **(kwargs or {}))
+        field = _field_after(operation, args, _join([self._fields[id(one)][1] for one in inputs]), before, result)
+        for one in tree_leaves(result):
+            if isinstance(one, Tensor):
+                self._fields[id(one)] = one, field
+        return result
+
+
+def _name_of(operation: OpOverload) -> str:
+    return operation._schema.name.removeprefix("aten::")
+
+
+def _field_after(
+    operation: OpOverload, args: tuple[Any, ...], field: ReceptiveField, before: list[tuple[int, ...]], result: Any
+) -> ReceptiveField:
+    """Apply one operation's arithmetic.
+
+    Args:
+        field: of its inputs, together.
+        before: the sizes of their last two axes.
+    """
+    name = _name_of(operation)
     if name in _WINDOWS:
-        return _apply(joined, _WINDOWS[name](node))
+        return _apply(field, _WINDOWS[name](args))
     if name == "constant_pad_nd":
-        left, _, top, _, *_ = (*node.args[1], 0, 0, 0, 0)
-        return ReceptiveField(_shifted(joined.y, top), _shifted(joined.x, left))
-    if name is operator.getitem or name in _POINTWISE:
-        return joined
+        left, _, top, _, *_ = (*args[1], 0, 0, 0, 0)
+        return ReceptiveField(_shifted(field.y, top), _shifted(field.x, left))
+    if name in _POINTWISE:
+        return field
     # Anything else keeps the field if it leaves the map's two axes as they are, and may mix
     # the whole map if it does not.
-    before = [tuple(arg.meta["val"].shape[-2:]) for arg in inputs if isinstance(arg.meta.get("val"), Tensor)]
-    after = node.meta.get("val")
-    if name in _RESHAPING and isinstance(after, Tensor) and all(tuple(after.shape[-2:]) == size for size in before):
-        return joined
+    if name in _RESHAPING and isinstance(result, Tensor) and all(tuple(result.shape[-2:]) == size for size in before):
+        return field
     return _WHOLE
 
 
-def _windows_of_convolution(node: fx.Node) -> tuple[Sequence[int], ...] | None:
-    _, weight, _, stride, padding, dilation, transposed, *_ = node.args
+def _windows_of_convolution(args: tuple[Any, ...]) -> tuple[Sequence[int], ...] | None:
+    _, weight, _, stride, padding, dilation, transposed, *_ = args
     if transposed:
         return None
-    return tuple(weight.meta["val"].shape[2:]), stride, padding, dilation
+    return tuple(weight.shape[2:]), stride, padding, dilation
 
 
-def _windows_of_pooling(node: fx.Node) -> tuple[Sequence[int], ...]:
-    arguments = dict(zip(("input", "kernel", "stride", "padding", "dilation"), node.args, strict=False))
-    if "avg" in node.target._schema.name:
-        arguments["dilation"] = 1  # their fifth argument is ceil_mode
+def _windows_of_max_pooling(args: tuple[Any, ...]) -> tuple[Sequence[int], ...]:
+    arguments = dict(zip(("input", "kernel", "stride", "padding", "dilation"), args, strict=False))
     kernel = arguments["kernel"]
     return kernel, arguments.get("stride") or kernel, arguments.get("padding", 0), arguments.get("dilation", 1)
 
 
-_WINDOWS: dict[str, Callable[[fx.Node], tuple[Any, ...] | None]] = {
+def _windows_of_average_pooling(args: tuple[Any, ...]) -> tuple[Sequence[int], ...]:
+    # Their fifth argument is ceil_mode.
+    return _windows_of_max_pooling(args[:4])
+
+
+_WINDOWS: dict[str, Callable[[tuple[Any, ...]], tuple[Any, ...] | None]] = {
     "convolution": _windows_of_convolution,
-    "max_pool2d_with_indices": _windows_of_pooling,
-    "max_pool2d": _windows_of_pooling,
-    "mkldnn_max_pool2d": _windows_of_pooling,
-    "avg_pool2d": _windows_of_pooling,
-    "avg_pool3d": _windows_of_pooling,
+    "max_pool2d_with_indices": _windows_of_max_pooling,
+    "max_pool2d": _windows_of_max_pooling,
+    "mkldnn_max_pool2d": _windows_of_max_pooling,
+    "avg_pool2d": _windows_of_average_pooling,
+    "avg_pool3d": _windows_of_average_pooling,
 }
 
 # fmt: off

@@ -95,16 +95,27 @@ def test_what_mixes_the_whole_map_sees_the_whole_image():
         assert unit_box(field, 0, 0, 32) == (0, 0, 32, 32)
 
 
-def test_a_network_that_cannot_be_traced_has_no_known_field_and_runs_all_the_same():
-    class Secretive(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Identity()
+class Secretive(nn.Module):
+    """Goes ways that nobody sees."""
 
-        def forward(self, x):
-            return self.layer(torch.from_numpy(x.detach().numpy() * 2))
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Identity()
 
-    [layer] = describe_layers(Secretive().eval(), ("layer",), "all", Preprocess((0, 0, 0), resize=32, crop=32))
+    def forward(self, x):
+        return self.layer(torch.from_numpy(x.detach().numpy() * 2))
+
+
+class Deciding(Secretive):
+    """May go another way with another image."""
+
+    def forward(self, x):
+        return self.layer(x if x.mean() > 0 else x.flip(3))
+
+
+@pytest.mark.parametrize("network", [Secretive, Deciding])
+def test_a_network_that_cannot_be_traced_has_no_known_field_and_runs_all_the_same(network):
+    [layer] = describe_layers(network().eval(), ("layer",), "all", Preprocess((0, 0, 0), resize=32, crop=32))
     assert (layer.map_size, layer.field) == ((32, 32), None)
     assert field_box(None, (1, 2), Framing.of(50, 40, PREPROCESS)) is None
 
