@@ -444,3 +444,22 @@ def test_a_killed_driver_is_rerun_to_the_same_bytes(finished, ray_cluster, tmp_p
     assert {name: records(out)[name] for name in done} == done
     for name in ("exemplars.parquet", "channels.parquet"):
         assert (out / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def test_two_runs_of_different_specs_at_the_same_time_do_not_disturb_each_other(tiny_data, tmp_path, ray_cluster, cli):
+    environment = {**os.environ, "RAY_ADDRESS": ray_cluster["address"]}
+    specs = {"mean": ["--statistic", "mean"], "max": ["--statistic", "max", "--top-k", "5"]}
+    together = [
+        subprocess.Popen(
+            [sys.executable, "-m", "exemplar_ray", *run_arguments(tiny_data, tmp_path / name, *flags)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+        )
+        for name, flags in specs.items()
+    ]
+    assert [driver.wait(300) for driver in together] == [0, 0]
+    for name, flags in specs.items():
+        assert cli(*run_arguments(tiny_data, tmp_path / f"{name} alone", *flags))[0] == 0
+        alone = pq.read_table(tmp_path / f"{name} alone" / "exemplars.parquet")
+        assert pq.read_table(tmp_path / name / "exemplars.parquet").equals(alone)
+        assert json.loads((tmp_path / name / "summary.json").read_text())["complete"]

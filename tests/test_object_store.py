@@ -1,11 +1,8 @@
 """Data and run folder on a real S3 server: the same bytes as on a disk, and what happens when it refuses."""
 
-import json
-import os
 import subprocess
 import sys
 
-import pyarrow.parquet as pq
 import pytest
 from conftest import TINY_FLAGS, start_ray_head, write_tiny_data
 from fault_proxy import FORBIDDEN, fault_proxy
@@ -127,21 +124,3 @@ def test_wrong_credentials_are_one_line_that_says_so(store, data, command, tmp_p
     assert status == 2, text
     assert text.count("\n") == 1, text
     assert "denied" in text.lower(), text
-
-
-def test_two_runs_of_different_specs_at_the_same_time_do_not_disturb_each_other(tmp_path, ray_head, cli):
-    write_tiny_data(tmp_path / "data")
-    variables = {**os.environ, "RAY_ADDRESS": ray_head["address"]}
-    specs = {"mean": ["--statistic", "mean"], "max": ["--statistic", "max", "--top-k", "5"]}
-
-    def start(name, out):
-        line = [sys.executable, "-m", "exemplar_ray", "run", "--data", tmp_path / "data", "--out", out]
-        return subprocess.Popen([*line, *TINY_FLAGS, *specs[name]], env=variables, stdout=subprocess.DEVNULL)
-
-    together = [start(name, tmp_path / name) for name in specs]
-    assert [driver.wait(300) for driver in together] == [0, 0]
-    for name in specs:
-        assert start(name, tmp_path / f"{name} alone").wait(300) == 0
-        alone = pq.read_table(tmp_path / f"{name} alone" / "exemplars.parquet")
-        assert pq.read_table(tmp_path / name / "exemplars.parquet").equals(alone)
-        assert json.loads((tmp_path / name / "summary.json").read_text())["complete"]
