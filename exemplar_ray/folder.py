@@ -41,6 +41,11 @@ class Folder:
         self._root = path.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
 
+    @property
+    def full_uri(self) -> str:
+        """The same folder for other processes, whose working folder may be another one."""
+        return self._root if self._local else self.uri
+
     def names(self, folder: str) -> Iterator[str]:
         """Yield the names of what is in a folder of it ("": in itself), past any cache; nothing where there is none."""
         path = self._path(folder)
@@ -58,6 +63,9 @@ class Folder:
     def exists(self, name: str) -> bool:
         """Whether a file is there now."""
         path = self._path(name)
+        if self._local:
+            # fsspec's own answers no to whatever happens meanwhile, an interruption too.
+            return os.path.exists(path)
         self._fs.invalidate_cache(posixpath.dirname(path))
         return self._fs.exists(path)
 

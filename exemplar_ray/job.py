@@ -173,7 +173,7 @@ def _scan(
     rows = sum(shard.rows or 0 for shard in plan.shards)
     rate = sample_rate(rows, plan.spec.top_k)
     with ProgressDisplay(console, title, len(positions)) as display:
-        for outcome in cluster.scan(plan.spec, todo, folder.uri, plan.fingerprint, max_skipped, rate, rows):
+        for outcome in cluster.scan(plan.spec, todo, folder.full_uri, plan.fingerprint, max_skipped, rate, rows):
             shard = plan.shards[outcome.key]
             reason = outcome.error
             if reason is None and not folder.has_part(outcome.key):
@@ -268,7 +268,7 @@ def merge_parts(
         """Yield what the groups come to as it comes, but in their order: what is early waits in Ray's object store."""
         waiting: dict[int, Folded] = {}
         following = 0
-        for outcome in cluster.fold(plan.spec, by_group, folder.uri, plan.fingerprint):
+        for outcome in cluster.fold(plan.spec, by_group, folder.full_uri, plan.fingerprint):
             names = [plan.shards[p].name for p in by_group[outcome.key]]
             title = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
             if outcome.error is not None:

@@ -106,15 +106,19 @@ def free_port():
 
 @pytest.fixture(scope="session")
 def ray_head():
-    """A Ray head of our own with a job server: {"address", "dashboard"}. Stopped by its process group."""
+    """A Ray head of our own: {"address"}. Stopped by its process group."""
     yield from start_ray_head(os.environ)
 
 
-def start_ray_head(environment):
-    """Yield such a head; its workers get the environment."""
+def start_ray_head(environment, jobs=False):
+    """Yield such a head; its workers get the environment.
+
+    Args:
+        jobs: with the server that takes jobs, at "dashboard"; it takes long to start.
+    """
     for attempt in (1, 2, 3):
         try:
-            yield from _running_ray_head(environment)
+            yield from _running_ray_head(environment, jobs)
             return
         except RayDidNotStartError:
             # A port may have been taken between asking for a free one and using it.
@@ -126,12 +130,13 @@ class RayDidNotStartError(Exception):
     """The message is Ray's own output."""
 
 
-def _running_ray_head(environment):
+def _running_ray_head(environment, jobs):
     port, dashboard = free_port(), free_port()
     # Ray's socket names must be short, so not below pytest's long temporary folder.
     with tempfile.TemporaryDirectory(prefix="xr-", ignore_cleanup_errors=True) as folder:
         command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=2"]
-        command += [f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
+        command += [f"--port={port}", f"--include-dashboard={str(jobs).lower()}"]
+        command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
         # Of two heads on one machine the second finds the usual port taken, and has no agent for jobs.
         command += [f"--dashboard-agent-listen-port={free_port()}"]
         command += ["--node-ip-address=127.0.0.1", f"--temp-dir={folder}", "--disable-usage-stats"]
@@ -139,8 +144,10 @@ def _running_ray_head(environment):
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
         try:
             url = f"http://127.0.0.1:{dashboard}"
-            _wait_for(f"{url}/api/version", process, log)
-            yield {"address": f"127.0.0.1:{port}", "dashboard": url}
+            _wait_until(lambda: "Ray runtime started" in Path(log.name).read_text(), process, log)
+            if jobs:
+                _wait_until(lambda: _answers(f"{url}/api/version"), process, log)
+            yield {"address": f"127.0.0.1:{port}", "dashboard": url if jobs else None}
         finally:
             process.send_signal(signal.SIGTERM)
             try:
@@ -150,18 +157,21 @@ def _running_ray_head(environment):
             log.close()
 
 
-def _wait_for(url, process, log, seconds=60):
+def _wait_until(ready, process, log, seconds=60):
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
+    while process.poll() is None and time.monotonic() < deadline:
+        if ready():
             return
-        except OSError:
-            if process.poll() is not None:
-                break
-            time.sleep(0.5)
-    log.seek(0)
-    raise RayDidNotStartError(log.read())
+        time.sleep(0.2)
+    raise RayDidNotStartError(Path(log.name).read_text())
+
+
+def _answers(url):
+    try:
+        urllib.request.urlopen(url, timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")

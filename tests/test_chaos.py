@@ -8,25 +8,23 @@ import sys
 import time
 
 import pytest
-from chaos import KILL_DRIVER, KILL_NODE, SECOND_DRIVER, STORAGE, describe, run_schedules, schedule
-from conftest import SAMPLE, TINY_FLAGS, write_tiny_data
+from chaos import INTERRUPT, KILL_DRIVER, KILL_NODE, SECOND_DRIVER, STORAGE, describe, run_schedules, schedule
+from conftest import TINY_FLAGS, write_tiny_data
 
-# A node and a driver lost, storage that fails, two drivers at once, both storages.
-SEEDS = (12, 11, 4)
+# Nodes and drivers lost, an interruption, storage that fails, two drivers at once, both storages.
+SEEDS = (12, 229)
 
 
 def test_the_seeds_are_of_every_kind_that_matters():
     drawn = [schedule(seed) for seed in SEEDS]
     assert {storage for storage, _ in drawn} == {"disk", "s3"}
     faults = {one.fault for _, disturbances in drawn for one in disturbances}
-    assert {KILL_DRIVER, KILL_NODE, SECOND_DRIVER, STORAGE} <= faults
+    assert {KILL_DRIVER, KILL_NODE, INTERRUPT, SECOND_DRIVER, STORAGE} <= faults
 
 
 def test_whatever_breaks_the_answer_is_the_undisturbed_runs(tmp_path):
-    data = SAMPLE
-    if not SAMPLE.exists():
-        data = tmp_path / "data"
-        write_tiny_data(data, rows=40)
+    data = tmp_path / "data"
+    write_tiny_data(data, rows=40)
     injected = 0
     for survived in run_schedules(SEEDS, data):
         print(describe(survived))

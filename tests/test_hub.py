@@ -44,8 +44,8 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def head(hub, home):
-    """A Ray whose workers find the Hub, and have no token."""
-    yield from start_ray_head(hub.environment(home))
+    """A Ray that takes jobs, whose workers find the Hub, and have no token."""
+    yield from start_ray_head(hub.environment(home), jobs=True)
 
 
 @pytest.fixture(scope="module")

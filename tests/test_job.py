@@ -446,6 +446,19 @@ def test_a_killed_driver_is_rerun_to_the_same_bytes(finished, ray_cluster, tmp_p
         assert (out / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
+def test_a_run_folder_is_where_the_driver_says_whatever_the_workers_working_folder_is(
+    finished, tmp_path, cli, monkeypatch
+):
+    _, out = finished
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    status, text = cli(*run_arguments("../data", "here"))
+    assert status == 0, text
+    assert (tmp_path / "elsewhere" / "here" / "exemplars.parquet").read_bytes() == (
+        out / "exemplars.parquet"
+    ).read_bytes()
+
+
 def test_two_runs_of_different_specs_at_the_same_time_do_not_disturb_each_other(tiny_data, tmp_path, ray_cluster, cli):
     environment = {**os.environ, "RAY_ADDRESS": ray_cluster["address"]}
     specs = {"mean": ["--statistic", "mean"], "max": ["--statistic", "max", "--top-k", "5"]}

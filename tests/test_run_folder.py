@@ -3,6 +3,7 @@
 import os
 import pickle
 from dataclasses import replace
+from functools import partial
 
 import fsspec
 import numpy as np
@@ -237,6 +238,24 @@ def test_reading_never_writes(tmp_path):
     assert not folder.exists("run.json")
     assert folder.read_json("run.json") is None
     assert not os.path.exists(tmp_path / "nothing")
+
+
+def test_an_interruption_is_no_answer(tmp_path, monkeypatch):
+    """What asks whether a file is there must not take Ctrl-C for a no."""
+    folder = RunFolder(str(tmp_path))
+    folder.write("here", b"")
+
+    def interrupted(path, *others, ask, **named):
+        if str(path).endswith("here"):
+            raise KeyboardInterrupt
+        return ask(path, *others, **named)
+
+    for name in ("stat", "lstat"):
+        monkeypatch.setattr(os, name, partial(interrupted, ask=getattr(os, name)))
+    with pytest.raises(KeyboardInterrupt):
+        folder.exists("here")
+    monkeypatch.undo()
+    assert folder.exists("here")
 
 
 def test_what_another_attempt_committed_is_found_without_a_listing(folder):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import PROJECT, TESTS, TINY_SHARDS
+from conftest import PROJECT, TESTS, TINY_SHARDS, start_ray_head
 from ray.util.state import list_tasks
 
 CONFIG = {
@@ -40,6 +40,12 @@ def trained():
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
 
 
+@pytest.fixture(scope="module")
+def head():
+    """A Ray head that takes jobs."""
+    yield from start_ray_head(os.environ, jobs=True)
+
+
 @pytest.fixture
 def job_folder(tmp_path):
     """What is submitted: the script, its configuration, the user's network."""
@@ -59,11 +65,11 @@ def ray_job(head, *words):
     return job.stdout
 
 
-def test_a_submitted_job_gives_the_same_bytes_as_the_command_line(ray_head, tiny_data, tmp_path, job_folder):
+def test_a_submitted_job_gives_the_same_bytes_as_the_command_line(head, tiny_data, tmp_path, job_folder):
     arguments = ["--config", "run.yaml", "--data", str(tiny_data), "--out"]
     submitted, local = tmp_path / "submitted", tmp_path / "local"
     script = [sys.executable, "find_exemplars.py", *arguments, submitted]
-    said = ray_job(ray_head, "submit", "--working-dir", job_folder, "--", *script)
+    said = ray_job(head, "submit", "--working-dir", job_folder, "--", *script)
     assert "scan 8/8" in said  # one line a finished shard in the job's log
 
     # The command line, with a Ray of its own.
@@ -74,7 +80,7 @@ def test_a_submitted_job_gives_the_same_bytes_as_the_command_line(ray_head, tiny
 
 
 def test_a_stopped_job_leaves_the_cluster_at_once_and_the_same_submission_goes_on(
-    ray_head, tiny_data, tmp_path, job_folder
+    head, tiny_data, tmp_path, job_folder
 ):
     marker, out = tmp_path / "wait", tmp_path / "run"
     marker.touch()
@@ -82,20 +88,20 @@ def test_a_stopped_job_leaves_the_cluster_at_once_and_the_same_submission_goes_o
     arguments = ["--config", "run.yaml", "--model", "waiting_network.py:trained", "--data", str(tiny_data), "--out"]
     submission = ["--working-dir", job_folder, "--", sys.executable, "find_exemplars.py", *arguments]
 
-    said = ray_job(ray_head, "submit", "--no-wait", *submission, out)
+    said = ray_job(head, "submit", "--no-wait", *submission, out)
     job = re.search(r"'(raysubmit_\w+)' submitted", said).group(1)
     deadline = time.monotonic() + 120
     while len(list(out.glob("parts/*.json"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     started = time.monotonic()
-    assert "was stopped" in ray_job(ray_head, "stop", job)
+    assert "was stopped" in ray_job(head, "stop", job)
     assert time.monotonic() - started < 20
-    assert "STOPPED" in ray_job(ray_head, "list").split(job)[1].split("JobDetails")[0]
-    assert "finished shards are kept, run the same command to go on" in ray_job(ray_head, "logs", job)
+    assert "STOPPED" in ray_job(head, "list").split(job)[1].split("JobDetails")[0]
+    assert "finished shards are kept, run the same command to go on" in ray_job(head, "logs", job)
 
     # No task of it stays, so nothing is written any more.
     deadline = time.monotonic() + 20
-    while (left := tasks_at_work(ray_head)) and time.monotonic() < deadline:
+    while (left := tasks_at_work(head)) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert left == []
     kept = {path.name: path.read_bytes() for path in out.glob("parts/*.json")}
@@ -104,10 +110,10 @@ def test_a_stopped_job_leaves_the_cluster_at_once_and_the_same_submission_goes_o
     assert not (out / "exemplars.parquet").exists()
 
     marker.unlink()
-    said = ray_job(ray_head, "submit", *submission, out)
+    said = ray_job(head, "submit", *submission, out)
     assert f"scan 1/{TINY_SHARDS - len(kept)}  " in said
     assert {name: (out / "parts" / name).read_bytes() for name in kept} == kept
-    ray_job(ray_head, "submit", *submission, tmp_path / "undisturbed")
+    ray_job(head, "submit", *submission, tmp_path / "undisturbed")
     for name in ("exemplars.parquet", "channels.parquet", "classes.parquet"):
         assert (out / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
 
