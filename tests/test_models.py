@@ -1,6 +1,7 @@
 """The registry, weights that fit and weights that do not, and a user's own file."""
 
 import hashlib
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,8 @@ def no_network(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
+    # It is made at the first request, with the proxies of that time, and kept.
+    monkeypatch.setattr(urllib.request, "_opener", None)
     return tmp_path / "torch_home" / "hub" / "checkpoints"
 
 
