@@ -6,31 +6,33 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
-from chaos import INTERRUPT, KILL_DRIVER, KILL_NODE, SECOND_DRIVER, STORAGE, describe, run_schedules, schedule
+from chaos import KILL_DRIVER, KILL_NODE, KILL_WORKER, SECOND_DRIVER, STORAGE, describe, run_schedules, schedule
 from conftest import TINY_FLAGS, write_tiny_data
 
-# Nodes and drivers lost, an interruption, storage that fails, two drivers at once, both storages.
-SEEDS = (12, 229)
+# A node, a worker and a driver lost, storage that fails, two drivers at once; the undisturbed run is on the disk.
+SEEDS = (80,)
 
 
 def test_the_seeds_are_of_every_kind_that_matters():
     drawn = [schedule(seed) for seed in SEEDS]
-    assert {storage for storage, _ in drawn} == {"disk", "s3"}
+    assert {storage for storage, _ in drawn} == {"s3"}
     faults = {one.fault for _, disturbances in drawn for one in disturbances}
-    assert {KILL_DRIVER, KILL_NODE, INTERRUPT, SECOND_DRIVER, STORAGE} <= faults
+    assert faults == {KILL_DRIVER, KILL_NODE, KILL_WORKER, SECOND_DRIVER, STORAGE}
 
 
 def test_whatever_breaks_the_answer_is_the_undisturbed_runs(tmp_path):
     data = tmp_path / "data"
     write_tiny_data(data, rows=40)
-    injected = 0
+    injected = Counter()
     for survived in run_schedules(SEEDS, data):
         print(describe(survived))
         assert survived.wrong == []
-        injected += sum((survived.struck + survived.storage_faults).values())
-    assert injected >= len(SEEDS)
+        injected += survived.struck + survived.storage_faults
+    assert injected.keys() >= {KILL_DRIVER, KILL_NODE}
+    assert sum(injected.values()) >= 5
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

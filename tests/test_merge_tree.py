@@ -154,9 +154,9 @@ def many(tmp_path_factory):
     return synthetic, synthetic.write(tmp_path_factory.mktemp("many") / "run")
 
 
-def merge_it(run, uri=None):
+def merge_it(run):
     """Merge a run folder's parts on the tests' Ray."""
-    folder = RunFolder(str(uri or run))
+    folder = RunFolder(str(run))
     plan = folder.read_plan()
     completed = folder.state(plan).completed
     with Cluster(Resources()) as cluster, open(os.devnull, "w") as nowhere:

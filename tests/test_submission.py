@@ -72,7 +72,7 @@ def test_a_submitted_job_gives_the_same_bytes_as_the_command_line(head, tiny_dat
     said = ray_job(head, "submit", "--working-dir", job_folder, "--", *script)
     assert "scan 8/8" in said  # one line a finished shard in the job's log
 
-    # The command line, with a Ray of its own.
+    # The command line, which starts a Ray of its own.
     command = [sys.executable, "-m", "exemplar_ray", "run", *arguments, local]
     run = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=job_folder, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
