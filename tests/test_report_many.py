@@ -9,7 +9,7 @@ import pytest
 from many_channels import write_run
 from test_report_browser import chromium, needs_chromium, visit, wait_for  # noqa: F401
 
-FEW, MANY = 500, 5000
+FEW, MANY = 1000, 5000
 
 _MEASURED = """
 import json, re, sys, time
