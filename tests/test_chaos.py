@@ -9,18 +9,28 @@ import time
 from collections import Counter
 
 import pytest
-from chaos import KILL_DRIVER, KILL_NODE, KILL_WORKER, SECOND_DRIVER, STORAGE, describe, run_schedules, schedule
+from chaos import (
+    INTERRUPT,
+    KILL_DRIVER,
+    KILL_NODE,
+    KILL_WORKER,
+    SECOND_DRIVER,
+    STORAGE,
+    describe,
+    run_schedules,
+    schedule,
+)
 from conftest import TINY_FLAGS, write_tiny_data
 
-# A node, a worker and a driver lost, storage that fails, two drivers at once; the undisturbed run is on the disk.
-SEEDS = (80,)
+# Nodes, a worker and a driver lost, an interruption, storage that fails, two drivers at once, both storages.
+SEEDS = (80, 229)
 
 
 def test_the_seeds_are_of_every_kind_that_matters():
     drawn = [schedule(seed) for seed in SEEDS]
-    assert {storage for storage, _ in drawn} == {"s3"}
+    assert {storage for storage, _ in drawn} == {"disk", "s3"}
     faults = {one.fault for _, disturbances in drawn for one in disturbances}
-    assert faults == {KILL_DRIVER, KILL_NODE, KILL_WORKER, SECOND_DRIVER, STORAGE}
+    assert faults == {KILL_DRIVER, KILL_NODE, KILL_WORKER, INTERRUPT, SECOND_DRIVER, STORAGE}
 
 
 def test_whatever_breaks_the_answer_is_the_undisturbed_runs(tmp_path):
