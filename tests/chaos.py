@@ -116,9 +116,12 @@ class Place:
         return {path[len(self._root) + 1 :]: self._fs.cat_file(path) for path in self._fs.find(self._root)}
 
     def names(self):
-        """Return the names of the run folder's files."""
-        self._fs.invalidate_cache()
-        return [path[len(self._root) + 1 :] for path in self._fs.find(self._root)]
+        """Return the names of the files of a run folder on the disk; quickly, as it is asked for all the time."""
+        names = set()
+        for folder, _, files in os.walk(self._root):
+            below = folder[len(self._root) + 1 :]
+            names |= {f"{below}/{name}" if below else name for name in files}
+        return names
 
 
 class Machines:
@@ -245,9 +248,9 @@ class Attempt:
 
     def _watch(self, ended):
         """Look at the local run folder all the time."""
-        before = set(self._place.names())
+        before = self._place.names()
         while not ended.is_set() and self._waiting:
-            names = set(self._place.names())
+            names = self._place.names()
             new = names - before
             parts = {name.split(".")[0] for name in names if name.startswith("parts/") and name.endswith(".parquet")}
             records = {name.split(".")[0] for name in names if name.startswith("parts/") and name.endswith(".json")}

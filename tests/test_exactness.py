@@ -22,10 +22,6 @@ NETWORKS = {
         f"{BVLC}:load",
         "--preprocess",
         "{mean: [123, 117, 104]}",
-        "--layer",
-        "mixed4a",
-        "mixed5b",
-        "classifier",
     ],
 }
 NETWORKS["bvlc"] += ["--layer", "mixed4a", "mixed5b", "classifier"]

@@ -9,6 +9,7 @@ import huggingface_hub.constants
 import pytest
 from conftest import TINY_FLAGS, start_ray_head, write_tiny_data
 from hub_server import CUT, UNAVAILABLE, Fault, Repository, hub_server
+from session import session
 
 from exemplar_ray import open_run
 from exemplar_ray.errors import UsageError
@@ -51,14 +52,8 @@ def head(hub, home):
 @pytest.fixture(scope="module")
 def command(hub, home, head):
     """Run a command on that Ray, with a token; return (exit status, what it printed)."""
-
-    def run(*arguments):
-        line = [sys.executable, "-m", "exemplar_ray", *map(str, arguments)]
-        variables = {**hub.environment(home, TOKEN), "RAY_ADDRESS": head["address"]}
-        done = subprocess.run(line, env=variables, capture_output=True, text=True)
-        return done.returncode, done.stdout + done.stderr
-
-    return run
+    with session({**hub.environment(home, TOKEN), "RAY_ADDRESS": head["address"]}) as run:
+        yield run
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """Data and run folder on a real S3 server: the same bytes as on a disk, and what happens when it refuses."""
 
-import subprocess
-import sys
+from contextlib import contextmanager
 
 import pytest
 from conftest import TINY_FLAGS, start_ray_head, write_tiny_data
 from fault_proxy import FORBIDDEN, fault_proxy
 from object_store import BUCKET, environment, file_system, object_store, upload
+from session import session
 
 FLAGS = [*TINY_FLAGS, "--sample", "bottom", "q50"]
 ANSWER = ("exemplars.parquet", "channels.parquet", "classes.parquet", "histograms.parquet", "images.parquet")
@@ -29,16 +29,12 @@ def data(store, tmp_path_factory):
 @pytest.fixture(scope="module")
 def command(store):
     """Run a command, on a Ray whose workers find the store; return (exit status, what it printed)."""
-    heads = start_ray_head(environment(store[1].url))
-    variables = {**environment(store[1].url), "RAY_ADDRESS": next(heads)["address"]}
-
-    def run(*arguments):
-        line = [sys.executable, "-m", "exemplar_ray", *map(str, arguments)]
-        done = subprocess.run(line, env=variables, capture_output=True, text=True)
-        return done.returncode, done.stdout + done.stderr
-
-    yield run
-    next(heads, None)
+    variables = environment(store[1].url)
+    with (
+        contextmanager(start_ray_head)(variables) as head,
+        session({**variables, "RAY_ADDRESS": head["address"]}) as run,
+    ):
+        yield run
 
 
 def contents(file_system, folder):

