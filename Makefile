@@ -28,7 +28,8 @@ demo: setup ## the main job on the embedded data set, and its pages: demo/run-*/
 
 # A crashed test process is not replaced: the others would wait for ever.
 test: setup ## every test
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 --ignore tests/test_out_of_memory.py
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 \
+		--ignore tests/test_out_of_memory.py
 	$(BIN)/pytest tests/test_out_of_memory.py  # watches the whole machine's memory, so alone
 
 exactness: setup ## compute the 800-image oracles anew (minutes), then compare with them

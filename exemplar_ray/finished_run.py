@@ -212,7 +212,9 @@ class Run:
             waiting = None
             for batch in _batches(parquet, groups, columns):
                 rows = pa.Table.from_batches([batch])
-                rows = rows.filter(pc.and_(pc.equal(rows["layer"], layer), pc.equal(rows["statistic"], statistic)))
+                wanted = pc.and_(pc.equal(rows["layer"], layer), pc.equal(rows["statistic"], statistic))
+                # Nearly always all of them, and filtering copies the images.
+                rows = rows if pc.all(wanted).as_py() else rows.filter(wanted)
                 if waiting is not None:
                     rows = pa.concat_tables([waiting, rows])
                 channels = rows["channel"].to_numpy()

@@ -21,6 +21,7 @@ from exemplar_ray.compiled import CannotCompileError, CompiledTrunk, compiled_tr
 from exemplar_ray.errors import UsageError
 from exemplar_ray.gather import REFERENCE_THREADS, gather_shard
 from exemplar_ray.images import UndecodableImageError, decode_and_crop
+from exemplar_ray.memory import keep_freed_memory
 from exemplar_ray.models import load_network
 from exemplar_ray.run_folder import RunFolder
 from exemplar_ray.scan import scan_shard
@@ -54,11 +55,12 @@ class ScanSettings:
 
 def scan_and_commit(spec: ResolvedSpec, shard: Shard, position: int, settings: ScanSettings) -> dict[str, Any]:
     """Scan one shard, store its part and completion record, and return the record."""
-    started, processor_started = time.perf_counter(), time.process_time()
+    started = time.perf_counter()
     folder = RunFolder(settings.run_folder)
     # The attempt before this one may have been lost after it had stored everything; so may another driver's.
     if (record := folder.committed(position, shard, settings.fingerprint)) is not None:
         return record
+    keep_freed_memory()
     torch.set_num_threads(settings.threads)
     loaded = _scanning_trunk(spec, _device(settings.use_gpu), settings.batch_size, settings.threads, settings.compile)
     trunk = loaded.trunk
@@ -81,8 +83,6 @@ def scan_and_commit(spec: ResolvedSpec, shard: Shard, position: int, settings: S
         "skipped_images": scanned.skipped_images,
         "not_finite": scanned.not_finite,
         "seconds": round(time.perf_counter() - started, 3),
-        # Of all the process's threads: much less than seconds x CPUs a task is time spent waiting for bytes.
-        "processor_seconds": round(time.process_time() - processor_started, 3),
         "host": socket.gethostname(),
         "device": str(trunk.device),
         "compiled": isinstance(trunk, CompiledTrunk),
@@ -97,6 +97,7 @@ def scan_and_commit(spec: ResolvedSpec, shard: Shard, position: int, settings: S
 def probe(spec: ResolvedSpec, shard: Shard, settings: ScanSettings, rows: int) -> dict[str, Any]:
     """Scan a shard's first rows, keep nothing, and return what it took: images, seconds, seconds to load,
     and seconds to decode one image."""
+    keep_freed_memory()
     torch.set_num_threads(settings.threads)
     started = time.perf_counter()
     loaded = _scanning_trunk(spec, _device(settings.use_gpu), settings.batch_size, settings.threads, settings.compile)
@@ -142,6 +143,7 @@ def _decoding_seconds(spec: ResolvedSpec, shard: Shard) -> float:
 
 def gather(spec: ResolvedSpec, shard: Shard, candidates: Scores) -> tuple[pa.Table, Scores, pa.Table]:
     """Return the images, exact scores and places of one shard's candidates, see `GatheredShard`."""
+    keep_freed_memory()
     torch.set_num_threads(REFERENCE_THREADS)
     gathered = gather_shard(_trunk(spec, "cpu", "float32"), spec, shard, candidates)
     # Not the object: the driver would need torch to unpickle it.

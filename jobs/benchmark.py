@@ -59,8 +59,8 @@ def parse_options() -> argparse.Namespace:
         "crp-images": (96, "images a repetition"),
         "stage-images": (96, "images a repetition to time the stages with"),
         "limit-seconds": (10, "how long to measure each limit"),
-        "shard-rows": (1000, "scaling: images a shard where Ray is compared with a plain loop"),
-        "large-shards": (3, "scaling: how many such shards"),
+        "shard-rows": (1000, "scaling: images a shard where Ray is compared with plain processes"),
+        "large-shards": (4, "scaling: how many such shards"),
     }
     for name, (default, text) in counts.items():
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")

@@ -41,6 +41,17 @@ TINY_ROWS = 10
 TINY_CLASSES = ["tench", "goldfish", "great white shark"]
 
 
+# Files that take long, the longest first: where files are run side by side, the short ones fill up the end.
+LONG_FILES = ["test_chaos.py", "test_exactness.py", "test_job.py", "test_submission.py", "test_report_many.py"]
+LONG_FILES += ["test_hub.py", "test_readme.py", "test_hostile.py", "test_compiled.py", "test_object_store.py"]
+
+
+def pytest_collection_modifyitems(items):
+    """Put the long files first."""
+    place = {name: number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 def encode(pixels, kind="PNG", **options):
     """Encode uint8 pixels or a Pillow image."""
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)

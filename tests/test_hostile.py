@@ -94,7 +94,8 @@ def test_no_mutated_jpeg_ends_a_process_or_eats_the_memory(decoder, count):
 
 def write_shard(path, images, rows_per_group=100, **columns):
     image = pa.array([{"bytes": data, "path": f"{i}.jpg"} for i, data in enumerate(images)])
-    pq.write_table(pa.table({"image": image, **columns}), path, row_group_size=rows_per_group)
+    # A dictionary of the few images that there are would be what no real shard has.
+    pq.write_table(pa.table({"image": image, **columns}), path, row_group_size=rows_per_group, use_dictionary=False)
 
 
 def test_a_shard_of_mutations_is_accounted_for_row_by_row(tmp_path, cli, ray_cluster):
@@ -116,11 +117,13 @@ def scan_memory(path):
     from test_scan_and_gather import scan_it
 
     from exemplar_ray.activations import Trunk
+    from exemplar_ray.memory import keep_freed_memory
     from exemplar_ray.models import load_network
     from exemplar_ray.resolve import resolve
     from exemplar_ray.shards import discover, inspect
     from exemplar_ray.spec import RunSpec
 
+    keep_freed_memory()
     torch.set_num_threads(1)
     spec = resolve(
         RunSpec(

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ from conftest import (
     write_tiny_data,
 )
 
+from exemplar_ray.cli import main
 from exemplar_ray.images import decode_and_crop
 from exemplar_ray.sharding import LabelledImage, write_images
 from exemplar_ray.spec import Preprocess
@@ -40,23 +42,25 @@ def records(out):
     return {path.name: path.read_text() for path in sorted((out / "parts").glob("*.json"))}
 
 
+@pytest.fixture(scope="module")
+def run_once(tmp_path_factory, ray_cluster):
+    """A finished run over the tiny data: (data, run folder), both to be left alone."""
+    folder = tmp_path_factory.mktemp("once")
+    write_tiny_data(folder / "data")
+    assert main([str(argument) for argument in run_arguments(folder / "data", folder / "run")]) == 0
+    return folder / "data", folder / "run"
+
+
 @pytest.fixture
-def finished(tiny_data, tmp_path, cli):
-    """A finished run over the tiny data: (data, run folder)."""
-    status, text = cli(*run_arguments(tiny_data, tmp_path / "run"))
-    assert status == 0, text
-    return tiny_data, tmp_path / "run"
+def finished(run_once, tmp_path):
+    """The same, with a copy of the run folder: (data, to be left alone; run folder)."""
+    data, run = run_once
+    return data, Path(shutil.copytree(run, tmp_path / "run"))
 
 
 def test_a_run_gives_what_sorting_all_images_gives(finished):
     data, out = finished
-    from conftest import TESTS
-
     torch.set_num_threads(1)
-    import sys
-
-    sys.path.insert(0, str(TESTS))
-
     network = tiny_network.trained().eval()
     preprocess = Preprocess(mean=(117, 117, 117), resize=36, crop=32)
     acts = {}
@@ -449,30 +453,33 @@ def test_a_killed_driver_is_rerun_to_the_same_bytes(finished, ray_cluster, tmp_p
 def test_a_run_folder_is_where_the_driver_says_whatever_the_workers_working_folder_is(
     finished, tmp_path, cli, monkeypatch
 ):
-    _, out = finished
+    data, out = finished
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    status, text = cli(*run_arguments("../data", "here"))
+    status, text = cli(*run_arguments(os.path.relpath(data), "here"))
     assert status == 0, text
     assert (tmp_path / "elsewhere" / "here" / "exemplars.parquet").read_bytes() == (
         out / "exemplars.parquet"
     ).read_bytes()
 
 
-def test_two_runs_of_different_specs_at_the_same_time_do_not_disturb_each_other(tiny_data, tmp_path, ray_cluster, cli):
+def test_two_runs_of_different_specs_at_the_same_time_do_not_disturb_each_other(finished, tmp_path, ray_cluster, cli):
+    data, alone = finished
     environment = {**os.environ, "RAY_ADDRESS": ray_cluster["address"]}
     specs = {"mean": ["--statistic", "mean"], "max": ["--statistic", "max", "--top-k", "5"]}
     together = [
         subprocess.Popen(
-            [sys.executable, "-m", "exemplar_ray", *run_arguments(tiny_data, tmp_path / name, *flags)],
+            [sys.executable, "-m", "exemplar_ray", *run_arguments(data, tmp_path / name, *flags)],
             env=environment,
             stdout=subprocess.DEVNULL,
         )
         for name, flags in specs.items()
     ]
     assert [driver.wait(300) for driver in together] == [0, 0]
-    for name, flags in specs.items():
-        assert cli(*run_arguments(tiny_data, tmp_path / f"{name} alone", *flags))[0] == 0
-        alone = pq.read_table(tmp_path / f"{name} alone" / "exemplars.parquet")
-        assert pq.read_table(tmp_path / name / "exemplars.parquet").equals(alone)
+    # The finished run is of the means.
+    undisturbed = {"mean": alone, "max": tmp_path / "max alone"}
+    assert cli(*run_arguments(data, undisturbed["max"], *specs["max"]))[0] == 0
+    for name, of_one in undisturbed.items():
+        expected = pq.read_table(of_one / "exemplars.parquet")
+        assert pq.read_table(tmp_path / name / "exemplars.parquet").equals(expected)
         assert json.loads((tmp_path / name / "summary.json").read_text())["complete"]

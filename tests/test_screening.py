@@ -8,9 +8,11 @@ import pytest
 from awkward_images import broken_images, scored_images
 from conftest import BVLC, SAMPLE, TINY_FLAGS, encode, needs_shared, random_picture, write_tiny_data
 
+from exemplar_ray.cli import main
 from exemplar_ray.images import UndecodableImageError, decode_and_crop
 from exemplar_ray.spec import Preprocess
 
+FLAGS = [*TINY_FLAGS, "--sample", "bottom"]
 PREPROCESS = Preprocess(mean=(0, 0, 0), resize=36, crop=32)
 ANSWER = ["layer", "channel", "sample", "rank", "activation", "shard", "row"]
 
@@ -57,30 +59,37 @@ def test_a_cut_jpeg_is_skipped_by_both():
 # In a run ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def data(tmp_path):
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
     """60 images in 3 shards: more of a channel than a scan keeps with the margins below."""
-    write_tiny_data(tmp_path / "data", shards=3, rows=20)
-    return tmp_path / "data"
+    folder = tmp_path_factory.mktemp("screening") / "data"
+    write_tiny_data(folder, shards=3, rows=20)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exact(data, ray_cluster):
+    """The answer of a run that screens nothing."""
+    assert main([str(word) for word in ("run", "--data", data, "--out", data.parent / "exact", *FLAGS)]) == 0
+    return answer(data.parent / "exact")
 
 
 def run(cli, data, out, *flags):
-    status, text = cli("run", "--data", data, "--out", out, *TINY_FLAGS, "--sample", "bottom", *flags)
+    status, text = cli("run", "--data", data, "--out", out, *FLAGS, *flags)
     assert status == 0, text
     return text
 
 
 @pytest.mark.parametrize("screening", [["--precision", "bfloat16"], ["--precision", "float16"], ["--decode", "fast"]])
-def test_every_screening_gives_the_references_exemplars(cli, data, tmp_path, ray_cluster, screening):
-    run(cli, data, tmp_path / "exact")
+def test_every_screening_gives_the_references_exemplars(cli, data, exact, tmp_path, ray_cluster, screening):
     text = run(cli, data, tmp_path / "screened", *screening, "--margin", "3")
     assert "exemplars are recomputed exactly" in text
-    assert answer(tmp_path / "screened") == answer(tmp_path / "exact")
+    assert answer(tmp_path / "screened") == exact
     assert summary(tmp_path / "screened")["unsettled"] == []
     assert pq.read_table(tmp_path / "screened" / "channels.parquet")["settled"].to_pylist() == [True] * 12
 
 
-def test_a_margin_of_none_is_said_aloud_and_settled_by_a_second_scan(cli, data, tmp_path, ray_cluster):
+def test_a_margin_of_none_is_said_aloud_and_settled_by_a_second_scan(cli, data, exact, tmp_path, ray_cluster):
     flags = ["--precision", "bfloat16", "--margin", "0"]
     text = run(cli, data, tmp_path / "run", *flags, "--no-settle")
     doubtful = summary(tmp_path / "run")["unsettled"]
@@ -100,8 +109,7 @@ def test_a_margin_of_none_is_said_aloud_and_settled_by_a_second_scan(cli, data, 
     assert "channels are in doubt: scanning once more" in text
     assert summary(tmp_path / "run")["unsettled"] == []
     assert all(path.read_bytes() == content for path, content in records)
-    run(cli, data, tmp_path / "exact")
-    assert answer(tmp_path / "run") == answer(tmp_path / "exact")
+    assert answer(tmp_path / "run") == exact
     assert "nothing to do" in run(cli, data, tmp_path / "run", *flags)
 
 

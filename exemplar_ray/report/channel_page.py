@@ -207,7 +207,7 @@ def _place(sample: str) -> tuple[int, int]:
 def _chart(histogram: pa.Table | None, marks: dict[str, list[float]]) -> HistogramChart | None:
     if histogram is None:
         return None
-    low, high, images = (histogram[name].combine_chunks().flatten().to_numpy() for name in ("low", "high", "images"))
+    low, high, images = (histogram[name][0].values.to_numpy() for name in ("low", "high", "images"))
     return histogram_chart(low, high, images, marks)
 
 

@@ -171,7 +171,11 @@ def map_overlay(row: dict[str, Any], layer: Layer, framing: Framing) -> MapOverl
         _spread(axis, units, framing.crop)
         for axis, units in zip((field.y, field.x) if field else (None, None), values.shape, strict=True)
     )
-    values = np.pad(values, ((above, below), (before, after)), mode="edge")
+    rows, columns = (
+        np.clip(np.arange(-more, units + further), 0, units - 1)
+        for more, units, further in zip((above, before), values.shape, (below, after), strict=True)
+    )
+    values = values[rows[:, None], columns]
     lowest, highest = min(0.0, float(values.min())), float(values.max())
     share = (values - lowest) / (highest - lowest) if highest > lowest else np.zeros_like(values)
     levels = np.rint(255 * share).astype(np.uint8)

@@ -24,8 +24,7 @@ def job(data: Sequence[str], flags: Sequence[str]) -> tuple[dict[str, Rate], dic
 
     Returns:
         The rates: "start to end": everything, from starting Python and Ray to the written result; "scan": what
-        the job itself says of its scan, which includes loading the network in every worker. And the summary, with
-        the processor seconds of the scan's tasks.
+        the job itself says of its scan, which includes loading the network in every worker. And the summary.
     """
     with tempfile.TemporaryDirectory(prefix="exemplar_ray-benchmark-") as folder:
         command = [sys.executable, "-m", "exemplar_ray", "run", "--weights", "random:0", *flags]
@@ -36,9 +35,7 @@ def job(data: Sequence[str], flags: Sequence[str]) -> tuple[dict[str, Rate], dic
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - started
         summary = json.loads((Path(folder) / "summary.json").read_text())
-        records = [json.loads(path.read_text()) for path in Path(folder, "parts").glob("*.json")]
     scan = summary["this_invocation"]
-    scan["processor_seconds"] = sum(record["processor_seconds"] for record in records)
     rates = {
         "start to end": Rate(summary["scored"], seconds),
         "scan": Rate(scan["images_scanned"], scan["scan_seconds"]),

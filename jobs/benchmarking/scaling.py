@@ -1,9 +1,14 @@
 """How the speed of the scan depends on how many images, channels and layers there are, and what Ray costs."""
 
+import importlib
 import json
+import os
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +28,7 @@ from benchmarking.measuring import (
     spread,
 )
 from benchmarking.own_job import EXACT, first_runs, job
+from exemplar_ray.memory import keep_freed_memory
 from exemplar_ray.parts import to_files
 from exemplar_ray.samples import sample_rate
 from exemplar_ray.scan import scan_shard
@@ -46,8 +52,6 @@ def scaling(shards: Sequence[str], work: Path, options: Namespace) -> None:
     large_shards = shards_of_rows(shards, work / "large", options.shard_rows, options.large_shards)
     first_runs(shards, {"exact": EXACT})
     rates: dict[str, list[Rate]] = {}
-    # Of one core's time, what the scan has: two processes that do the same differ in speed, hardly in this.
-    shares: dict[str, list[float]] = {}
 
     def add(name: str, rate: Rate) -> None:
         rates.setdefault(name, []).append(rate)
@@ -60,24 +64,20 @@ def scaling(shards: Sequence[str], work: Path, options: Namespace) -> None:
         with only_on(allowed_cores()[:1]):
             for name, rate in in_own_process(by_turns, shards):
                 add(name, rate)
-            measured = {"Ray": _one_core_job(large_shards), "a plain loop": in_own_process(plain_loop, large_shards)}
-        for name, (rate, share) in measured.items():
-            add(f"one core, {name}", rate)
-            shares.setdefault(name, []).append(share)
+        add("large shards, Ray", scan(large_shards, EXACT))
+        add("large shards, plain processes", plain_processes(large_shards))
     print()
     compared = [(f"{size} x the images", "1 x the images") for size in sizes[1:]]
     compared += [(name, "508 channels") for name in list(WANTED)[1:]]
-    compared += [("one core, Ray", "one core, a plain loop")]
+    compared += [("large shards, Ray", "large shards, plain processes")]
     per_second = {name: [rate.per_second for rate in found] for name, found in rates.items()}
     print_table(("scan", "images/s"), [(name, spread(figures)) for name, figures in per_second.items()])
     found = {f"{name} / {base}": ratios(per_second[name], per_second[base]) for name, base in compared}
-    found["share of the core, Ray / a plain loop"] = ratios(shares["Ray"], shares["a plain loop"])
     print_table(("images/s compared", "ratio"), [(name, spread(figures, 3)) for name, figures in found.items()])
     if options.out:
         out = Path(options.out)
         out.mkdir(parents=True, exist_ok=True)
-        contents = {"machine": machine, "options": vars(options), "images_per_second": per_second}
-        contents |= {"shares_of_a_core": shares, "ratios": found}
+        contents = {"machine": machine, "options": vars(options), "images_per_second": per_second, "ratios": found}
         (out / "scaling.json").write_text(json.dumps(contents, indent=2) + "\n")
 
 
@@ -90,6 +90,7 @@ def scan(data: Sequence[str], flags: Sequence[str]) -> Rate:
 def by_turns(shards: Sequence[str]) -> list[tuple[str, Rate]]:
     """Scan every shard for one after another of what is `WANTED`, without Ray: the differences are small, and what
     the machine does in one minute it does not do in the next."""
+    keep_freed_memory()
     torch.set_num_threads(1)
     specs = {name: spec_of("float32", **wanted) for name, wanted in WANTED.items()}
     trunks = {name: trunk_of(spec) for name, spec in specs.items()}
@@ -120,20 +121,16 @@ def by_turns(shards: Sequence[str]) -> list[tuple[str, Rate]]:
     return rates
 
 
-def _one_core_job(shards: Sequence[str]) -> tuple[Rate, float]:
-    """Run the job; return the rate of its scan, and the share of that time for which its tasks had a processor."""
-    rates, summary = job(shards, EXACT)
-    return rates["scan"], summary["this_invocation"]["processor_seconds"] / rates["scan"].seconds
-
-
-def plain_loop(shards: Sequence[str]) -> tuple[Rate, float]:
-    """Scan and store shard after shard in this process with what Ray's workers call; loading the network counts, as
-    it does in the job. Return the same as of the job."""
+def plain_processes(shards: Sequence[str]) -> Rate:
+    """Scan and store shard after shard with what Ray's workers call, in a plain process a core; loading the network
+    counts, as it does in the job."""
     spec, (several, _) = spec_of("float32"), inspect(discover(shards))
-    with TemporaryDirectory() as folder:
+    processes = {"max_workers": len(allowed_cores()), "mp_context": get_context("spawn")}
+    prepared = {"initializer": importlib.import_module, "initargs": ("exemplar_ray.worker",)}
+    with TemporaryDirectory() as folder, ProcessPoolExecutor(**processes, **prepared) as pool:
         settings = ScanSettings(
             run_folder=folder,
-            fingerprint="a plain loop",
+            fingerprint="without Ray",
             batch_size=BATCH,
             threads=1,
             use_gpu=False,
@@ -141,7 +138,9 @@ def plain_loop(shards: Sequence[str]) -> tuple[Rate, float]:
             max_skipped=0,
             sample_rate=sample_rate(sum(shard.rows for shard in several), spec.top_k),
         )
-        started, processor_started = time.perf_counter(), time.process_time()
-        count = sum(scan_and_commit(spec, shard, number, settings)["scored"] for number, shard in enumerate(several))
-        rate = Rate(count, time.perf_counter() - started)
-        return rate, (time.process_time() - processor_started) / rate.seconds
+        # One each: all of them are there before the clock starts.
+        list(pool.map(time.sleep, [2] * len(allowed_cores())))
+        os.sync()
+        started = time.perf_counter()
+        records = pool.map(scan_and_commit, repeat(spec), several, range(len(several)), repeat(settings))
+        return Rate(sum(record["scored"] for record in records), time.perf_counter() - started)

@@ -17,6 +17,7 @@ from benchmarking.limits import BATCH, crop_of, spec_of, trunk_of
 from benchmarking.measuring import UNTRAINED
 from exemplar_ray import images
 from exemplar_ray.compiled import CompiledTrunk
+from exemplar_ray.memory import keep_freed_memory
 from exemplar_ray.parts import Part, candidates_kept, series_of
 from exemplar_ray.running_topk import RunningTopK
 from exemplar_ray.shards import ImageRow, ShardReader, discover
@@ -35,6 +36,7 @@ STAGES = {
 
 def stage_milliseconds(shards: Sequence[str], count: int, precision: str, decode: str) -> dict[str, float]:
     """Time every stage of the scan on one core, over the first images; return {stage: ms an image}."""
+    keep_freed_memory()
     torch.set_num_threads(1)
     spec = spec_of(precision, decode)
     trunk = trunk_of(spec)
