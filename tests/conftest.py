@@ -148,6 +148,8 @@ def _running_ray_head(environment, jobs):
         command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=2"]
         command += [f"--port={port}", f"--include-dashboard={str(jobs).lower()}"]
         command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
+        # It sends what workers print to drivers, which none of ours asks for.
+        command += ["--include-log-monitor=false"]
         # Of two heads on one machine the second finds the usual port taken, and has no agent for jobs.
         command += [f"--dashboard-agent-listen-port={free_port()}"]
         command += ["--node-ip-address=127.0.0.1", f"--temp-dir={folder}", "--disable-usage-stats"]

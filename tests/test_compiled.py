@@ -95,21 +95,28 @@ def records(run):
     return [json.loads(path.read_text()) for path in sorted((run / "parts").glob("*.json"))]
 
 
-def test_a_run_compiles_once_loads_once_a_worker_and_gives_the_same(tiny_data, tmp_path, cache):
-    """In processes of their own: workers that have served other runs would count those, too."""
+def test_a_run_compiles_once_loads_once_a_worker_and_gives_the_same(tiny_data, tmp_path, cache, cli, ray_cluster):
+    """On a Ray of its own, whose workers know the cache and have served no other run."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    exemplars = {}
-    for way in ("always", "never"):
-        command = [sys.executable, "-m", "exemplar_ray", "run", "--data", tiny_data, "--out", tmp_path / way]
-        command += [*TINY_FLAGS, "--compile", way, "--batch-size", "4"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        exemplars[way] = pq.read_table(tmp_path / way / "exemplars.parquet").to_pylist()
-        assert {record["compiled"] for record in records(tmp_path / way)} == {way == "always"}
-        assert {record["worker"]["trunks_loaded"] for record in records(tmp_path / way)} == {1}
-    assert exemplars["always"] == exemplars["never"]
+    flags = ["--data", tiny_data, *TINY_FLAGS, "--batch-size", "4"]
+    command = [sys.executable, "-m", "exemplar_ray", "run", *flags, "--out", tmp_path / "always", "--compile", "always"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {(record["compiled"], record["worker"]["trunks_loaded"]) for record in records(tmp_path / "always")} == {
+        (True, 1)
+    }
     by_worker = {r["worker"]["process"]: r["worker"]["trunks_compiled"] for r in records(tmp_path / "always")}
     assert sum(by_worker.values()) == 1
+
+    status, text = cli("run", *flags, "--out", tmp_path / "never", "--compile", "never")
+    assert status == 0, text
+    loaded = {
+        (record["worker"]["process"], record["worker"]["trunks_loaded"]) for record in records(tmp_path / "never")
+    }
+    assert len(loaded) == len({process for process, _ in loaded})
+    assert {record["compiled"] for record in records(tmp_path / "never")} == {False}
+    compiled_exemplars, plain = (pq.read_table(tmp_path / way / "exemplars.parquet") for way in ("always", "never"))
+    assert compiled_exemplars.to_pylist() == plain.to_pylist()
 
 
 def test_what_cannot_be_compiled_is_run_as_it_is_or_refused(cli, tiny_data, tmp_path, cache, monkeypatch):

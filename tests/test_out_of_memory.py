@@ -15,6 +15,7 @@ import sys
 import psutil
 import pytest
 from conftest import TESTS, TINY_FLAGS, start_ray_head, write_tiny_data
+from session import session
 
 # What may come into use until Ray kills: Ray itself and its workers take 1.5 GB of it, the hungry task the rest.
 _HEADROOM = 3 * 10**9
@@ -76,15 +77,14 @@ def hungry_network(folder, marker, most, before="pass"):
     return f"{folder / 'hungry.py'}:trained"
 
 
-def run(head, data, out, model, *more):
-    command = [sys.executable, "-m", "exemplar_ray", "run", "--data", data, "--out", out, *TINY_FLAGS]
-    done = subprocess.run(
-        [*command, "--model", model, *more],
-        env={**os.environ, "RAY_ADDRESS": head["address"]},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def words(data, out, model, *more):
+    return ["run", "--data", data, "--out", out, *TINY_FLAGS, "--model", model, *more]
+
+
+def run(head, *arguments):
+    command = [sys.executable, "-m", "exemplar_ray", *words(*arguments)]
+    environment = {**os.environ, "RAY_ADDRESS": head["address"]}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -146,11 +146,12 @@ def test_a_task_always_killed_for_memory_fails_saying_so_and_a_smaller_batch_goe
         assert "GB limit" in line
         assert "fewer tasks at once (a larger --cpus-per-task), a smaller --batch-size" in line
     assert [failure["attempts"] for failure in failures(out)] == [2, 2]
-    status, said = run(ray_head, data, out, model, "--batch-size", "4")
-    assert status == 0, said
-    assert failures(out) == []
-    sated.touch()
-    assert run(ray_head, data, tmp_path / "undisturbed", model, "--batch-size", "8")[0] == 0
+    with session({**os.environ, "RAY_ADDRESS": ray_head["address"]}) as command:
+        status, said = command(*words(data, out, model, "--batch-size", "4"))
+        assert status == 0, said
+        assert failures(out) == []
+        sated.touch()
+        assert command(*words(data, tmp_path / "undisturbed", model, "--batch-size", "8"))[0] == 0
     assert answer(out) == answer(tmp_path / "undisturbed")
 
 
