@@ -1,6 +1,5 @@
 """How the speed of the scan depends on how many images, channels and layers there are, and what Ray costs."""
 
-import importlib
 import json
 import os
 import time
@@ -28,12 +27,13 @@ from benchmarking.measuring import (
     spread,
 )
 from benchmarking.own_job import EXACT, first_runs, job
+from exemplar_ray import worker
 from exemplar_ray.memory import keep_freed_memory
 from exemplar_ray.parts import to_files
 from exemplar_ray.samples import sample_rate
 from exemplar_ray.scan import scan_shard
 from exemplar_ray.shards import Shard, discover, inspect
-from exemplar_ray.worker import ScanSettings, scan_and_commit
+from exemplar_ray.worker import ScanSettings
 
 # What is scanned by turns, and how it differs from a run as usual.
 WANTED: dict[str, dict[str, Any]] = {
@@ -66,10 +66,12 @@ def scaling(shards: Sequence[str], work: Path, options: Namespace) -> None:
                 add(name, rate)
         add("large shards, Ray", scan(large_shards, EXACT))
         add("large shards, plain processes", plain_processes(large_shards))
+        add("the same, memory given back", plain_processes(large_shards, keep_memory=False))
     print()
     compared = [(f"{size} x the images", "1 x the images") for size in sizes[1:]]
     compared += [(name, "508 channels") for name in list(WANTED)[1:]]
     compared += [("large shards, Ray", "large shards, plain processes")]
+    compared += [("large shards, plain processes", "the same, memory given back")]
     per_second = {name: [rate.per_second for rate in found] for name, found in rates.items()}
     print_table(("scan", "images/s"), [(name, spread(figures)) for name, figures in per_second.items()])
     found = {f"{name} / {base}": ratios(per_second[name], per_second[base]) for name, base in compared}
@@ -121,13 +123,19 @@ def by_turns(shards: Sequence[str]) -> list[tuple[str, Rate]]:
     return rates
 
 
-def plain_processes(shards: Sequence[str]) -> Rate:
+def plain_processes(shards: Sequence[str], keep_memory: bool = True) -> Rate:
     """Scan and store shard after shard with what Ray's workers call, in a plain process a core; loading the network
-    counts, as it does in the job."""
+    counts, as it does in the job.
+
+    Args:
+        keep_memory: whether freed memory is kept for the next batch, as it is in workers.
+    """
     spec, (several, _) = spec_of("float32"), inspect(discover(shards))
     processes = {"max_workers": len(allowed_cores()), "mp_context": get_context("spawn")}
-    prepared = {"initializer": importlib.import_module, "initargs": ("exemplar_ray.worker",)}
-    with TemporaryDirectory() as folder, ProcessPoolExecutor(**processes, **prepared) as pool:
+    with (
+        TemporaryDirectory() as folder,
+        ProcessPoolExecutor(**processes, initializer=_prepare, initargs=(keep_memory,)) as pool,
+    ):
         settings = ScanSettings(
             run_folder=folder,
             fingerprint="without Ray",
@@ -142,5 +150,10 @@ def plain_processes(shards: Sequence[str]) -> Rate:
         list(pool.map(time.sleep, [2] * len(allowed_cores())))
         os.sync()
         started = time.perf_counter()
-        records = pool.map(scan_and_commit, repeat(spec), several, range(len(several)), repeat(settings))
+        records = pool.map(worker.scan_and_commit, repeat(spec), several, range(len(several)), repeat(settings))
         return Rate(sum(record["scored"] for record in records), time.perf_counter() - started)
+
+
+def _prepare(keep_memory: bool) -> None:
+    if not keep_memory:
+        worker.keep_freed_memory = lambda: None
