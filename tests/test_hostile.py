@@ -13,6 +13,7 @@ import pytest
 from conftest import SAMPLE, TINY_FLAGS, TINY_NETWORK, encode, random_picture
 
 from exemplar_ray.images import UndecodableImageError, decode_and_crop
+from exemplar_ray.memory import keep_freed_memory
 from exemplar_ray.spec import Preprocess
 
 PREPROCESS = Preprocess(mean=(117, 117, 117), resize=36, crop=32)
@@ -65,6 +66,7 @@ def peak_memory():
 
 def decode_mutations(first, count, decoder):
     """Decode in this process; return how many gave pixels, how many a reason, and the peak memory in bytes."""
+    keep_freed_memory()  # as workers do
     jpegs = real_jpegs()
     pixels = reasons = 0
     for seed in range(first, first + count):
@@ -117,7 +119,6 @@ def scan_memory(path):
     from test_scan_and_gather import scan_it
 
     from exemplar_ray.activations import Trunk
-    from exemplar_ray.memory import keep_freed_memory
     from exemplar_ray.models import load_network
     from exemplar_ray.resolve import resolve
     from exemplar_ray.shards import discover, inspect
