@@ -6,9 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -18,6 +16,7 @@ from rich.console import Console
 
 import exemplar_ray
 from exemplar_ray.errors import UsageError, near_matches
+from exemplar_ray.interruption import interruptible
 from exemplar_ray.progress import say
 
 COMPLETE, INCOMPLETE, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -48,12 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     console = Console()
     errors = Console(stderr=True)
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    # What `ray job stop` and a cluster's manager send is an interruption like Ctrl-C.
-    on_sigterm = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
     try:
-        options = _parser().parse_args(arguments)
-        return options.command(options, console)
+        with interruptible():
+            options = _parser().parse_args(arguments)
+            return options.command(options, console)
     except UsageError as error:
         say(errors, "exemplar-ray: error: " + " ".join(str(error).split()))
         return BAD_USAGE
@@ -78,9 +75,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say(errors, "exemplar-ray: interrupted; finished shards are kept, run the same command to go on")
         return INTERRUPTED
-    finally:
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def _parser() -> argparse.ArgumentParser:

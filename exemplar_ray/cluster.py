@@ -116,8 +116,11 @@ class Cluster:
                 )
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise UsageError(f"cannot connect to Ray at '{self._address or 'local'}': {error}") from error
+            except SystemExit as error:
+                # Ray's own handlers of SIGTERM, there meanwhile, and nothing else in it, raise that.
+                raise KeyboardInterrupt from error
             finally:
-                # Ray's own handler would end the process on the spot.
+                # They would end the process on the spot.
                 if threading.current_thread() is threading.main_thread():
                     signal.signal(signal.SIGTERM, on_sigterm)
         try:

@@ -1,0 +1,109 @@
+"""An interruption takes effect whenever it comes, and leaves nothing half done that complains."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from importlib import import_module
+
+import pytest
+from conftest import TINY_FLAGS
+
+from exemplar_ray.interruption import interruptible
+
+NUMBERS = [signal.SIGINT, signal.SIGTERM]
+# Interrupts itself when Python says that it is about to do something, such as import a module of Ray.
+INTERRUPTED = """
+import signal, sys
+from exemplar_ray.cli import main
+
+def hook(event, arguments):
+    if event == {event!r} and {of!r} in str(arguments) and not came:
+        came.append(event)
+        signal.raise_signal(signal.{signal})
+
+came = []
+sys.addaudithook(hook)
+status = main(sys.argv[1:])
+assert came
+sys.exit(status)
+"""
+
+
+@pytest.fixture(autouse=True)
+def handlers_are_as_before():
+    before = [signal.getsignal(number) for number in NUMBERS], sys.unraisablehook
+    yield
+    assert ([signal.getsignal(number) for number in NUMBERS], sys.unraisablehook) == before
+
+
+class Freed:
+    """Interrupts when it is freed; Python drops what is raised then."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        signal.raise_signal(self.number)
+
+
+def do_and_wait(action):
+    """Do it, then be there to be interrupted."""
+    with interruptible():
+        action()
+        for _ in range(100):
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_in_the_middle_of_an_import_it_waits_for_the_end(number, tmp_path, monkeypatch):
+    name = f"interrupted_by_{number}"
+    (tmp_path / f"{name}.py").write_text(f"import signal\nsignal.raise_signal({number})\nwhole = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        do_and_wait(lambda: import_module(name))
+    assert sys.modules.pop(name).whole
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_where_python_drops_it_it_comes_again(number, capfd):
+    with pytest.raises(KeyboardInterrupt):
+        do_and_wait(lambda: Freed(number))
+    assert capfd.readouterr().err == ""
+
+
+def test_another_thread_is_left_alone():
+    def work():
+        with interruptible():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    seen = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [signal.getsignal(signal.SIGTERM)]
+
+
+def test_an_ignored_interruption_stays_ignored_and_another_is_not():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruptible():
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            do_and_wait(lambda: Freed(signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(("event", "of"), [("import", "ray.client_builder"), ("subprocess.Popen", "gcs_server")])
+def test_while_ray_is_imported_or_started_the_command_ends_in_one_line(name, event, of, tiny_data, tmp_path):
+    command = [sys.executable, "-c", INTERRUPTED.format(signal=name, event=event, of=of), "run", *TINY_FLAGS]
+    command += ["--data", tiny_data, "--out", tmp_path / "run"]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "exemplar-ray: interrupted; finished shards are kept, run the same command to go on\n"
+    assert not (tmp_path / "run").exists()
