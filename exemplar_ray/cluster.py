@@ -170,6 +170,9 @@ class Cluster:
     def resolve(self, spec: RunSpec) -> ResolvedSpec:
         """Build and look at the model in a task, where torch and the weights are.
 
+        Files of a model and of weights are looked for from the driver's working folder, or, in a job that brings its
+        working folder along, from each worker's copy of it.
+
         Raises:
             UsageError: see `resolve.resolve`; or the GPU is to decode, and there is none; or the workers that
                 built the model were lost, all of them.
@@ -178,6 +181,9 @@ class Cluster:
             raise UsageError(
                 "decode gpu needs a GPU a task, and this run has none; give --gpus-per-task, or --decode fast"
             )
+        # A submitted job's working folder is there for its workers, too; any other is the driver's only.
+        if "working_dir" not in ray.get_runtime_context().runtime_env:
+            spec = spec.with_whole_paths()
         # The other workers get ready meanwhile; if one cannot, the scan will say so.
         for _ in range(min(self.slots - 1, _MOST_PREPARED)):
             _prepare.options(num_cpus=self.cpus_per_task).remote()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -137,6 +138,15 @@ class RunSpec:
             raise UsageError(f"distinct is true or false, not {self.distinct!r}")
         if self.preprocess is not None and not isinstance(self.preprocess, Mapping):
             raise UsageError(f"preprocess is a mapping such as {{resize: 256, crop: 224}}, not {self.preprocess!r}")
+
+    def with_whole_paths(self) -> RunSpec:
+        """Return the same for processes with another working folder: what is a file here, by its whole path."""
+        file, _, factory = self.model.rpartition(":")
+        model = f"{os.path.abspath(file)}:{factory}" if file.endswith(".py") and os.path.isfile(file) else self.model
+        # Whatever lies about under the name of a choice.
+        chosen = self.weights == "pretrained" or self.weights.startswith("random:")
+        is_file = not chosen and os.path.isfile(self.weights)
+        return replace(self, model=model, weights=os.path.abspath(self.weights) if is_file else self.weights)
 
 
 @dataclass(frozen=True)

@@ -463,6 +463,20 @@ def test_a_run_folder_is_where_the_driver_says_whatever_the_workers_working_fold
     ).read_bytes()
 
 
+def test_a_models_file_and_its_weights_are_where_the_driver_says_too(finished, tmp_path, cli, monkeypatch):
+    data, out = finished
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(tiny_network.__file__, elsewhere / "network.py")
+    torch.save(tiny_network.trained().state_dict(), elsewhere / "weights.pth")
+    monkeypatch.chdir(elsewhere)
+    relative = ["--model", "network.py:trained_otherwise", "--weights", "weights.pth"]
+    status, text = cli(*run_arguments(data, tmp_path / "other", *relative))
+    assert status == 0, text
+    same, other = (pq.read_table(folder / "exemplars.parquet") for folder in (out, tmp_path / "other"))
+    assert other.equals(same)
+
+
 def test_two_runs_of_different_specs_at_the_same_time_do_not_disturb_each_other(finished, tmp_path, ray_cluster, cli):
     data, alone = finished
     environment = {**os.environ, "RAY_ADDRESS": ray_cluster["address"]}

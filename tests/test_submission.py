@@ -83,6 +83,8 @@ def test_a_submitted_job_gives_the_same_bytes_as_the_command_line(head, tiny_dat
 
     run_from_command_line(head, job_folder, "tiny_network.py", *arguments, local)
     assert (submitted / "exemplars.parquet").read_bytes() == (local / "exemplars.parquet").read_bytes()
+    # Not the driver's copy of it, which is on the driver's machine only.
+    assert json.loads((submitted / "run.json").read_text())["spec"]["model"] == CONFIG["model"]
 
 
 def test_a_stopped_job_leaves_the_cluster_at_once_and_the_same_submission_goes_on(
