@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from exemplar_ray.errors import UsageError, near_matches
+from exemplar_ray.parts import before_relu
 from exemplar_ray.pre_relu import SUFFIX, ReluInputs, split_name
 from exemplar_ray.receptive_field import UntraceableError, receptive_fields
 from exemplar_ray.response_norm import FastResponseNorm
-from exemplar_ray.spec import Layer, Preprocess, ReceptiveField, parse_channels
+from exemplar_ray.spec import Layer, Preprocess, ReceptiveField, ResolvedSpec, parse_channels
 
 STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda maps: maps.mean(dim=(2, 3)),
@@ -27,6 +28,9 @@ STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "center": lambda maps: maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2],
 }
 """name -> function from a float32 [images, channels, height, width] to [images, channels]."""
+
+_BEFORE_RELU = {"mean": STATISTICS["max"], "max": STATISTICS["max"], "center": STATISTICS["center"]}
+"""statistic -> what is above 0 before a ReLU exactly where the statistic is after it, if there is such a thing."""
 
 
 class Trunk:
@@ -38,6 +42,7 @@ class Trunk:
         precision: what it computes in, `spec.PRECISIONS`; activations are pooled in float32 in any case.
         plain: run it just as torch does by default, as the reference that the faster form is compared
             with: that one has channels last in memory and normalises responses with `response_norm`.
+        before_relus: a call also says how near an image comes to exciting a channel that it leaves at 0.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class Trunk:
         device: torch.device,
         precision: str = "float32",
         plain: bool = False,
+        before_relus: bool = False,
     ) -> None:
         self.device = device
         self._plain = plain
@@ -58,6 +64,13 @@ class Trunk:
         self._layers = {layer.name: layer for layer in layers}
         self._statistics = statistics
         self._preprocess = preprocess
+        self._before_relus = before_relus
+
+    @classmethod
+    def of_run(cls, spec: ResolvedSpec, module: nn.Module, device: torch.device, precision: str) -> Trunk:
+        """Make the trunk that a run's scan wants, in some precision."""
+        known = (spec.layers, spec.statistics, spec.preprocess)
+        return cls(module, *known, device, precision, before_relus=spec.screened)
 
     def __call__(self, crops: Tensor) -> dict[tuple[str, str], Tensor]:
         """Score one batch.
@@ -66,28 +79,39 @@ class Trunk:
             crops: uint8 [images, crop, crop, 3], as `images.crop` makes them.
 
         Returns:
-            {(layer, statistic): float32 [images, wanted channels]} on the trunk's device.
+            {(layer, statistic): float32 [images, wanted channels]} on the trunk's device; with `before_relus`
+            also {(layer, `before_relu(statistic)`): as many}, NaN for layers that do not end in a ReLU.
         """
         pooled: dict[tuple[str, str], Tensor] = {}
-        self._forward(crops, lambda layer, output: self._pool(layer, output, pooled))
+
+        def take(layer: str, output: Tensor, before: Tensor | None) -> None:
+            self._pool(layer, output, pooled)
+            if self._before_relus:
+                self._pool_before(layer, output, before, pooled)
+
+        self._forward(crops, take, self._before_relus)
         return pooled
 
-    def with_maps(self, crops: Tensor) -> tuple[dict[tuple[str, str], Tensor], dict[str, Tensor]]:
+    def with_maps(
+        self, crops: Tensor, before_relus: bool = False
+    ) -> tuple[dict[tuple[str, str], Tensor], dict[str, Tensor]]:
         """Score one batch and keep the layers' outputs.
 
         Returns:
-            What a call returns, and {layer: the wanted channels of its output}, float32
+            What a call returns, by this `before_relus`, and {layer: the wanted channels of its output}, float32
             [images, wanted channels, height, width] or, for logits, [images, wanted channels].
         """
         pooled: dict[tuple[str, str], Tensor] = {}
         outputs: dict[str, Tensor] = {}
 
-        def keep(layer: str, output: Tensor) -> None:
+        def keep(layer: str, output: Tensor, before: Tensor | None) -> None:
             self._pool(layer, output, pooled)
+            if before_relus:
+                self._pool_before(layer, output, before, pooled)
             # A copy: what follows in the network may work in place.
             outputs[layer] = output.float().clone()
 
-        self._forward(crops, keep)
+        self._forward(crops, keep, before_relus)
         return pooled, outputs
 
     def _pool(self, layer: str, output: Tensor, pooled: dict[tuple[str, str], Tensor]) -> None:
@@ -95,22 +119,35 @@ class Trunk:
         for statistic in self._statistics:
             pooled[layer, statistic] = STATISTICS[statistic](output) if output.dim() == 4 else output
 
-    def _forward(self, crops: Tensor, take: Callable[[str, Tensor], None]) -> None:
-        """Run the network until each layer's wanted channels have been taken."""
+    def _pool_before(
+        self, layer: str, output: Tensor, before: Tensor | None, pooled: dict[tuple[str, str], Tensor]
+    ) -> None:
+        for statistic in self._statistics:
+            pool = _BEFORE_RELU.get(statistic)
+            if before is None or pool is None:
+                values = torch.full_like(pooled[layer, statistic], torch.nan)
+            else:
+                values = pool(before.float()) if output.dim() == 4 else before.float()
+            pooled[layer, before_relu(statistic)] = values
+
+    def _forward(self, crops: Tensor, take: Callable[[str, Tensor, Tensor | None], None], before_relus: bool) -> None:
+        """Run the network until each layer's wanted channels, and what they were before a ReLU, have been taken."""
         waiting = set(self._layers)
 
-        def seen(name: str, output: Tensor) -> bool:
+        def seen(name: str, output: Tensor, before: Tensor | None) -> bool:
             wanted = self._layers[name]
             if len(wanted.channels) < wanted.channel_count:
                 index = torch.tensor(wanted.channels, device=output.device)
                 output = output.index_select(1, index)
+                before = None if before is None else before.index_select(1, index)
             # A channel's sum is then the same, to the last bit, whatever other channels are wanted.
-            take(name, output.contiguous())
+            take(name, output.contiguous(), before)
             waiting.remove(name)
             return not waiting
 
         norm = nullcontext() if self._plain else FastResponseNorm()
-        with _hooked(self._module, list(self._layers), seen), torch.inference_mode(), reference_precision(), norm:
+        hooked = _hooked(self._module, list(self._layers), seen, before_relus)
+        with hooked, torch.inference_mode(), reference_precision(), norm:
             pixels = to_input(crops.to(self.device), self._preprocess).to(self._type)
             _run(self._module, pixels.contiguous(memory_format=self._layout))
 
@@ -172,7 +209,7 @@ def describe_layers(
             raise UsageError(f"unknown layer '{name}'; {near_matches(name, known)}")
     shapes: dict[str, list[torch.Size | str]] = {name: [] for name in names}
 
-    def look(name: str, output: object) -> bool:
+    def look(name: str, output: object, _before: object) -> bool:
         shapes[name].append(output.shape if isinstance(output, Tensor) else type(output).__name__)
         return False
 
@@ -196,7 +233,7 @@ def _fields_of_maps(module: nn.Module, layers: Sequence[Layer], image: Tensor) -
     def outputs(x: Tensor) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
 
-        def seen(name: str, output: Tensor) -> bool:
+        def seen(name: str, output: Tensor, _before: Tensor | None) -> bool:
             found[name] = output
             return len(found) == len(names)
 
@@ -242,15 +279,22 @@ def _run(module: nn.Module, x: Tensor) -> None:
 
 
 @contextmanager
-def _hooked(module: nn.Module, names: Sequence[str], seen: Callable[[str, Any], bool]) -> Iterator[None]:
-    """While inside, call `seen(name, output)` for each named layer; true ends the forward pass."""
+def _hooked(
+    module: nn.Module, names: Sequence[str], seen: Callable[[str, Any, Any], bool], before_relus: bool = False
+) -> Iterator[None]:
+    """While inside, call `seen(name, output, before)` for each named layer; true ends the forward pass.
+
+    `before` is what the output was before its ReLU: None where it has none, and without `before_relus`.
+    """
     modules = [name for name, _ in module.named_modules()]
     wanted = {name: split_name(name, modules) for name in names}
-    with ReluInputs() if any(before for _, before in wanted.values()) else nullcontext() as relu_inputs:
+    needs_inputs = before_relus or any(before for _, before in wanted.values())
+    with ReluInputs() if needs_inputs else nullcontext() as relu_inputs:
 
         def hook(name: str, before: bool) -> Callable[..., None]:
             def forward_hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-                if seen(name, relu_inputs.before(output) if before else output):
+                input_ = relu_inputs.before(output) if needs_inputs else None
+                if seen(name, input_, None) if before else seen(name, output, input_):
                     raise _EnoughError
 
             return forward_hook

@@ -19,7 +19,7 @@ from exemplar_ray.batches import decode_ahead
 from exemplar_ray.errors import ShardError
 from exemplar_ray.images import UndecodableImageError, size_of
 from exemplar_ray.near_duplicates import perceptual_hash
-from exemplar_ray.parts import layers_and_statistics, series_of
+from exemplar_ray.parts import before_relu, candidate_series, layers_and_statistics
 from exemplar_ray.selection import IMAGES_SCHEMA, PLACES_SCHEMA
 from exemplar_ray.shards import ImageRow, Shard, ShardReader
 from exemplar_ray.spec import ResolvedSpec
@@ -59,27 +59,32 @@ def gather_shard(trunk: Trunk, spec: ResolvedSpec, shard: Shard, candidates: Sco
 
     Args:
         trunk: on the CPU, for the run's layers and statistics.
-        candidates: scores of this shard, as the scan computed them.
+        candidates: scores of this shard, as the scan computed them, by `candidate_series`.
 
     Raises:
         ShardError: an image is gone, cannot be decoded any more, or gives another activation
             than the scan recorded: the shard is not the one that was scanned.
     """
     rows = np.unique(candidates.row)
+    largest = np.zeros(len(candidate_series(spec)), np.float32)
     exact = candidates.activation.copy()
     places = _Places(spec, candidates)
     pairs = layers_and_statistics(spec)
+    before_relus = [(layer, before_relu(statistic)) for layer, statistic in pairs]
     table: dict[str, list] = {name: [] for name in IMAGES_SCHEMA.names}
     by_row = np.argsort(candidates.row, kind="stable")
     starts = np.searchsorted(candidates.row[by_row], [*rows, np.iinfo(np.int64).max])
 
     def rescore(of_image: np.ndarray, pixels: np.ndarray) -> None:
-        pooled, outputs = trunk.with_maps(torch.tensor(pixels[None]))
-        for number, (layer, statistic) in enumerate(pairs):
+        near_0 = bool((candidates.series[of_image] >= len(pairs)).any())
+        pooled, outputs = trunk.with_maps(torch.tensor(pixels[None]), before_relus=near_0)
+        for number, (layer, statistic) in enumerate(pairs + before_relus if near_0 else pairs):
             which = of_image[candidates.series[of_image] == number]
             channels = np.searchsorted(layer.channels, candidates.channel[which])
-            exact[which] = pooled[layer.name, statistic].numpy()[0, channels]
-            if layer.map_size:
+            values = pooled[layer.name, statistic].numpy()[0]
+            exact[which] = values[channels]
+            largest[number] = max(largest[number], np.abs(np.nan_to_num(values, posinf=0, neginf=0)).max())
+            if layer.map_size and number < len(pairs):
                 places.keep(which, outputs[layer.name].numpy()[0, channels])
 
     def keep_bytes(images: Iterable[ImageRow]) -> Iterator[ImageRow]:
@@ -102,7 +107,7 @@ def gather_shard(trunk: Trunk, spec: ResolvedSpec, shard: Shard, candidates: Sco
     table["width"], table["height"] = zip(*map(size_of, table["bytes"]), strict=True)
     # + 0 turns -0 into +0: one activation, one way to write it.
     result = candidates._replace(activation=exact + np.float32(0))
-    _refuse_mix_up(shard, spec, candidates, result)
+    _refuse_mix_up(shard, spec, candidates, result, largest)
     return GatheredShard(pa.table(table, schema=IMAGES_SCHEMA), result, places.table())
 
 
@@ -111,6 +116,8 @@ class _Places:
 
     def __init__(self, spec: ResolvedSpec, candidates: Scores) -> None:
         sizes = [layer.map_size or (0, 0) for layer, _ in layers_and_statistics(spec)]
+        # Before a ReLU only the number is asked for.
+        sizes += [(0, 0)] * len(sizes)
         units = np.array([height * width for height, width in sizes], np.int64)[candidates.series]
         self._offsets = np.concatenate([[0], np.cumsum(units)]).astype(np.int32)
         self._maps = np.zeros(self._offsets[-1], np.float16)
@@ -132,17 +139,24 @@ class _Places:
         return pa.table(columns, schema=PLACES_SCHEMA)
 
 
-def _refuse_mix_up(shard: Shard, spec: ResolvedSpec, scanned: Scores, exact: Scores) -> None:
-    """Compare the scan's activations with the recomputed ones."""
-    series = series_of(spec)
+def _refuse_mix_up(shard: Shard, spec: ResolvedSpec, scanned: Scores, exact: Scores, largest: np.ndarray) -> None:
+    """Compare the scan's activations with the recomputed ones.
+
+    What screening saw at 0, or below it before a ReLU, tells no image from another.
+
+    Args:
+        largest: of each of `candidate_series`, in any channel on these images.
+    """
+    series = candidate_series(spec)
     share, share_of_largest = _TOLERANCE, _TOLERANCE_OF_LARGEST
     if spec.screened:
         share, share_of_largest = _TOLERANCE_OF_SCREENING, _TOLERANCE_OF_LARGEST_OF_SCREENING
-    largest = np.zeros(len(series), dtype=np.float32)
-    np.maximum.at(largest, exact.series, np.abs(exact.activation))
     allowed = share * np.abs(exact.activation) + share_of_largest * largest[exact.series]
     # not (a <= b) rather than a > b: NaN must count as a mix-up.
-    wrong = np.flatnonzero(~(np.abs(scanned.activation - exact.activation) <= allowed))
+    wrong = ~(np.abs(scanned.activation - exact.activation) <= allowed)
+    if spec.screened:
+        wrong &= (scanned.activation != 0) & (scanned.series < len(layers_and_statistics(spec)))
+    wrong = np.flatnonzero(wrong)
     if len(wrong):
         i = wrong[0]
         layer, statistic = series[exact.series[i]]

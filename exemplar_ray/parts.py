@@ -19,6 +19,8 @@ from exemplar_ray.spec import Layer, ResolvedSpec
 from exemplar_ray.tallies import TALLIES, Tally
 from exemplar_ray.topk import BOTTOM, OF_CLASS, TOP, Scores
 
+_BEFORE_RELU = " before its ReLU"
+
 # A scan keeps this many times K more candidates where near-duplicates may be skipped, at least so many.
 _DISTINCT_DEPTH = 5
 _LEAST_DISTINCT_DEPTH = 50
@@ -52,6 +54,21 @@ def series_of(spec: ResolvedSpec) -> list[tuple[str, str]]:
     return [(layer.name, statistic) for layer, statistic in layers_and_statistics(spec)]
 
 
+def before_relu(statistic: str) -> str:
+    """Name what is above 0 before a layer's ReLU exactly where a statistic is after it."""
+    return statistic + _BEFORE_RELU
+
+
+def candidate_series(spec: ResolvedSpec) -> list[tuple[str, str]]:
+    """Return what candidates are ranked by: `series_of`; for screening, then the same before their ReLUs.
+
+    An image that the scan saw leave a channel at 0 may excite it all the same, if it comes near: before the ReLU
+    images are told apart that are ties at 0 after it.
+    """
+    series = series_of(spec)
+    return series + [(layer, before_relu(statistic)) for layer, statistic in series] if spec.screened else series
+
+
 def candidates_kept(spec: ResolvedSpec) -> dict[int, int]:
     """Return how many candidates a channel the scan of a shard keeps, by contest.
 
@@ -72,7 +89,7 @@ class Part:
     """What is known of some images: one shard's scan, or what several of them merge to."""
 
     scores: Scores
-    """The best candidates: of a shard, at most `candidates_kept` of each contest."""
+    """The best candidates of each of `candidate_series`: of a shard, at most `candidates_kept` of each contest."""
     tallies: dict[str, list[Tally]]
     """name -> one tally for each of the run's (layer, statistic) pairs."""
     sampled: SampledImages
@@ -93,7 +110,7 @@ def to_files(part: Part, spec: ResolvedSpec) -> dict[str, bytes]:
         {how the file's name ends: its content}: the candidates and a file a tally, each with
         the layer, statistic and channel of every row; and the sampled images, where samples are drawn.
     """
-    files = {CANDIDATES: _to_parquet(_candidates_table(part.scores, series_of(spec)))}
+    files = {CANDIDATES: _to_parquet(_candidates_table(part.scores, candidate_series(spec)))}
     for name, tallies in part.tallies.items():
         tables = [
             _with_channel_names(tally.to_table(), layer, statistic)
@@ -115,7 +132,7 @@ def from_files(files: Mapping[str, bytes], shard: int, spec: ResolvedSpec) -> Pa
     Raises:
         ValueError: the files are not a part of such a run.
     """
-    scores = _scores(_from_parquet(files[CANDIDATES]), shard, series_of(spec))
+    scores = _scores(_from_parquet(files[CANDIDATES]), shard, candidate_series(spec))
     counts = [len(layer.channels) for layer, _ in layers_and_statistics(spec)]
     tallies: dict[str, list[Tally]] = {}
     for name, tally in TALLIES.items():

@@ -1,8 +1,8 @@
 """What a layer's output was before its ReLU: `mixed4a_pre_relu`, in Lucid's way of naming it.
 
 After a ReLU the weakest images of a channel are all ties at zero; before it they are what the channel
-says no to. The values are caught in the network's own forward pass, so nothing has to be
-known of how the network is written.
+says no to, and some come nearer to exciting it than others. The values are caught in the network's own
+forward pass, so nothing has to be known of how the network is written.
 """
 
 from __future__ import annotations

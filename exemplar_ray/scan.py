@@ -14,7 +14,7 @@ from exemplar_ray.activations import Trunk
 from exemplar_ray.batches import batches
 from exemplar_ray.compiled import CompiledTrunk
 from exemplar_ray.errors import ShardError
-from exemplar_ray.parts import Part, candidates_kept, layers_and_statistics, series_of
+from exemplar_ray.parts import Part, before_relu, candidate_series, candidates_kept, layers_and_statistics, series_of
 from exemplar_ray.running_topk import RunningTopK
 from exemplar_ray.samples import SampledImages, priority
 from exemplar_ray.shards import ImageRow, Shard, ShardReader
@@ -101,8 +101,9 @@ class _Collecting:
         self._device = device
         self._strongest = _running(spec, TOP, device)
         self._weakest = _running(spec, BOTTOM, device)
+        self._nearest = _running(spec, TOP, device) if spec.screened else {}
         self._part = Part.empty(spec)
-        self._waiting: dict[tuple[str, str], list[torch.Tensor]] = {key: [] for key in series_of(spec)}
+        self._waiting: dict[tuple[str, str], list[torch.Tensor]] = {key: [] for key in candidate_series(spec)}
         self._labels: list[int] = []
         self._rows: list[int] = []
         self._priorities: dict[int, float] = {}
@@ -137,7 +138,7 @@ class _Collecting:
         """Return the part, and the counts of activations that are not finite."""
         self._pass_on()
         self._wait()
-        scores, not_finite = _collect(self._spec, self._strongest, self._weakest, self._position)
+        scores, not_finite = _collect(self._spec, self._strongest, self._weakest, self._nearest, self._position)
         part = replace(self._part, scores=merge([scores, self._part.scores], candidates_kept(self._spec)))
         return part, not_finite
 
@@ -162,11 +163,17 @@ class _Collecting:
         self, activations: dict[tuple[str, str], torch.Tensor], labels: np.ndarray, rows: np.ndarray
     ) -> None:
         rows_there = torch.from_numpy(rows).to(self._device)
-        for key, values in activations.items():
-            self._strongest[key].update(values, rows_there)
-            if key in self._weakest:
-                self._weakest[key].update(-values, rows_there)
-        blocks = [values.cpu().numpy() for values in activations.values()]
+        series = series_of(self._spec)
+        for layer, statistic in series:
+            values = activations[layer, statistic]
+            self._strongest[layer, statistic].update(values, rows_there)
+            if self._weakest:
+                self._weakest[layer, statistic].update(-values, rows_there)
+            if self._nearest:
+                # Of the images that leave the channel at 0: not a number is not ranked.
+                near = torch.where(values == 0, activations[layer, before_relu(statistic)], torch.nan)
+                self._nearest[layer, statistic].update(near, rows_there)
+        blocks = [activations[key].cpu().numpy() for key in series]
         for number, block in enumerate(blocks):
             for tallies in self._part.tallies.values():
                 tallies[number].update(block, labels)
@@ -217,35 +224,44 @@ def _collect(
     spec: ResolvedSpec,
     strongest: dict[tuple[str, str], RunningTopK],
     weakest: dict[tuple[str, str], RunningTopK],
+    nearest: dict[tuple[str, str], RunningTopK],
     position: int,
 ) -> tuple[Scores, list[dict[str, object]]]:
     """Return the kept candidates, and the counts of activations that are not finite."""
     scores = []
     not_finite = []
-    for number, (layer, statistic) in enumerate(layers_and_statistics(spec)):
+    pairs = layers_and_statistics(spec)
+
+    def as_scores(series: int, contest: int, channel: np.ndarray, activation: np.ndarray, row: np.ndarray) -> Scores:
+        return Scores(
+            series=np.full(len(row), series, dtype=np.int32),
+            contest=np.full(len(row), contest, dtype=np.int8),
+            label=np.full(len(row), NO_LABEL, dtype=np.int64),
+            channel=channel,
+            activation=activation,
+            shard=np.full(len(row), position, dtype=np.int32),
+            row=row,
+        )
+
+    for number, (layer, statistic) in enumerate(pairs):
+        key = (layer.name, statistic)
         channels = np.array(layer.channels, dtype=np.int32)
-        for contest, running in ((TOP, strongest), (BOTTOM, weakest)):
-            if not running:
-                continue
-            place, activation, row, bad = (t.numpy() for t in running[layer.name, statistic].result())
-            count = len(row)
-            scores.append(
-                Scores(
-                    series=np.full(count, number, dtype=np.int32),
-                    contest=np.full(count, contest, dtype=np.int8),
-                    label=np.full(count, NO_LABEL, dtype=np.int64),
-                    channel=channels[place],
-                    # The weakest were ranked by the negated activation.
-                    activation=-activation if contest == BOTTOM else activation,
-                    shard=np.full(count, position, dtype=np.int32),
-                    row=row,
-                )
-            )
-            if contest == TOP:
-                not_finite += [
-                    {"layer": layer.name, "statistic": statistic, "channel": int(channels[i]), "images": int(bad[i])}
-                    for i in np.flatnonzero(bad)
-                ]
+        place, activation, row, bad = (t.numpy() for t in strongest[key].result())
+        scores.append(as_scores(number, TOP, channels[place], activation, row))
+        not_finite += [
+            {"layer": layer.name, "statistic": statistic, "channel": int(channels[i]), "images": int(bad[i])}
+            for i in np.flatnonzero(bad)
+        ]
+        if nearest:
+            # Only where the strongest go down to 0: elsewhere no image at 0 is near to being one of them.
+            down_to_0 = np.isin(np.arange(len(channels)), place[activation == 0])
+            place, activation, row, _ = (t.numpy() for t in nearest[key].result())
+            near = down_to_0[place]
+            scores.append(as_scores(len(pairs) + number, TOP, channels[place[near]], activation[near], row[near]))
+        if weakest:
+            place, activation, row, _ = (t.numpy() for t in weakest[key].result())
+            # They were ranked by the negated activation.
+            scores.append(as_scores(number, BOTTOM, channels[place], -activation, row))
     return concatenate(scores), not_finite
 
 

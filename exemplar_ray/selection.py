@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from exemplar_ray import samples
+from exemplar_ray.below_zero import BelowZero
 from exemplar_ray.near_duplicates import near_duplicates_of, pick_distinct
 from exemplar_ray.parts import Part, layers_and_statistics
 from exemplar_ray.samples import draw, sampled_images
@@ -132,7 +133,15 @@ class Selection:
         self._scored = scored
         self._rescanned: set[tuple[int, int]] = set()
         self._usual: Usual = {}
-        self._rank_candidates(merged.scores.take(merged.scores.contest != OF_CLASS))
+        scores = merged.scores.take(merged.scores.contest != OF_CLASS)
+        before_relu = scores.series >= len(self._pairs)
+        candidates, nearest = scores.take(~before_relu), scores.take(before_relu)
+        # Only where candidates go down to 0: elsewhere some that came nearer were not kept.
+        down_to_0 = candidates.take((candidates.contest == TOP) & (candidates.activation == 0))
+        channels = set(zip((down_to_0.series + len(self._pairs)).tolist(), down_to_0.channel.tolist(), strict=True))
+        self._below_zero = BelowZero(nearest.take(_of_channels(nearest, channels)), spec.top_k)
+        self._rank_candidates(candidates)
+        self._below_zero.look_deeper(self._fire_on_fewer_than_k(), Scores.empty())
         self._pool = merged.sampled.lowest(sampled_images(spec.top_k))
         self._images: dict[tuple[int, int], tuple[int | None, bytes]] = {}
         self._places = PLACES_SCHEMA.empty_table()
@@ -146,7 +155,8 @@ class Selection:
         # Whom recomputing could move over a band's edge is known after the first round.
         edges = Scores.empty() if len(self.exact.row) or self._spec.screened else drawn.at_edges
         while True:
-            candidates = concatenate([self._ranked.take(self._looked_at()), drawn.scores, edges])
+            below_zero = self._below_zero.nearest.take(self._below_zero.looked_at)
+            candidates = concatenate([self._ranked.take(self._looked_at()), below_zero, drawn.scores, edges])
             candidates = candidates.take(find(self.exact, candidates) < 0)
             if len(candidates.row) or not self._look_deeper():
                 # Of those that stand there several times, the last.
@@ -161,7 +171,7 @@ class Selection:
             places: `PLACES_SCHEMA`, row for row.
             images: {shard: its images} (`IMAGES_SCHEMA`).
         """
-        error = np.abs(scanned.activation - exact.activation).max(initial=0.0)
+        error = np.abs(scanned.activation - exact.activation)[exact.series < len(self._pairs)].max(initial=0.0)
         self._largest_error = max(self._largest_error, float(error))
         self.exact = concatenate([self.exact, exact])
         self._places = pa.concat_tables([self._places, places])
@@ -189,7 +199,7 @@ class Selection:
         self._rescanned.update(channels)
         for (series, channel), images in zip(channels, finite, strict=True):
             self._finite[series][np.searchsorted(self._pairs[series][0].channels, channel)] = images
-        of_others = ~_of_channels(self._ranked, set(channels))
+        of_others = ~_of_channels(self._ranked, set(channels)) & ~self._added
         self._rank_candidates(concatenate([self._ranked.take(of_others), scores]))
 
     def result(self) -> Selected:
@@ -229,30 +239,70 @@ class Selection:
     # The strongest and the weakest -------------------------------------------------------
 
     def _rank_candidates(self, candidates: Scores) -> None:
-        self._stood: tuple[tuple[int, int], Standing] | None = None
-        order, self._scan_ranks = rank(candidates)
-        self._ranked = candidates.take(order)
+        self._stood: tuple[tuple[int, int, int], Standing] | None = None
+        # Those that the scan saw at 0 but near to more: behind all other candidates, as these go down to a 0.
+        nearest = self._below_zero.nearest
+        at_0 = nearest._replace(series=nearest.series - len(self._pairs), activation=np.zeros_like(nearest.activation))
+        at_0 = at_0.take(~_of_channels(at_0, self._rescanned))
+        at_0 = at_0.take(find(candidates.take(candidates.contest == TOP), at_0) < 0)
+        order, self._scan_ranks = rank(concatenate([candidates, at_0]))
+        self._added = order >= len(candidates.row)
+        self._ranked = concatenate([candidates, at_0]).take(order)
         self._groups = number_groups(self._ranked)
-        self._sizes = np.bincount(self._groups)
+        # Of these each group's size and depth tell, of the others `BelowZero`.
+        self._sizes = np.bincount(self._groups[~self._added])
+        self._fire = np.bincount(self._groups[self._ranked.activation > 0], minlength=len(self._sizes))
         self._firsts = np.searchsorted(self._groups, np.arange(len(self._sizes)))
         self._depths = np.minimum(self._sizes, self._spec.top_k)
         # Images whose candidates were not kept; with screening, those that it gave no finite number, too.
         images = np.empty(len(self._sizes), np.int64)
-        self._screened = np.zeros(len(self._sizes), bool)
+        self._screened, self._judged = np.zeros((2, len(self._sizes)), bool)
         self._scales = np.zeros(len(self._sizes))
         for group, first in enumerate(self._firsts):
             series, channel = int(self._ranked.series[first]), int(self._ranked.channel[first])
             place = np.searchsorted(self._pairs[series][0].channels, channel)
             images[group], self._scales[group] = self._finite[series][place], self._ranges[series][place]
             self._screened[group] = self._spec.screened and (series, channel) not in self._rescanned
+            judged = self._screened[group] and self._ranked.contest[first] == TOP
+            self._judged[group] = judged and self._before_relu(group) in self._below_zero
         # The errors of an exact scan's channels are not those of the others.
         self._layers = 2 * self._ranked.series[self._firsts] + self._screened
         self._lost = self._screened & (images < self._scored)
         self._more = images > self._sizes
 
+    def _before_relu(self, group: int) -> tuple[int, int]:
+        """Return the series and channel of a group's values before the ReLU."""
+        first = self._firsts[group]
+        return int(self._ranked.series[first]) + len(self._pairs), int(self._ranked.channel[first])
+
+    def _fire_on_fewer_than_k(self) -> list[tuple[int, int]]:
+        """Return the channels, before the ReLU, of which some of the strongest are at 0: who is above matters there."""
+        few = np.flatnonzero(self._judged & (self._fire < self._spec.top_k))
+        return [self._before_relu(group) for group in few]
+
+    def _down_to_zeros(self) -> np.ndarray:
+        """Return how deep each group has to be looked into for as many of the first images at 0 as could be exemplars.
+
+        Whatever the scan took for more than 0, these are then the first of all that are at 0.
+        """
+        return self._fire + self._spec.top_k
+
+    def _reaches_below_zero(self) -> np.ndarray:
+        """Return `Groups.below_zero`."""
+        reaches = self._below_zero.reaches(self.exact)
+        result = np.full(len(self._sizes), np.nan)
+        for group in np.flatnonzero(self._judged):
+            result[group] = reaches[self._before_relu(group)]
+        return np.where(self._judged & (self._depths < self._down_to_zeros()), np.inf, result)
+
     def _looked_at(self) -> np.ndarray:
         """Return the indices of the ranked candidates that are looked at."""
-        return np.flatnonzero(self._scan_ranks <= self._depths[self._groups])
+        looked_at = (self._scan_ranks <= self._depths[self._groups]) & ~self._added
+        nearest = self._below_zero.nearest.take(self._below_zero.looked_at)
+        nearest = nearest._replace(series=nearest.series - len(self._pairs))
+        at_0 = np.flatnonzero((self._ranked.activation == 0) & self._judged[self._groups])
+        looked_at[at_0] |= find(nearest, self._ranked.take(at_0)) >= 0
+        return np.flatnonzero(looked_at)
 
     def _known(self, ranked: np.ndarray) -> np.ndarray:
         """Return where ranked candidates stand among the recomputed ones."""
@@ -265,8 +315,9 @@ class Selection:
     def _standing(self) -> Standing:
         """Rank what has been looked at."""
         # Nothing changes but depths and what is recomputed, and either only grows.
-        if self._stood is None or self._stood[0] != (len(self.exact.row), int(self._depths.sum())):
-            self._stood = (len(self.exact.row), int(self._depths.sum())), self._stand()
+        known = (len(self.exact.row), int(self._depths.sum()), len(self._below_zero.looked_at))
+        if self._stood is None or self._stood[0] != known:
+            self._stood = known, self._stand()
         return self._stood[1]
 
     def _stand(self) -> Standing:
@@ -277,7 +328,7 @@ class Selection:
         dropped = self._more | (self._depths < self._sizes)
         outside = np.where(self._lost, np.inf, np.where(dropped, scanned[following], -np.inf))
         exact = self._recomputed(looked_at).activation
-        groups = Groups(outside, self._layers, self._scales, self._screened)
+        groups = Groups(outside, self._layers, self._scales, self._screened, self._reaches_below_zero())
         return stand(self._ranked, self._groups, looked_at, exact, self._spec.top_k, groups, self._usual)
 
     def _unsettled(self, standing: Standing) -> list[tuple[int, int, str]]:
@@ -339,6 +390,10 @@ class Selection:
         # All that an error may lift over the K-th: candidates are sorted, so they are the first so many.
         within = strength(self._ranked) + standing.allowance[self._groups] >= standing.kth[self._groups]
         needed = np.maximum(np.bincount(self._groups, within, len(before)).astype(np.int64), before + 1)
+        # Of images at 0 more are no help: they are ties, and those above 0 are found by what they were before the ReLU.
+        doubtful = self._judged & ~standing.settled & ~self._lost
+        zeros = doubtful & (needed > self._fire)
+        needed = np.where(zeros, np.maximum(np.minimum(needed, self._down_to_zeros()), before), needed)
         # Where screening gave no number at all, no depth helps.
         self._depths = np.minimum(self._sizes, np.where(standing.settled | self._lost, before, needed))
         for picked in self._distinct(standing) if self._spec.distinct else ():
@@ -346,7 +401,8 @@ class Selection:
                 # Twice as deep each time: every look is a round of tasks over the shards.
                 deeper = max(self._depths[picked.group], 2 * before[picked.group])
                 self._depths[picked.group] = min(self._sizes[picked.group], deeper)
-        return bool((self._depths > before).any())
+        below_zero = [self._before_relu(group) for group in np.flatnonzero(zeros)]
+        return self._below_zero.look_deeper(below_zero, self.exact) or bool((self._depths > before).any())
 
     def _distinct(self, standing: Standing) -> Iterator[_Picked]:
         """Pick every channel's distinct exemplars."""
@@ -357,6 +413,11 @@ class Selection:
         sure = standing.in_order | np.isneginf(standing.outside)
         activation = self.exact.activation[among]
         clear = sure[groups] | (activation > standing.reach[groups]) | (activation >= standing.level[groups])
+        # Between images that are at 0 though the scan saw them above it, or near to it, others may be missing.
+        last = self._ranked.take(self._firsts + self._depths - 1)
+        shard, row = self.exact.shard[among], self.exact.row[among]
+        behind = (shard > last.shard[groups]) | ((shard == last.shard[groups]) & (row > last.row[groups]))
+        clear &= ~((activation == 0) & behind & self._judged[groups] & ~np.isneginf(standing.outside[groups]))
         for span in spans(groups):
             group, usable = int(groups[span][0]), among[span][clear[span]]
             labels, hashes = zip(*(self._image(i) for i in usable), strict=True) if len(usable) else ((), ())

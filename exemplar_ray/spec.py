@@ -20,7 +20,7 @@ from exemplar_ray.tallies import TALLIES
 
 # Counted up when the meaning of a part or of the result changes, so that a run folder written
 # by an older version is refused instead of being continued with other numbers.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 # What a scan may compute in, and how it may decode: the first of each is the reference.

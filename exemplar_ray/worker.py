@@ -195,4 +195,4 @@ def _trunk(spec: ResolvedSpec, device: str, precision: str) -> Trunk:
             f"the weights of '{spec.model}' on {socket.gethostname()} are not the run's: "
             f"{network.weights_sha256[:12]} there, {spec.weights_sha256[:12]} in the run"
         )
-    return Trunk(network.module, spec.layers, spec.statistics, spec.preprocess, torch.device(device), precision)
+    return Trunk.of_run(spec, network.module, torch.device(device), precision)

@@ -12,7 +12,7 @@ end" is everything from starting Python to the written result; "scan" and "pipel
 Ray. The limits are what the cores reach with nothing but decoding, and with nothing but the network up to
 mixed4a. It writes benchmark.json and stages.png.
 
-`scaling` compares the exact scan with itself: more images, fewer channels, more layers, without Ray. It
+`scaling` compares the job with itself: more images, fewer channels, more layers, without Ray. It
 writes scaling.json. `cluster-model` holds what `exemplar-ray plan` foresees against what one worker and two do.
 `gpu` measures one GPU: scans in processes that share it, their limits, and whether the answer is the CPU's; give it
 `--cores` and enough `--copies`. It needs no Ray, and writes gpu.json.

@@ -22,7 +22,8 @@ def standing(scanned, exact, top_k=2, looked_at=None, more=False, screened=False
     count = len(scanned.row) if looked_at is None else looked_at
     values = strength(scanned).astype(float)
     outside = values[count] if count < len(values) else values[-1] if more else -np.inf
-    groups = Groups(np.array([outside]), np.zeros(1, int), np.ones(1) * 1e-9, np.array([screened]))
+    unknown = np.full(1, np.nan)
+    groups = Groups(np.array([outside]), np.zeros(1, int), np.ones(1) * 1e-9, np.array([screened]), unknown)
     return stand(scanned, number_groups(scanned), np.arange(count), exact.activation[:count], top_k, groups)
 
 
@@ -89,10 +90,30 @@ def test_a_channel_with_a_lucky_few_is_given_its_layers_error():
     ones = np.ones(10)
     for scale, settled in ((1.0, False), (0.01, True)):
         scales = np.array([scale] * 3 + [1.0] * 7)
-        groups = Groups(3.9 * ones, np.zeros(10, int), scales, np.ones(10, bool))
+        groups = Groups(3.9 * ones, np.zeros(10, int), scales, np.ones(10, bool), np.full(10, np.nan))
         result = stand(scanned, number_groups(scanned), looked_at, exact[looked_at], 2, groups)
         assert result.seen_error[0] == 0
         assert result.settled[0] == settled
+
+
+@pytest.mark.parametrize(("recomputed", "settled"), [(48, False), (50, True)])
+def test_where_very_many_were_recomputed_the_weaker_ones_tell_of_those_outside(recomputed, settled):
+    """The strongest is off by 0.5, and so are the neighbours; the weaker half is off by next to nothing."""
+    channels = [np.concatenate([np.linspace(9, 5, recomputed), [4], [0] * 10]), *(np.array([9, 8, 7, 4.9]),) * 2]
+    each = [make_scores([c] * len(values), values, 0, np.arange(len(values))) for c, values in enumerate(channels)]
+    scanned = merge(each, {TOP: 200})
+    large = (scanned.channel > 0) | (scanned.row < recomputed / 2)
+    exact = scanned.activation + np.where(large, np.float32(0.5), np.float32(0.001))
+    looked_at = np.flatnonzero(np.where(scanned.channel > 0, scanned.row < 3, scanned.row < recomputed))
+    outside = np.array([4, 4.9, 4.9])
+    groups = Groups(outside, np.zeros(3, int), np.full(3, 9.0), np.ones(3, bool), np.full(3, np.nan))
+    result = stand(scanned, number_groups(scanned), looked_at, exact[looked_at], recomputed, groups)
+    assert result.settled[0] == settled
+    assert result.seen_error[0] == pytest.approx(0.5)
+    if settled:
+        # One of the weaker is off as much.
+        exact[looked_at[recomputed - 1]] += 0.5
+        assert not stand(scanned, number_groups(scanned), looked_at, exact[looked_at], recomputed, groups).settled[0]
 
 
 @settings(max_examples=300, deadline=None)

@@ -28,7 +28,7 @@ def tiny(factory="trained", **changes):
     changes = {"layer": ("conv1", "mixed"), "statistic": ("max", "mean"), "top_k": 3, **changes}
     spec = resolve(RunSpec(model=model, preprocess=PREPROCESS, **changes))
     network = load_network(model, "pretrained").module
-    return spec, Trunk(network, spec.layers, spec.statistics, spec.preprocess, torch.device("cpu"))
+    return spec, Trunk.of_run(spec, network, torch.device("cpu"), "float32")
 
 
 def shard_of(folder, images):
@@ -232,6 +232,29 @@ def test_screening_allows_for_its_error_but_for_no_mix_up(scanned_shard, column)
     size = {"row": 40, "channel": 8}[column]
     with pytest.raises(ShardError, match="changed: row .* the scan recorded"):
         gather_shard(trunk, spec, shard, off._replace(**{column: (getattr(off, column) + 1) % size}))
+
+
+@pytest.mark.parametrize("channels", ["all", "2"])
+def test_screening_that_is_off_by_as_much_as_the_activation_is_no_mix_up(tmp_path, channels):
+    """Of a shard that has nothing but images near 0, or at 0 though the scan saw them below."""
+    flags = {"layer": ("mixed",), "statistic": ("max",), "precision": "bfloat16", "channels": channels}
+    spec, trunk = tiny("hardly_firing", **flags)
+    paths = write_tiny_data(tmp_path / "d", shards=1, rows=40)
+    shard = inspect(discover([str(paths[0])]))[0][0]
+    scores = scan_it(trunk, spec, shard).part.scores
+    near = np.flatnonzero((scores.series == 1) & (np.abs(scores.activation) < 0.05))
+    weak = np.flatnonzero((scores.series == 0) & (scores.activation > 0) & (scores.activation < 0.02))
+    assert len(weak)
+    assert len(near) or channels == "2"
+    for one in (*near, *weak):
+        exact = scores.take(np.array([one]))
+        seen_as = [-0.02] if exact.series[0] else [0.0, 0.04] if channels == "all" else [0.0]
+        for activation in seen_as:
+            seen = exact._replace(activation=np.array([activation], np.float32))
+            assert gather_shard(trunk, spec, shard, seen).exact.activation == pytest.approx(exact.activation, abs=1e-6)
+        if not exact.series[0]:
+            with pytest.raises(ShardError, match="changed: row .* the scan recorded"):
+                gather_shard(trunk, spec, shard, exact._replace(activation=np.ones(1, np.float32)))
 
 
 def test_an_image_that_broke_after_the_scan_is_noticed(scanned_shard, tmp_path):

@@ -29,7 +29,7 @@ from exemplar_ray.models import load_network
 from exemplar_ray.scan import scan_shard
 from exemplar_ray.selection import Selection
 from exemplar_ray.shards import Shard, discover, inspect
-from exemplar_ray.spec import GPU_DECODER
+from exemplar_ray.spec import GPU_DECODER, ResolvedSpec
 from exemplar_ray.topk import concatenate
 
 KINDS = [("float32", "reference"), ("bfloat16", "fast"), ("float16", "fast"), ("bfloat16", GPU_DECODER)]
@@ -97,7 +97,7 @@ def decoding_on(device: str, data: Sequence[bytes], seconds: float) -> Rate:
 
 def trunk_on(device: str, precision: str, seconds: float) -> Rate:
     """Score one batch of noise over and over, which lies on the device already."""
-    trunk = _trunk(precision, device)
+    trunk = _trunk(spec_of(precision), device)
     noise = np.random.default_rng(0).integers(0, 256, (BATCH[device], 224, 224, 3), np.uint8)
     crops = torch.from_numpy(noise).to(device)
 
@@ -133,7 +133,8 @@ def _meet_at(barrier: Any) -> None:
 def _scan_some(data: Sequence[str], precision: str, decode: str, device: str, threads: int) -> tuple[int, float, float]:
     """Scan shards once everybody is ready; return images, start and end in seconds of the machine's clock."""
     torch.set_num_threads(threads)
-    trunk, spec = _trunk(precision, device), spec_of(precision, decode)
+    spec = spec_of(precision, decode)
+    trunk = _trunk(spec, device)
     shards = inspect(discover(data))[0]
     scan = partial(scan_shard, trunk, spec, batch_size=BATCH[device], decode_threads=threads, max_skipped=0)
     scan(shards[0], 0)
@@ -152,14 +153,14 @@ def exemplars(data: Sequence[str], precision: str, decode: str, device: str) -> 
     torch.set_num_threads(max(1, len(allowed_cores()) // 2))
     spec = spec_of(precision, decode)
     shards: list[Shard] = inspect(discover(data))[0]
-    trunk = _trunk(precision, device)
+    trunk = _trunk(spec, device)
     scanned = [
         scan_shard(trunk, spec, shard, position, batch_size=BATCH[device], decode_threads=4, max_skipped=0)
         for position, shard in enumerate(shards)
     ]
     merged = fold(((p, one.part) for p, one in enumerate(scanned)), spec)
     selection = Selection(spec, merged, sum(one.scored for one in scanned))
-    reference = _trunk("float32", "cpu")
+    reference = _trunk(spec_of("float32"), "cpu")
     torch.set_num_threads(1)
     while len((wanted := selection.wanted()).row):
         by_shard = {int(p): wanted.take(wanted.shard == p) for p in np.unique(wanted.shard)}
@@ -176,9 +177,8 @@ def exemplars(data: Sequence[str], precision: str, decode: str, device: str) -> 
     return set(rows), len(selection.unsettled())
 
 
-def _trunk(precision: str, device: str) -> Trunk:
-    spec, module = spec_of(precision), load_network(MODEL, WEIGHTS).module
-    return Trunk(module, spec.layers, spec.statistics, spec.preprocess, torch.device(device), precision)
+def _trunk(spec: ResolvedSpec, device: str) -> Trunk:
+    return Trunk.of_run(spec, load_network(MODEL, WEIGHTS).module, torch.device(device), spec.precision)
 
 
 def _repeat(step: Callable[[], int], device: str, seconds: float) -> Rate:

@@ -53,7 +53,7 @@ def trunk_of(spec: ResolvedSpec) -> CompiledTrunk:
 
     def build() -> Trunk:
         module = load_network(MODEL, WEIGHTS).module
-        return Trunk(module, spec.layers, spec.statistics, spec.preprocess, torch.device("cpu"), spec.precision)
+        return Trunk.of_run(spec, module, torch.device("cpu"), spec.precision)
 
     return compiled_trunk(spec, BATCH, torch.get_num_threads(), build)[0]
 

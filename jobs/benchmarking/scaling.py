@@ -26,7 +26,7 @@ from benchmarking.measuring import (
     reference_machine,
     spread,
 )
-from benchmarking.own_job import EXACT, first_runs, job
+from benchmarking.own_job import EXACT, SCREENED, first_runs, job
 from exemplar_ray import worker
 from exemplar_ray.memory import keep_freed_memory
 from exemplar_ray.parts import to_files
@@ -50,7 +50,8 @@ def scaling(shards: Sequence[str], work: Path, options: Namespace) -> None:
     sizes = sorted({1, options.copies, 4 * options.copies})
     copies = copies_of(shards, work / "copies", sizes[-1])
     large_shards = shards_of_rows(shards, work / "large", options.shard_rows, options.large_shards)
-    first_runs(shards, {"exact": EXACT})
+    kinds = {"exact": EXACT, "screened": SCREENED}
+    first_runs(shards, kinds)
     rates: dict[str, list[Rate]] = {}
 
     def add(name: str, rate: Rate) -> None:
@@ -60,20 +61,24 @@ def scaling(shards: Sequence[str], work: Path, options: Namespace) -> None:
     for number in range(options.repeats):
         print(f"repetition {number + 1} of {options.repeats}", flush=True)
         for size in sizes:
-            add(f"{size} x the images", scan(copies[:size], EXACT))
+            for kind, flags in kinds.items():
+                for part, rate in job(copies[:size], flags)[0].items():
+                    add(f"{kind}, {part}, {size} x the images", rate)
         with only_on(allowed_cores()[:1]):
             for name, rate in in_own_process(by_turns, shards):
                 add(name, rate)
-        add("large shards, Ray", scan(large_shards, EXACT))
+        add("large shards, Ray", job(large_shards, EXACT)[0]["scan"])
         add("large shards, plain processes", plain_processes(large_shards))
         add("the same, memory given back", plain_processes(large_shards, keep_memory=False))
     print()
-    compared = [(f"{size} x the images", "1 x the images") for size in sizes[1:]]
+    compared = [
+        (f"{kind}, scan, {size} x the images", f"{kind}, scan, 1 x the images") for kind in kinds for size in sizes[1:]
+    ]
     compared += [(name, "508 channels") for name in list(WANTED)[1:]]
     compared += [("large shards, Ray", "large shards, plain processes")]
     compared += [("large shards, plain processes", "the same, memory given back")]
     per_second = {name: [rate.per_second for rate in found] for name, found in rates.items()}
-    print_table(("scan", "images/s"), [(name, spread(figures)) for name, figures in per_second.items()])
+    print_table(("", "images/s"), [(name, spread(figures)) for name, figures in per_second.items()])
     found = {f"{name} / {base}": ratios(per_second[name], per_second[base]) for name, base in compared}
     print_table(("images/s compared", "ratio"), [(name, spread(figures, 3)) for name, figures in found.items()])
     if options.out:
@@ -81,12 +86,6 @@ def scaling(shards: Sequence[str], work: Path, options: Namespace) -> None:
         out.mkdir(parents=True, exist_ok=True)
         contents = {"machine": machine, "options": vars(options), "images_per_second": per_second, "ratios": found}
         (out / "scaling.json").write_text(json.dumps(contents, indent=2) + "\n")
-
-
-def scan(data: Sequence[str], flags: Sequence[str]) -> Rate:
-    """Run the job; return the rate of its scan."""
-    rates, _ = job(data, flags)
-    return rates["scan"]
 
 
 def by_turns(shards: Sequence[str]) -> list[tuple[str, Rate]]:
