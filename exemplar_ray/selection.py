@@ -36,6 +36,10 @@ from exemplar_ray.topk import (
     strength,
 )
 
+# So many candidates beyond K, but no more than so many, are recomputed along with others of their images.
+_COMPANIONS_A_RANK = 4
+_MOST_COMPANIONS = 100
+
 # Gather's tables, image by image and candidate by candidate.
 IMAGES_SCHEMA = pa.schema(
     [
@@ -159,6 +163,8 @@ class Selection:
             candidates = concatenate([self._ranked.take(self._looked_at()), below_zero, drawn.scores, edges])
             candidates = candidates.take(find(self.exact, candidates) < 0)
             if len(candidates.row) or not self._look_deeper():
+                if self._spec.screened or self._spec.distinct:
+                    candidates = concatenate([candidates, self._companions(candidates)])
                 # Of those that stand there several times, the last.
                 return candidates.take(np.unique(find(candidates, candidates)))
 
@@ -303,6 +309,14 @@ class Selection:
         at_0 = np.flatnonzero((self._ranked.activation == 0) & self._judged[self._groups])
         looked_at[at_0] |= find(nearest, self._ranked.take(at_0)) >= 0
         return np.flatnonzero(looked_at)
+
+    def _companions(self, wanted: Scores) -> Scores:
+        """Return what a later look may want of the same images: recomputing one gives all channels at once."""
+        images = np.unique(_images(wanted))
+        deep = self._spec.top_k + min(_COMPANIONS_A_RANK * self._spec.top_k, _MOST_COMPANIONS)
+        near = np.flatnonzero((self._scan_ranks <= deep) & ~self._added)
+        near = near[np.isin(_images(self._ranked.take(near)), images)]
+        return self._ranked.take(near[self._known(near) < 0])
 
     def _known(self, ranked: np.ndarray) -> np.ndarray:
         """Return where ranked candidates stand among the recomputed ones."""
@@ -478,6 +492,11 @@ class Selection:
         for series, ((layer, _), activations) in enumerate(zip(self._pairs, self._pool.activations, strict=True)):
             which = np.flatnonzero((at >= 0) & (exact.series == series))
             activations[at[which], np.searchsorted(layer.channels, exact.channel[which])] = exact.activation[which]
+
+
+def _images(scores: Scores) -> np.ndarray:
+    """Return int64 [n]: equal for scores of the same image."""
+    return scores.shard.astype(np.int64) << 32 | scores.row
 
 
 def _of_channels(scores: Scores, channels: set[tuple[int, int]]) -> np.ndarray:
