@@ -82,15 +82,7 @@ class Trunk:
             {(layer, statistic): float32 [images, wanted channels]} on the trunk's device; with `before_relus`
             also {(layer, `before_relu(statistic)`): as many}, NaN for layers that do not end in a ReLU.
         """
-        pooled: dict[tuple[str, str], Tensor] = {}
-
-        def take(layer: str, output: Tensor, before: Tensor | None) -> None:
-            self._pool(layer, output, pooled)
-            if self._before_relus:
-                self._pool_before(layer, output, before, pooled)
-
-        self._forward(crops, take, self._before_relus)
-        return pooled
+        return self._forward(crops, self._before_relus)
 
     def with_maps(
         self, crops: Tensor, before_relus: bool = False
@@ -101,37 +93,17 @@ class Trunk:
             What a call returns, by this `before_relus`, and {layer: the wanted channels of its output}, float32
             [images, wanted channels, height, width] or, for logits, [images, wanted channels].
         """
-        pooled: dict[tuple[str, str], Tensor] = {}
         outputs: dict[str, Tensor] = {}
+        return self._forward(crops, before_relus, outputs), outputs
 
-        def keep(layer: str, output: Tensor, before: Tensor | None) -> None:
-            self._pool(layer, output, pooled)
-            if before_relus:
-                self._pool_before(layer, output, before, pooled)
-            # A copy: what follows in the network may work in place.
-            outputs[layer] = output.float().clone()
+    def _forward(
+        self, crops: Tensor, before_relus: bool, outputs: dict[str, Tensor] | None = None
+    ) -> dict[tuple[str, str], Tensor]:
+        """Run the network until each layer's wanted channels have been pooled, and put into `outputs` if that is given.
 
-        self._forward(crops, keep, before_relus)
-        return pooled, outputs
-
-    def _pool(self, layer: str, output: Tensor, pooled: dict[tuple[str, str], Tensor]) -> None:
-        output = output.float()
-        for statistic in self._statistics:
-            pooled[layer, statistic] = STATISTICS[statistic](output) if output.dim() == 4 else output
-
-    def _pool_before(
-        self, layer: str, output: Tensor, before: Tensor | None, pooled: dict[tuple[str, str], Tensor]
-    ) -> None:
-        for statistic in self._statistics:
-            pool = _BEFORE_RELU.get(statistic)
-            if before is None or pool is None:
-                values = torch.full_like(pooled[layer, statistic], torch.nan)
-            else:
-                values = pool(before.float()) if output.dim() == 4 else before.float()
-            pooled[layer, before_relu(statistic)] = values
-
-    def _forward(self, crops: Tensor, take: Callable[[str, Tensor, Tensor | None], None], before_relus: bool) -> None:
-        """Run the network until each layer's wanted channels, and what they were before a ReLU, have been taken."""
+        What is returned and put there are copies: what follows in the network may work in place.
+        """
+        pooled: dict[tuple[str, str], Tensor] = {}
         waiting = set(self._layers)
 
         def seen(name: str, output: Tensor, before: Tensor | None) -> bool:
@@ -141,7 +113,16 @@ class Trunk:
                 output = output.index_select(1, index)
                 before = None if before is None else before.index_select(1, index)
             # A channel's sum is then the same, to the last bit, whatever other channels are wanted.
-            take(name, output.contiguous(), before)
+            output = output.contiguous().float()
+            for statistic in self._statistics:
+                pooled[name, statistic] = values = _pooled(STATISTICS[statistic], output)
+                if before_relus:
+                    pool = _BEFORE_RELU.get(statistic)
+                    known = before is not None and pool is not None
+                    nearest = _pooled(pool, before.float()) if known else torch.full_like(values, torch.nan)
+                    pooled[name, before_relu(statistic)] = nearest
+            if outputs is not None:
+                outputs[name] = output.clone()
             waiting.remove(name)
             return not waiting
 
@@ -150,6 +131,12 @@ class Trunk:
         with hooked, torch.inference_mode(), reference_precision(), norm:
             pixels = to_input(crops.to(self.device), self._preprocess).to(self._type)
             _run(self._module, pixels.contiguous(memory_format=self._layout))
+        return pooled
+
+
+def _pooled(pool: Callable[[Tensor], Tensor], output: Tensor) -> Tensor:
+    """Return a copy of a layer's pooled output; logits are pooled already."""
+    return (pool(output) if output.dim() == 4 else output).clone()
 
 
 def to_input(crops: Tensor, preprocess: Preprocess) -> Tensor:

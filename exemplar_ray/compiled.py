@@ -109,9 +109,8 @@ def _processor() -> str:
 
 def _compile(trunk: Trunk, spec: ResolvedSpec, batch_size: int, library: Path) -> None:
     def activations(crops: Tensor) -> tuple[Tensor, ...]:
-        # A copy: what follows in the network may work in place.
         pooled = trunk(crops)
-        return tuple(pooled[one].clone() for one in candidate_series(spec))
+        return tuple(pooled[one] for one in candidate_series(spec))
 
     random = torch.Generator().manual_seed(0)
     shape = (batch_size, spec.preprocess.crop, spec.preprocess.crop, 3)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import TINY_NETWORK
+from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from exemplar_ray.activations import STATISTICS, Trunk, check_statistics, describe_layers, to_input
@@ -140,3 +141,30 @@ def test_the_faster_trunk_gives_what_the_plain_one_gives(model):
         results.append(Trunk(module, layers, ["mean", "max"], preprocess, torch.device("cpu"), plain=plain)(crops))
     for key, expected in results[0].items():
         torch.testing.assert_close(results[1][key], expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
+
+
+class Overwriting(nn.Module):
+    """What comes after a layer works in place on the layer's output."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps = nn.Conv2d(3, 4, 3, padding=1)
+        self.logits = nn.Linear(4, 5)
+        self.last = nn.Linear(5, 2)
+
+    def forward(self, x):
+        x = self.maps(x / 60).mul_(2).mean(dim=(2, 3))
+        return self.last(self.logits(x).mul_(3))
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("statistic", ["mean", "max", "center"])
+@pytest.mark.parametrize("layer", ["maps", "logits"])
+def test_a_layers_activations_do_not_depend_on_what_works_in_place_after_it(layer, statistic, plain):
+    torch.manual_seed(0)
+    network, crops = Overwriting().eval(), random_crops(3)
+    alone, several = (
+        Trunk(network, describe_layers(network, layers, "all", TINY), (statistic,), TINY, CPU, plain=plain)(crops)
+        for layers in ((layer,), (layer, "last"))
+    )
+    assert torch.equal(several[layer, statistic], alone[layer, statistic])
