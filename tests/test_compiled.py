@@ -91,6 +91,16 @@ def test_what_is_not_the_networks_is_thrown_away(cache, monkeypatch):
     assert list(cache.glob("*.so")) == []
 
 
+def test_what_screens_with_the_same_numbers_has_a_library_of_its_own(cache):
+    """Fast pixels go through the same network in float32, but more is asked of it."""
+    for spec in (resolved(), resolved(decode="fast")):
+        trunk, new = compiled_trunk(spec, 4, 1, built(spec))
+        expected = built(spec)()(crops())
+        assert (new, trunk(crops()).keys()) == (True, expected.keys())
+        for key, values in expected.items():
+            np.testing.assert_allclose(trunk(crops())[key], values, rtol=1e-4, atol=1e-5)
+
+
 def records(run):
     return [json.loads(path.read_text()) for path in sorted((run / "parts").glob("*.json"))]
 
