@@ -280,7 +280,7 @@ def _hooked(
 
         def hook(name: str, before: bool) -> Callable[..., None]:
             def forward_hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-                input_ = relu_inputs.before(output) if needs_inputs else None
+                input_ = relu_inputs.before(output) if before or before_relus else None
                 if seen(name, input_, None) if before else seen(name, output, input_):
                     raise _EnoughError
 

@@ -28,7 +28,8 @@ class BelowZero:
     """
 
     def __init__(self, nearest: Scores, top_k: int) -> None:
-        self.nearest = nearest.take(rank(nearest)[0])
+        order, self._ranks = rank(nearest)
+        self.nearest = nearest.take(order)
         self._top_k = top_k
         self._spans = spans(self.nearest.series, self.nearest.channel)
         self._groups = number_groups(self.nearest)
@@ -45,8 +46,7 @@ class BelowZero:
     @property
     def looked_at(self) -> np.ndarray:
         """Return the indices, among the nearest, of those that are recomputed."""
-        starts = np.array([span.start for span in self._spans], np.int64)
-        return np.flatnonzero(np.arange(len(self._groups)) - starts[self._groups] < self._depths[self._groups])
+        return np.flatnonzero(self._ranks <= self._depths[self._groups])
 
     def reaches(self, exact: Scores) -> dict[tuple[int, int], float]:
         """Return what an image that was not recomputed may have come to before the ReLU, by (series, channel).

@@ -144,6 +144,11 @@ class Selection:
         down_to_0 = candidates.take((candidates.contest == TOP) & (candidates.activation == 0))
         channels = set(zip((down_to_0.series + len(self._pairs)).tolist(), down_to_0.channel.tolist(), strict=True))
         self._below_zero = BelowZero(nearest.take(_of_channels(nearest, channels)), spec.top_k)
+        nearest = self._below_zero.nearest
+        # The same in the same order, as they are after the ReLU.
+        self._nearest_at_0 = nearest._replace(
+            series=nearest.series - len(self._pairs), activation=np.zeros_like(nearest.activation)
+        )
         self._rank_candidates(candidates)
         self._below_zero.look_deeper(self._fire_on_fewer_than_k(), Scores.empty())
         self._pool = merged.sampled.lowest(sampled_images(spec.top_k))
@@ -247,9 +252,7 @@ class Selection:
     def _rank_candidates(self, candidates: Scores) -> None:
         self._stood: tuple[tuple[int, int, int], Standing] | None = None
         # Those that the scan saw at 0 but near to more: behind all other candidates, as these go down to a 0.
-        nearest = self._below_zero.nearest
-        at_0 = nearest._replace(series=nearest.series - len(self._pairs), activation=np.zeros_like(nearest.activation))
-        at_0 = at_0.take(~_of_channels(at_0, self._rescanned))
+        at_0 = self._nearest_at_0.take(~_of_channels(self._nearest_at_0, self._rescanned))
         at_0 = at_0.take(find(candidates.take(candidates.contest == TOP), at_0) < 0)
         order, self._scan_ranks = rank(concatenate([candidates, at_0]))
         self._added = order >= len(candidates.row)
@@ -304,8 +307,7 @@ class Selection:
     def _looked_at(self) -> np.ndarray:
         """Return the indices of the ranked candidates that are looked at."""
         looked_at = (self._scan_ranks <= self._depths[self._groups]) & ~self._added
-        nearest = self._below_zero.nearest.take(self._below_zero.looked_at)
-        nearest = nearest._replace(series=nearest.series - len(self._pairs))
+        nearest = self._nearest_at_0.take(self._below_zero.looked_at)
         at_0 = np.flatnonzero((self._ranked.activation == 0) & self._judged[self._groups])
         looked_at[at_0] |= find(nearest, self._ranked.take(at_0)) >= 0
         return np.flatnonzero(looked_at)
