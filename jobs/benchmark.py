@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 from benchmarking.measuring import allowed_cores, only_on
 
-from exemplar_ray.shards import discover
+from exemplar_ray.data.shards import discover
 
 # Where each mode's function is: one of them needs no Ray, and others need more.
 MODES = {

@@ -15,7 +15,7 @@ FOLDER = Path("demo")
 
 def choose_network() -> list[str]:
     """Return the flags of the network to show, and say which it is."""
-    from exemplar_ray.models import load_network
+    from exemplar_ray.network.models import load_network
 
     try:
         load_network("inceptionv1", "pretrained")

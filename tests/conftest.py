@@ -22,7 +22,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from exemplar_ray.cli import main
-from exemplar_ray.sharding import LabelledImage, write_images
+from exemplar_ray.data.write_shards import LabelledImage, write_images
 
 TESTS = Path(__file__).parent
 PROJECT = TESTS.parent

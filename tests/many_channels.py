@@ -8,11 +8,12 @@ import pyarrow.parquet as pq
 from conftest import encode, random_picture
 from test_spec import resolved
 
-from exemplar_ray.exemplars import exemplars_schema
-from exemplar_ray.labels import ClassLabels
-from exemplar_ray.run_folder import CHANNELS, CLASSES, EXEMPLARS, HISTOGRAMS, PLAN, SUMMARY, Plan
-from exemplar_ray.shards import Shard
-from exemplar_ray.spec import Axis, Layer, ReceptiveField
+from exemplar_ray.data.labels import ClassLabels
+from exemplar_ray.data.shards import Shard
+from exemplar_ray.exemplars.plan import CHANNELS, CLASSES, EXEMPLARS, HISTOGRAMS, Plan
+from exemplar_ray.exemplars.tables.exemplars import exemplars_schema
+from exemplar_ray.network.layers import Axis, Layer, ReceptiveField
+from exemplar_ray.runs.run_folder import PLAN, SUMMARY
 
 TOP_K, CLASS_COUNT, MAP_SIDE = 10, 100, 7
 CHANNELS_PER_GROUP = 10

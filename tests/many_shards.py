@@ -26,15 +26,19 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from exemplar_ray import parts
-from exemplar_ray.labels import ClassLabels
-from exemplar_ray.parts import Part, candidates_kept, layers_and_statistics
-from exemplar_ray.run_folder import Plan, RunFolder
-from exemplar_ray.samples import SampledImages
-from exemplar_ray.shards import Shard
-from exemplar_ray.spec import Layer, Preprocess, ResolvedSpec
-from exemplar_ray.tallies.classes import ERROR
-from exemplar_ray.topk import NO_LABEL, TOP, Scores, merge
+from exemplar_ray.data.labels import ClassLabels
+from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.data.shards import Shard
+from exemplar_ray.exemplars import parts
+from exemplar_ray.exemplars.parts import Part
+from exemplar_ray.exemplars.plan import Plan
+from exemplar_ray.exemplars.readouts import candidates_kept, layers_and_statistics
+from exemplar_ray.exemplars.samples import SampledImages
+from exemplar_ray.exemplars.spec import ResolvedSpec
+from exemplar_ray.exemplars.tallies.classes import ERROR
+from exemplar_ray.exemplars.topk import NO_LABEL, TOP, Scores, merge
+from exemplar_ray.network.layers import Layer
+from exemplar_ray.runs.run_folder import RunFolder
 
 # The merge's own number: how deep it looks in all shards together, in candidates of one.
 _DEPTH = 4
@@ -277,9 +281,11 @@ def drive(run, out):
     import pyarrow as pa
     from rich.console import Console
 
-    from exemplar_ray import job
-    from exemplar_ray.cluster import Cluster, Resources
-    from exemplar_ray.selection import PLACES_SCHEMA, Selected
+    from exemplar_ray.executor.cluster import Cluster
+    from exemplar_ray.executor.resources import Resources
+    from exemplar_ray.exemplars import job
+    from exemplar_ray.exemplars.gathered import PLACES_SCHEMA
+    from exemplar_ray.exemplars.rerank.selection import Selected
 
     told = {}
     started = time.monotonic()

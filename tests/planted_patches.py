@@ -4,7 +4,7 @@ import numpy as np
 from conftest import TESTS, encode
 
 from exemplar_ray.cli import main
-from exemplar_ray.sharding import LabelledImage, write_images
+from exemplar_ray.data.write_shards import LabelledImage, write_images
 
 SIDE = 16  # of a patch, in pixels of the original
 

@@ -6,11 +6,13 @@ from conftest import TINY_NETWORK
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from exemplar_ray.activations import STATISTICS, Trunk, check_statistics, describe_layers, to_input
+from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.errors import UsageError
-from exemplar_ray.models import load_network
-from exemplar_ray.response_norm import FastResponseNorm, local_response_norm
-from exemplar_ray.spec import Preprocess
+from exemplar_ray.network.describe import describe_layers
+from exemplar_ray.network.models import load_network
+from exemplar_ray.network.response_norm import FastResponseNorm, local_response_norm
+from exemplar_ray.network.statistics import STATISTICS, check_statistics
+from exemplar_ray.network.trunk import Trunk, to_input
 
 TINY = Preprocess(mean=(117, 117, 117), resize=36, crop=32)
 CPU = torch.device("cpu")

@@ -9,11 +9,11 @@ from awkward_images import broken_images, scored_images
 from conftest import SAMPLE, TINY_FLAGS, encode, needs_shared, random_picture
 from PIL import Image
 
-from exemplar_ray import gpu_decoding
-from exemplar_ray.batches import batches
-from exemplar_ray.images import UndecodableImageError, decode_and_crop
-from exemplar_ray.shards import ImageRow, ShardReader, discover, inspect
-from exemplar_ray.spec import DECODERS, Preprocess
+from exemplar_ray.data import decode_gpu as gpu_decoding
+from exemplar_ray.data.batches import batches
+from exemplar_ray.data.decode import UndecodableImageError, decode_and_crop
+from exemplar_ray.data.preprocess import DECODERS, Preprocess
+from exemplar_ray.data.shards import ImageRow, ShardReader, discover, inspect
 
 CPU = torch.device("cpu")
 PREPROCESS = Preprocess(mean=(117, 117, 117))

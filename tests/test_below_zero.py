@@ -13,14 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_spec import resolved
 
-from exemplar_ray.activations import Trunk, describe_layers
-from exemplar_ray.merge import fold
-from exemplar_ray.parts import before_relu, from_files, to_files
-from exemplar_ray.scan import _Collecting
-from exemplar_ray.selection import PLACES_SCHEMA, Selection
-from exemplar_ray.shards import ImageRow
-from exemplar_ray.spec import Layer, Preprocess
-from exemplar_ray.topk import TOP, concatenate, merge
+from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.data.shards import ImageRow
+from exemplar_ray.exemplars.gathered import PLACES_SCHEMA
+from exemplar_ray.exemplars.merge import fold
+from exemplar_ray.exemplars.parts import from_files, to_files
+from exemplar_ray.exemplars.readouts import before_relu
+from exemplar_ray.exemplars.rerank.selection import Selection
+from exemplar_ray.exemplars.scan import _Collecting
+from exemplar_ray.exemplars.topk import TOP, concatenate, merge
+from exemplar_ray.network.describe import describe_layers
+from exemplar_ray.network.layers import Layer
+from exemplar_ray.network.trunk import Trunk
 
 ROWS = 20
 TOP_K = 3

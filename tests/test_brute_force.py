@@ -16,11 +16,11 @@ from conftest import SAMPLE, needs_shared
 from test_exactness import NETWORKS
 
 from exemplar_ray import open_run
-from exemplar_ray.samples import band, priority
-from exemplar_ray.shards import imagenet_schema
-from exemplar_ray.tallies.classes import ERROR as CLASS_ERROR
-from exemplar_ray.tallies.histogram import QUANTILES
-from exemplar_ray.tallies.histogram import RELATIVE_ERROR as QUANTILE_ERROR
+from exemplar_ray.data.shards import imagenet_schema
+from exemplar_ray.exemplars.samples import band, priority
+from exemplar_ray.exemplars.tallies.classes import ERROR as CLASS_ERROR
+from exemplar_ray.exemplars.tallies.histogram import QUANTILES
+from exemplar_ray.exemplars.tallies.histogram import RELATIVE_ERROR as QUANTILE_ERROR
 
 pytestmark = [needs_shared, pytest.mark.usefixtures("ray_cluster")]
 

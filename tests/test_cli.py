@@ -10,8 +10,9 @@ import pytest
 from conftest import TINY_FLAGS, python_without
 from rich.console import Console
 
-from exemplar_ray.cli import _RUN_KEYS, _parser
-from exemplar_ray.progress import ProgressDisplay
+from exemplar_ray.cli import build_parser
+from exemplar_ray.config import RUN_KEYS
+from exemplar_ray.executor.progress import ProgressDisplay
 
 COMMANDS = ["sample-data", "shard", "run", "plan", "status", "merge", "report", "publish"]
 
@@ -19,16 +20,16 @@ COMMANDS = ["sample-data", "shard", "run", "plan", "status", "merge", "report", 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_and_flag_has_help(command, capsys):
     with pytest.raises(SystemExit) as ended:
-        _parser().parse_args([command, "--help"])
+        build_parser().parse_args([command, "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    sub = _parser()._subparsers._group_actions[0].choices[command]
+    sub = build_parser()._subparsers._group_actions[0].choices[command]
     assert all(action.help for action in sub._actions)
     assert f"exemplar-ray {command}" in text
 
 
 def test_the_commands_are_those_of_the_contract():
-    assert list(_parser()._subparsers._group_actions[0].choices) == COMMANDS
+    assert list(build_parser()._subparsers._group_actions[0].choices) == COMMANDS
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_a_config_with_a_mistake_is_refused(cli, tmp_path, content, message):
 
 def test_every_key_of_the_contract_is_a_flag_and_a_key_of_the_config():
     contract = "data out model weights layer channels statistic top_k preprocess max_skipped"
-    assert set(contract.split()) <= _RUN_KEYS.keys()
+    assert set(contract.split()) <= RUN_KEYS.keys()
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from exemplar_ray.cluster import Cluster, Resources
+from exemplar_ray.executor.cluster import Cluster
+from exemplar_ray.executor.resources import Resources
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

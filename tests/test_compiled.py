@@ -12,10 +12,11 @@ import pytest
 import torch
 from conftest import TINY_FLAGS, TINY_NETWORK
 
-from exemplar_ray import compiled, worker
-from exemplar_ray.compiled import CannotCompileError, compiled_trunk
-from exemplar_ray.resolve import resolve
-from exemplar_ray.spec import RunSpec
+from exemplar_ray.exemplars import tasks as worker
+from exemplar_ray.exemplars.resolve import resolve
+from exemplar_ray.exemplars.spec import RunSpec
+from exemplar_ray.network import compiled_trunk as compiled
+from exemplar_ray.network.compiled_trunk import CannotCompileError, compiled_trunk
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++")
 

@@ -21,7 +21,7 @@ from object_store import environment, object_store
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from exemplar_ray.cli import _RUN_KEYS
+from exemplar_ray.config import RUN_KEYS
 
 LOCK = dict(line.split("==") for line in (PROJECT / "requirements.lock").read_text().split())
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
@@ -258,7 +258,7 @@ def test_cluster_yaml_has_a_head_without_a_gpu_and_spot_gpu_workers():
 
 def test_the_imagenet_job_fits_a_worker_of_the_cluster_and_has_known_keys():
     job = yaml.safe_load((PROJECT / "jobs" / "imagenet.yaml").read_text())
-    assert job.keys() <= _RUN_KEYS.keys()
+    assert job.keys() <= RUN_KEYS.keys()
     assert (job["model"], job["layer"], job["channels"]) == ("inceptionv1", "mixed4a", "all")
     worker = CLUSTER["available_node_types"]["gpu-spot"]["resources"]
     assert job["gpus_per_task"] <= worker["GPU"]

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_topk import make_scores
 
-from exemplar_ray.exemplars import ImageSpool
-from exemplar_ray.selection import IMAGES_SCHEMA
-from exemplar_ray.standing import Groups, stand
-from exemplar_ray.topk import BOTTOM, TOP, merge, number_groups, strength
+from exemplar_ray.exemplars.gathered import IMAGES_SCHEMA
+from exemplar_ray.exemplars.rerank.certainty import Groups, stand
+from exemplar_ray.exemplars.tables.exemplars import ImageSpool
+from exemplar_ray.exemplars.topk import BOTTOM, TOP, merge, number_groups, strength
 
 
 def candidates(activations, contest=TOP):

@@ -19,9 +19,9 @@ from PIL import Image
 from pypdf import PdfReader
 
 from exemplar_ray.cli import main
-from exemplar_ray.images import decode_and_crop
+from exemplar_ray.data.decode import decode_and_crop
 from exemplar_ray.report import figure
-from exemplar_ray.run_folder import PLAN, SUMMARY, RunFolder
+from exemplar_ray.runs.run_folder import PLAN, SUMMARY, RunFolder
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -37,7 +37,7 @@ def test_tables_are_the_file_filtered(finished):
 
 
 def test_only_row_groups_that_can_hold_the_rows_are_read(finished, monkeypatch):
-    from exemplar_ray import exemplars
+    from exemplar_ray.exemplars.tables import exemplars
 
     monkeypatch.setattr(exemplars, "ROWS_PER_GROUP", 6)
     table = pq.read_table(finished / "exemplars.parquet")

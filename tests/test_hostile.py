@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import SAMPLE, TINY_FLAGS, TINY_NETWORK, encode, random_picture
 
-from exemplar_ray.images import UndecodableImageError, decode_and_crop
-from exemplar_ray.memory import keep_freed_memory
-from exemplar_ray.spec import Preprocess
+from exemplar_ray.data.decode import UndecodableImageError, decode_and_crop
+from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.executor.malloc import keep_freed_memory
 
 PREPROCESS = Preprocess(mean=(117, 117, 117), resize=36, crop=32)
 
@@ -118,11 +118,11 @@ def scan_memory(path):
     import torch
     from test_scan_and_gather import scan_it
 
-    from exemplar_ray.activations import Trunk
-    from exemplar_ray.models import load_network
-    from exemplar_ray.resolve import resolve
-    from exemplar_ray.shards import discover, inspect
-    from exemplar_ray.spec import RunSpec
+    from exemplar_ray.data.shards import discover, inspect
+    from exemplar_ray.exemplars.resolve import resolve
+    from exemplar_ray.exemplars.spec import RunSpec
+    from exemplar_ray.network.models import load_network
+    from exemplar_ray.network.trunk import Trunk
 
     keep_freed_memory()
     torch.set_num_threads(1)
@@ -183,7 +183,7 @@ def odd_tables():
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd", "gzip", "brotli"])
 @pytest.mark.parametrize("name", odd_tables())
 def test_odd_parquet_files_are_read_for_what_they_are(tmp_path, name, compression):
-    from exemplar_ray.shards import ShardReader, discover, inspect
+    from exemplar_ray.data.shards import ShardReader, discover, inspect
 
     table, scored = odd_tables()[name]
     path = tmp_path / "odd.parquet"

@@ -12,9 +12,9 @@ from hub_server import CUT, UNAVAILABLE, Fault, Repository, hub_server
 from session import session
 
 from exemplar_ray import open_run
+from exemplar_ray.data.shards import discover, inspect
 from exemplar_ray.errors import UsageError
-from exemplar_ray.hub import resolve_revisions
-from exemplar_ray.shards import discover, inspect
+from exemplar_ray.storage.hub import resolve_revisions
 
 FLAGS = [*TINY_FLAGS, "--sample", "bottom", "q50"]
 ANSWER = ("exemplars.parquet", "channels.parquet", "classes.parquet", "images.parquet")

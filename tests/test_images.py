@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from exemplar_ray import images
-from exemplar_ray.images import UndecodableImageError, crop, decode, decode_and_crop
-from exemplar_ray.shards import ShardReader, discover
-from exemplar_ray.spec import Preprocess
+from exemplar_ray.data import decode as images
+from exemplar_ray.data.decode import UndecodableImageError, crop, decode, decode_and_crop
+from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.data.shards import ShardReader, discover
 
 DEFAULT = Preprocess(mean=(117, 117, 117))
 BICUBIC = Preprocess(mean=(0, 0, 0), resize=80, crop=64, interpolation="bicubic")

@@ -11,7 +11,7 @@ from importlib import import_module
 import pytest
 from conftest import TINY_FLAGS
 
-from exemplar_ray.interruption import interruptible
+from exemplar_ray.executor.interruption import interruptible
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM]
 # Interrupts itself when Python says that it is about to do something, such as import a module of Ray.

@@ -27,9 +27,9 @@ from conftest import (
 )
 
 from exemplar_ray.cli import main
-from exemplar_ray.images import decode_and_crop
-from exemplar_ray.sharding import LabelledImage, write_images
-from exemplar_ray.spec import Preprocess
+from exemplar_ray.data.decode import decode_and_crop
+from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.data.write_shards import LabelledImage, write_images
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

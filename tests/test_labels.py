@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from exemplar_ray.data.labels import ClassLabels, read_class_labels
 from exemplar_ray.errors import UsageError
-from exemplar_ray.labels import ClassLabels, read_class_labels
 
 
 @pytest.mark.parametrize(

@@ -18,15 +18,17 @@ from rich.console import Console
 from test_spec import resolved
 from test_topk import data_sets, make_scores
 
-from exemplar_ray import job, parts
-from exemplar_ray import merge as folding
-from exemplar_ray.cluster import Cluster, Resources
-from exemplar_ray.merge import fold, together
-from exemplar_ray.parts import Part, candidates_kept
-from exemplar_ray.run_folder import RunFolder
-from exemplar_ray.samples import SampledImages
-from exemplar_ray.spec import Layer
-from exemplar_ray.topk import BOTTOM, OF_CLASS, TOP, concatenate, merge
+from exemplar_ray.executor.cluster import Cluster
+from exemplar_ray.executor.resources import Resources
+from exemplar_ray.exemplars import job, parts
+from exemplar_ray.exemplars import merge as folding
+from exemplar_ray.exemplars.merge import fold, together
+from exemplar_ray.exemplars.parts import Part
+from exemplar_ray.exemplars.readouts import candidates_kept
+from exemplar_ray.exemplars.samples import SampledImages
+from exemplar_ray.exemplars.topk import BOTTOM, OF_CLASS, TOP, concatenate, merge
+from exemplar_ray.network.layers import Layer
+from exemplar_ray.runs.run_folder import RunFolder
 
 # Folds of folds ----------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from conftest import BVLC, TESTS, TINY_NETWORK, needs_shared
 from safetensors.torch import save_file
 
 from exemplar_ray.errors import UsageError
-from exemplar_ray.models import (
+from exemplar_ray.network.models import (
     _build_inceptionv1_tf,
     _TensorFlowFunctional,
     find_architecture,

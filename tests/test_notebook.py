@@ -19,7 +19,7 @@ from PIL import Image
 from exemplar_ray import open_run
 from exemplar_ray.cli import main
 from exemplar_ray.errors import UsageError
-from exemplar_ray.run_folder import PLAN, SUMMARY, RunFolder
+from exemplar_ray.runs.run_folder import PLAN, SUMMARY, RunFolder
 
 SAMPLES = ("top", "bottom", "random")  # in the order of results
 

@@ -11,11 +11,13 @@ from PIL import Image
 from planted_patches import SIDE, run_over_planted_patches
 from torch import nn
 
-from exemplar_ray.activations import describe_layers
-from exemplar_ray.finished_run import open_run
-from exemplar_ray.geometry import Framing, field_box, unit_box
-from exemplar_ray.models import load_network
-from exemplar_ray.spec import Axis, Preprocess, ReceptiveField
+from exemplar_ray.data.framing import Framing
+from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.network.describe import describe_layers
+from exemplar_ray.network.layers import Axis, ReceptiveField
+from exemplar_ray.network.models import load_network
+from exemplar_ray.network.unit_boxes import field_box, unit_box
+from exemplar_ray.results.run import open_run
 
 PREPROCESS = Preprocess(mean=(117, 117, 117))
 
@@ -201,7 +203,7 @@ def test_layers_without_maps_have_a_view_and_no_place(tiny_data, tmp_path, cli, 
 
 
 def test_an_image_is_cut_at_whole_pixels():
-    from exemplar_ray.finished_run import cut
+    from exemplar_ray.results.exemplar import cut
 
     image = Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10))
     assert np.asarray(cut(image, (1.4, 2.0, 3.6, 4.0))).tolist() == [[21, 22, 23], [31, 32, 33]]

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from exemplar_ray.activations import Trunk, describe_layers, to_input
+from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.errors import UsageError
-from exemplar_ray.models import load_network
-from exemplar_ray.spec import Preprocess
+from exemplar_ray.network.describe import describe_layers
+from exemplar_ray.network.models import load_network
+from exemplar_ray.network.trunk import Trunk, to_input
 
 CPU = torch.device("cpu")
 TINY = Preprocess(mean=(117, 117, 117), resize=36, crop=32)

@@ -20,9 +20,9 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from exemplar_ray import open_run
 from exemplar_ray.cli import main
 from exemplar_ray.errors import UsageError
-from exemplar_ray.models import load_network
-from exemplar_ray.publish import TABLES, public_uri
-from exemplar_ray.run_folder import PLAN, SUMMARY, RunFolder
+from exemplar_ray.network.models import load_network
+from exemplar_ray.report.publish import TABLES, public_uri
+from exemplar_ray.runs.run_folder import PLAN, SUMMARY, RunFolder
 
 TOKEN, STRANGER = "hf_user", "hf_stranger"
 # https://huggingface.co/docs/hub/repositories-licenses, and the sizes of its datasetcard.md

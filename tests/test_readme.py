@@ -16,7 +16,8 @@ import pytest
 from botocore import xform_name
 from conftest import PROJECT
 
-from exemplar_ray.cli import _parser, _settings
+from exemplar_ray.cli import build_parser
+from exemplar_ray.config import settings_of
 
 README = (PROJECT / "README.md").read_text()
 BLOCKS = re.findall(r"```(bash|python|sql)\n(.*?)```", README, flags=re.S)
@@ -65,9 +66,9 @@ def test_commands_that_need_the_world_parse(block, monkeypatch):
 def check(words):
     """Hold a command against the program that it is for, without running it."""
     if words[0] == "exemplar-ray":
-        options = _parser().parse_args(words[1:])
+        options = build_parser().parse_args(words[1:])
         if words[1] in ("run", "plan"):
-            assert _settings(options)["data"] == ["hf://datasets/ILSVRC/imagenet-1k/data/train-*.parquet"]
+            assert settings_of(options)["data"] == ["hf://datasets/ILSVRC/imagenet-1k/data/train-*.parquet"]
     elif words[0] == "ray":
         check_ray(words[1:])
     elif words[0] == "aws":
@@ -125,13 +126,13 @@ def test_the_new_tally_is_computed_stored_merged_and_shown(monkeypatch, tmp_path
     from conftest import write_tiny_data
     from test_scan_and_gather import scan_it, tiny
 
-    from exemplar_ray import parts
-    from exemplar_ray.channels import channels_table
-    from exemplar_ray.labels import ClassLabels
-    from exemplar_ray.merge import fold
-    from exemplar_ray.run_folder import Plan
-    from exemplar_ray.shards import discover, inspect
-    from exemplar_ray.tallies import TALLIES
+    from exemplar_ray.data.labels import ClassLabels
+    from exemplar_ray.data.shards import discover, inspect
+    from exemplar_ray.exemplars import parts
+    from exemplar_ray.exemplars.merge import fold
+    from exemplar_ray.exemplars.plan import Plan
+    from exemplar_ray.exemplars.tables.channels import channels_table
+    from exemplar_ray.exemplars.tallies import TALLIES
 
     names = {}
     exec(NEW_TALLY, names)

@@ -20,19 +20,22 @@ from PIL import Image
 from test_spec import resolved
 
 from exemplar_ray import open_run
-from exemplar_ray.cli import _parser, _pick, _settings
-from exemplar_ray.folder import Folder
-from exemplar_ray.geometry import Framing
-from exemplar_ray.labels import ClassLabels
+from exemplar_ray.cli import build_parser
+from exemplar_ray.config import pick, settings_of
+from exemplar_ray.data.framing import Framing
+from exemplar_ray.data.labels import ClassLabels
+from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.data.shards import Shard
+from exemplar_ray.exemplars.plan import Plan
+from exemplar_ray.exemplars.spec import RunSpec
+from exemplar_ray.network.layers import Axis, Layer, ReceptiveField
 from exemplar_ray.report import pictures
 from exemplar_ray.report.charts import BARS, HEIGHT, WIDTH, _in_bars, histogram_chart, round_values
 from exemplar_ray.report.pages import folder_names, write_report
 from exemplar_ray.report.pictures import Pictures, map_overlay
 from exemplar_ray.report.provenance import command_of
 from exemplar_ray.report.writer import ReportWriter
-from exemplar_ray.run_folder import Plan
-from exemplar_ray.shards import Shard
-from exemplar_ray.spec import Axis, Layer, Preprocess, ReceptiveField, RunSpec
+from exemplar_ray.storage.folder import Folder
 
 SAMPLES = ["--sample", "bottom", "random", "q90"]
 
@@ -214,7 +217,7 @@ def test_provenance_stands_on_every_page(run, report):
 
 
 def test_untrained_partial_skipped_and_without_labels_is_in_plain_sight(tmp_path, cli, ray_cluster):
-    from exemplar_ray.sharding import LabelledImage, write_images
+    from exemplar_ray.data.write_shards import LabelledImage, write_images
 
     images = [LabelledImage(encode(random_picture(i)), f"{i}.png", None) for i in range(19)]
     write_images([*images, LabelledImage(b"no image", "broken.png", None)], str(tmp_path / "data"), None, 10)
@@ -408,16 +411,16 @@ def test_the_command_that_stands_on_pages_asks_for_the_same_run(changes):
     shards = [Shard(f"train-{i}.parquet", f"/data dir/train-{i}.parquet", 1) for i in range(2)]
     program, *arguments = shlex.split(command_of(Plan(spec, shards, ClassLabels(), {}), "s3://out/a run"))
     assert program == "exemplar-ray"
-    asked = _settings(_parser().parse_args(arguments))
+    asked = settings_of(build_parser().parse_args(arguments))
     assert asked["data"] == [shard.uri for shard in shards]
     assert asked["out"] == "s3://out/a run"
-    again = _pick(RunSpec, asked)
+    again = pick(RunSpec, asked)
     assert set(again.layer) == {layer.name for layer in spec.layers}
     for layer in spec.layers:
-        from exemplar_ray.spec import parse_channels
+        from exemplar_ray.network.layers import parse_channels
 
         assert parse_channels(again.channels, max(layer.channel_count, 0)) == layer.channels
-    from exemplar_ray.spec import margin_of
+    from exemplar_ray.exemplars.spec import margin_of
 
     assert margin_of(again) == spec.margin
     assert Preprocess.of(None, again.preprocess) == spec.preprocess
@@ -566,7 +569,7 @@ def awkward(kind):
 
 @pytest.mark.parametrize("kind", ["turned", "transparent", "animated", "large", "heavy", "cmyk", "palette"])
 def test_what_a_browser_would_show_otherwise_is_encoded_anew(kind, tmp_path):
-    from exemplar_ray.images import decode
+    from exemplar_ray.data.decode import decode
 
     data = awkward(kind)
     with ReportWriter(Folder(str(tmp_path))) as writer:

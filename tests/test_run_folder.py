@@ -11,13 +11,14 @@ import pytest
 from test_spec import resolved
 from test_topk import make_scores
 
-from exemplar_ray import parts
+from exemplar_ray.data.labels import ClassLabels
+from exemplar_ray.data.shards import Shard
 from exemplar_ray.errors import UsageError
-from exemplar_ray.labels import ClassLabels
-from exemplar_ray.run_folder import Plan, RunFolder, TornPartError
-from exemplar_ray.shards import Shard
-from exemplar_ray.spec import Layer
-from exemplar_ray.status import describe
+from exemplar_ray.exemplars import parts
+from exemplar_ray.exemplars.plan import Plan
+from exemplar_ray.network.layers import Layer
+from exemplar_ray.results.status import describe
+from exemplar_ray.runs.run_folder import RunFolder, TornPartError
 
 
 def make_plan(**changes):

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import features
 
-from exemplar_ray.images import decode
-from exemplar_ray.sample_data import write_sample_data
+from exemplar_ray.data.decode import decode
+from exemplar_ray.data.sample_data import write_sample_data
 
 pytest.importorskip("skimage")
 pytest.importorskip("sklearn")

@@ -16,15 +16,26 @@ from test_spec import resolved
 from test_topk import make_scores
 
 from exemplar_ray import open_run
-from exemplar_ray.channels import percentiles
+from exemplar_ray.data.write_shards import LabelledImage, write_images
 from exemplar_ray.errors import UsageError
-from exemplar_ray.near_duplicates import near_duplicates_of, perceptual_hash, pick_distinct
-from exemplar_ray.parts import Part, candidates_kept
-from exemplar_ray.samples import SampledImages, band, draw, parse_samples, priority, sample_rate, sampled_images
-from exemplar_ray.selection import PLACES_SCHEMA, Selection
-from exemplar_ray.sharding import LabelledImage, write_images
-from exemplar_ray.spec import Layer, RunSpec
-from exemplar_ray.topk import BOTTOM, TOP, merge
+from exemplar_ray.exemplars.gathered import PLACES_SCHEMA
+from exemplar_ray.exemplars.near_duplicates import near_duplicates_of, perceptual_hash, pick_distinct
+from exemplar_ray.exemplars.parts import Part
+from exemplar_ray.exemplars.readouts import candidates_kept
+from exemplar_ray.exemplars.rerank.selection import Selection
+from exemplar_ray.exemplars.samples import (
+    SampledImages,
+    band,
+    draw,
+    parse_samples,
+    priority,
+    sample_rate,
+    sampled_images,
+)
+from exemplar_ray.exemplars.spec import RunSpec
+from exemplar_ray.exemplars.tables.channels import percentiles
+from exemplar_ray.exemplars.topk import BOTTOM, TOP, merge
+from exemplar_ray.network.layers import Layer
 
 # Who is drawn ------------------------------------------------------------------------------
 

@@ -8,16 +8,16 @@ import torch
 from awkward_images import broken_images, scored_images
 from conftest import TINY_NETWORK, write_tiny_data
 
-from exemplar_ray import parts, scan
-from exemplar_ray.activations import Trunk
+from exemplar_ray.data.decode import decode_and_crop
+from exemplar_ray.data.shards import ShardReader, discover, inspect
+from exemplar_ray.data.write_shards import LabelledImage, write_images
 from exemplar_ray.errors import ShardError
-from exemplar_ray.gather import gather_shard
-from exemplar_ray.images import decode_and_crop
-from exemplar_ray.models import load_network
-from exemplar_ray.resolve import resolve
-from exemplar_ray.sharding import LabelledImage, write_images
-from exemplar_ray.shards import ShardReader, discover, inspect
-from exemplar_ray.spec import RunSpec
+from exemplar_ray.exemplars import parts, scan
+from exemplar_ray.exemplars.gather import gather_shard
+from exemplar_ray.exemplars.resolve import resolve
+from exemplar_ray.exemplars.spec import RunSpec
+from exemplar_ray.network.models import load_network
+from exemplar_ray.network.trunk import Trunk
 
 PREPROCESS = {"resize": 36, "crop": 32, "mean": [117, 117, 117]}
 

@@ -9,8 +9,8 @@ from awkward_images import broken_images, scored_images
 from conftest import BVLC, SAMPLE, TINY_FLAGS, encode, needs_shared, random_picture, write_tiny_data
 
 from exemplar_ray.cli import main
-from exemplar_ray.images import UndecodableImageError, decode_and_crop
-from exemplar_ray.spec import Preprocess
+from exemplar_ray.data.decode import UndecodableImageError, decode_and_crop
+from exemplar_ray.data.preprocess import Preprocess
 
 FLAGS = [*TINY_FLAGS, "--sample", "bottom"]
 PREPROCESS = Preprocess(mean=(0, 0, 0), resize=36, crop=32)

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import TINY_CLASSES, TINY_ROWS, encode, random_picture, write_tiny_data
 
+from exemplar_ray.data.shards import Shard, ShardReader, discover, imagenet_schema, inspect
+from exemplar_ray.data.write_shards import LabelledImage, write_images, write_shards
 from exemplar_ray.errors import ShardError, UsageError
-from exemplar_ray.sharding import LabelledImage, write_images, write_shards
-from exemplar_ray.shards import Shard, ShardReader, discover, imagenet_schema, inspect
 
 
 def test_a_folder_a_glob_and_files_give_the_same_shards(tmp_path):
@@ -168,7 +168,7 @@ def test_a_hugging_face_data_set_becomes_shards(tmp_path):
     (tmp_path / "hub_copy" / "README.md").write_text(
         "---\nconfigs:\n- config_name: default\n  data_files: '*.parquet'\n---\n"
     )
-    import exemplar_ray.sharding as sharding
+    from exemplar_ray.data import write_shards as sharding
 
     images, names = sharding._from_hub(str(tmp_path / "hub_copy"), "train")
     paths, count = write_images(images, str(tmp_path / "again"), names, 7)

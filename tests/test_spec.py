@@ -2,16 +2,11 @@
 
 import pytest
 
+from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.errors import UsageError
-from exemplar_ray.spec import (
-    Layer,
-    Preprocess,
-    ResolvedSpec,
-    RunSpec,
-    fingerprint,
-    format_channels,
-    parse_channels,
-)
+from exemplar_ray.exemplars.spec import ResolvedSpec, RunSpec
+from exemplar_ray.network.layers import Layer, format_channels, parse_channels
+from exemplar_ray.runs.identity import fingerprint
 
 
 def resolved(**changes):

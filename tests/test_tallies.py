@@ -15,18 +15,19 @@ from test_spec import resolved
 from test_topk import make_scores
 
 from exemplar_ray import open_run
+from exemplar_ray.data.decode import decode_and_crop
+from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.data.write_shards import LabelledImage, write_images
 from exemplar_ray.errors import UsageError
-from exemplar_ray.images import decode_and_crop
-from exemplar_ray.parts import Part, candidates_kept, to_files
-from exemplar_ray.samples import SampledImages, sample_rate
-from exemplar_ray.sharding import LabelledImage, write_images
-from exemplar_ray.spec import Preprocess
-from exemplar_ray.tallies import TALLIES
-from exemplar_ray.tallies.classes import ERROR as CLASS_ERROR
-from exemplar_ray.tallies.classes import Classes
-from exemplar_ray.tallies.histogram import QUANTILES, RELATIVE_ERROR, Histogram, bin_of, edges_of, middle_of
-from exemplar_ray.tallies.moments import Moments
-from exemplar_ray.topk import BOTTOM, TOP, merge
+from exemplar_ray.exemplars.parts import Part, to_files
+from exemplar_ray.exemplars.readouts import candidates_kept
+from exemplar_ray.exemplars.samples import SampledImages, sample_rate
+from exemplar_ray.exemplars.tallies import TALLIES
+from exemplar_ray.exemplars.tallies.classes import ERROR as CLASS_ERROR
+from exemplar_ray.exemplars.tallies.classes import Classes
+from exemplar_ray.exemplars.tallies.histogram import QUANTILES, RELATIVE_ERROR, Histogram, bin_of, edges_of, middle_of
+from exemplar_ray.exemplars.tallies.moments import Moments
+from exemplar_ray.exemplars.topk import BOTTOM, TOP, merge
 
 activations = st.one_of(
     st.sampled_from([0.0, -0.0, 1.0, -1.0, float("nan"), float("inf"), float("-inf"), 1e-45, -3e38]),

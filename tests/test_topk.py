@@ -7,12 +7,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_spec import resolved
 
-from exemplar_ray import merge as folding
-from exemplar_ray.parts import Part
-from exemplar_ray.running_topk import RunningTopK, pack, unpack
-from exemplar_ray.samples import SampledImages
-from exemplar_ray.spec import Layer
-from exemplar_ray.topk import BOTTOM, NO_LABEL, OF_CLASS, TOP, Scores, concatenate, find, merge, rank
+from exemplar_ray.exemplars import merge as folding
+from exemplar_ray.exemplars.parts import Part
+from exemplar_ray.exemplars.running_topk import RunningTopK, pack, unpack
+from exemplar_ray.exemplars.samples import SampledImages
+from exemplar_ray.exemplars.topk import BOTTOM, NO_LABEL, OF_CLASS, TOP, Scores, concatenate, find, merge, rank
+from exemplar_ray.network.layers import Layer
 
 # Few distinct values, so that ties are the rule; the awkward ones among them.
 activations = st.one_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,14 +11,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from exemplar_ray.geometry import Box, Framing
-from exemplar_ray.labels import ClassLabels
+from exemplar_ray.data.framing import Box, Framing
+from exemplar_ray.data.labels import ClassLabels
+from exemplar_ray.exemplars.plan import Plan
+from exemplar_ray.exemplars.samples import BOTTOM, DISTINCT, RANDOM, TOP, percentile_of
+from exemplar_ray.exemplars.summary import Summary
+from exemplar_ray.network.layers import Layer
 from exemplar_ray.report.charts import HistogramChart, histogram_chart
 from exemplar_ray.report.pictures import MapOverlay, Picture, Pictures, map_overlay
-from exemplar_ray.report.provenance import STATISTICS
-from exemplar_ray.run_folder import Plan
-from exemplar_ray.samples import BOTTOM, DISTINCT, RANDOM, TOP, percentile_of
-from exemplar_ray.spec import Layer
+from exemplar_ray.report.provenance import words_of
 
 MOST_CLASSES = 10
 
@@ -94,14 +96,14 @@ class ShownStatistic:
 class ChannelPages:
     """Makes what the pages of a run's channels show."""
 
-    def __init__(self, plan: Plan, summary: dict[str, Any], pictures: Pictures | None) -> None:
+    def __init__(self, plan: Plan, summary: Summary, pictures: Pictures | None) -> None:
         self._plan = plan
         self._pictures = pictures
-        self._unsettled = {_key(entry, "sample") for entry in summary["unsettled"]}
-        self._short = {_key(entry) for entry in summary["short_of_distinct"]}
-        self._not_finite: dict[tuple, int] = {}
-        for entry in summary["not_finite"]:
-            self._not_finite[_key(entry)] = self._not_finite.get(_key(entry), 0) + entry["images"]
+        self._unsettled = {(one.layer, one.statistic, one.channel, one.sample) for one in summary.unsettled}
+        self._short = {(one.layer, one.statistic, one.channel) for one in summary.short_of_distinct}
+        self._not_finite: Counter[tuple[str, str, int]] = Counter()
+        for one in summary.not_finite:
+            self._not_finite[one.layer, one.statistic, one.channel] += one.images
 
     def statistic(
         self,
@@ -139,13 +141,13 @@ class ChannelPages:
             margin = "no other image is left" if math.isinf(known["margin"]) else f"{known['margin']:.2g}"
         return ShownStatistic(
             name=statistic,
-            description=STATISTICS.get(statistic, statistic) if layer.map_size else "the channel's output",
+            description=words_of(statistic) if layer.map_size else "the channel's output",
             known=known,
             quantiles=[(name, known[name]) for name in _QUANTILES],
             samples=samples,
             histogram=_chart(histogram, marks),
             classes=strongest_classes(classes, self._plan.class_labels),
-            not_finite=self._not_finite.get(key, 0),
+            not_finite=self._not_finite[key],
             screened=spec.screened,
             margin=margin,
         )
@@ -154,7 +156,7 @@ class ChannelPages:
         picture = self._pictures.get(row["shard"], row["row"]) if self._pictures else None
         overlay = None
         if picture is not None:
-            framing = Framing.of(picture.width, picture.height, self._plan.spec.preprocess)
+            framing = Framing.of(picture.width, picture.height, self._plan.spec.network.preprocess)
             overlay = map_overlay(row, layer, framing)
         return ShownExemplar(
             row=row,
@@ -209,7 +211,3 @@ def _chart(histogram: pa.Table | None, marks: dict[str, list[float]]) -> Histogr
         return None
     low, high, images = (histogram[name][0].values.to_numpy() for name in ("low", "high", "images"))
     return histogram_chart(low, high, images, marks)
-
-
-def _key(entry: dict[str, Any], *more: str) -> tuple:
-    return tuple(entry[name] for name in ("layer", "statistic", "channel", *more))

@@ -20,15 +20,16 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image
 
-import exemplar_ray
+from exemplar_ray._version import __version__
+from exemplar_ray.data.decode import crop, decode
 from exemplar_ray.errors import UsageError, near_matches
-from exemplar_ray.finished_run import Exemplar, Run, open_run
-from exemplar_ray.hub import refuse_writing
-from exemplar_ray.images import crop, decode
+from exemplar_ray.exemplars.samples import TOP
+from exemplar_ray.network.layers import Layer, format_channels, parse_channels
 from exemplar_ray.report.provenance import describe_preprocess
-from exemplar_ray.run_folder import RunFolder
-from exemplar_ray.samples import TOP
-from exemplar_ray.spec import Layer, format_channels, parse_channels
+from exemplar_ray.results.exemplar import Exemplar
+from exemplar_ray.results.run import Run, open_run
+from exemplar_ray.runs.run_folder import RunFolder
+from exemplar_ray.storage.hub_uri import refuse_writing
 
 ENDINGS = (".pdf", ".png", ".svg")
 DPI = 300
@@ -175,9 +176,9 @@ def _draw(run: Run, shown: _Shown, rows: Sequence[Exemplar], captions: bool, as_
     for line, text in enumerate(warned):
         axes.text(0, line * _WARNING + 4, text, size=_LABEL_POINTS, weight="bold", color=_ALARM, va="top")
     unsettled = {
-        one["channel"]
-        for one in run.summary["unsettled"]
-        if (one["layer"], one["statistic"], one["sample"]) == (shown.layer.name, shown.statistic, shown.sample)
+        one.channel
+        for one in run.summary.unsettled
+        if (one.layer, one.statistic, one.sample) == (shown.layer.name, shown.statistic, shown.sample)
     }
     found = {(row["channel"], row["rank"]): row for row in rows}
     for place, channel in enumerate(shown.channels):
@@ -193,7 +194,7 @@ def _draw(run: Run, shown: _Shown, rows: Sequence[Exemplar], captions: bool, as_
             if row is None:
                 continue
             x = _LABELS + column * (side + _GAP)
-            seen = Image.fromarray(crop(decode(row["image"]["bytes"]), run.plan.spec.preprocess))
+            seen = Image.fromarray(crop(decode(row["image"]["bytes"]), run.plan.spec.network.preprocess))
             if not as_vectors:
                 # Pixel for pixel what will stand there; matplotlib's own reduction is coarser.
                 seen = seen.resize((side, side), Image.Resampling.LANCZOS)
@@ -206,7 +207,7 @@ def _draw(run: Run, shown: _Shown, rows: Sequence[Exemplar], captions: bool, as_
 
 def _warnings(run: Run) -> list[str]:
     """Return what must be seen wherever the figure is."""
-    untrained = [] if run.plan.spec.trained else ["UNTRAINED NETWORK"]
+    untrained = [] if run.plan.spec.network.trained else ["UNTRAINED NETWORK"]
     return untrained + ([f"PARTIAL: only {run.partial}"] if run.partial else [])
 
 
@@ -237,22 +238,22 @@ def _shortened(text: str, width: int) -> str:
 
 def _metadata(run: Run, shown: _Shown, ending: str) -> dict[str, str | None]:
     """Return what the file says of itself: where its pictures come from. Nothing of the machine it was made on."""
-    spec, summary = run.plan.spec, run.summary
+    spec, network, summary = run.plan.spec, run.plan.spec.network, run.summary
     channels, ranks = format_channels(shown.channels), format_channels(shown.ranks)
-    unsettled = f"{len(summary['unsettled'])} rankings of the run are NOT SETTLED"
+    unsettled = f"{len(summary.unsettled)} rankings of the run are NOT SETTLED"
     facts = [
-        f"model: {spec.model_title}",
-        f"weights: {spec.weights_title}, sha256 {spec.weights_sha256}{'' if spec.trained else ', UNTRAINED'}",
-        f"preprocessing: {describe_preprocess(spec.preprocess)}",
+        f"model: {network.model_title}",
+        f"weights: {network.weights_title}, sha256 {network.weights_sha256}{'' if network.trained else ', UNTRAINED'}",
+        f"preprocessing: {describe_preprocess(network.preprocess)}",
         f"layer: {shown.layer.name}, channels from top to bottom: {channels}",
         f"statistic: {shown.statistic}, sample: {shown.sample}, ranks from left to right: {ranks}",
-        f"searched: {summary['scored']} images in {len(summary['shards'])} shards, {summary['skipped']} skipped",
+        f"searched: {summary.scored} images in {len(summary.shards)} shards, {summary.skipped} skipped",
         *([f"PARTIAL: only {run.partial}"] if run.partial else []),
-        unsettled if summary["unsettled"] else f"every top {spec.top_k} is settled",
+        unsettled if summary.unsettled else f"every top {spec.top_k} is settled",
         f"run: {run.plan.fingerprint}",
     ]
-    title = f"{spec.model_title}, {shown.layer.name}:{channels}, {shown.statistic}"
-    program = f"exemplar_ray {exemplar_ray.__version__}"
+    title = f"{network.model_title}, {shown.layer.name}:{channels}, {shown.statistic}"
+    program = f"exemplar_ray {__version__}"
     known = {"Title": title, {".pdf": "Subject"}.get(ending, "Description"): "; ".join(facts)}
     if ending == ".png":
         return {**known, "Software": program}

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from exemplar_ray.labels import ClassLabels
+from exemplar_ray.data.labels import ClassLabels
+from exemplar_ray.exemplars.samples import TOP
 from exemplar_ray.report.channel_page import ShownStatistic, class_text
-from exemplar_ray.samples import TOP
 
 
 @dataclass(frozen=True)

@@ -23,18 +23,18 @@ from typing import Any
 import jinja2
 import pyarrow as pa
 
-import exemplar_ray
+from exemplar_ray._version import __version__
 from exemplar_ray.errors import UsageError
-from exemplar_ray.finished_run import Run, open_run
-from exemplar_ray.folder import Folder
-from exemplar_ray.hub import refuse_writing
+from exemplar_ray.exemplars.samples import TOP
+from exemplar_ray.network.layers import Layer
 from exemplar_ray.report.channel_page import ChannelPages, ShownStatistic
 from exemplar_ray.report.overview import Tile, known_classes, tile_of
 from exemplar_ray.report.pictures import LONGEST_SIDE, TILE_SIDE, Pictures
 from exemplar_ray.report.provenance import provenance_of
 from exemplar_ray.report.writer import ReportWriter
-from exemplar_ray.samples import TOP
-from exemplar_ray.spec import Layer
+from exemplar_ray.results.run import Run, open_run
+from exemplar_ray.storage.folder import Folder
+from exemplar_ray.storage.hub_uri import refuse_writing
 
 INDEX = "index.html"
 _ASSETS, _IMAGES, _TILES = "assets", "images", "tiles"
@@ -85,7 +85,7 @@ class _Report:
         self._environment.globals |= {
             "spec": self._spec,
             "provenance": provenance_of(run, run_folder),
-            "version": exemplar_ray.__version__,
+            "version": __version__,
             "longest_side": LONGEST_SIDE,
             "with_images": images,
         }

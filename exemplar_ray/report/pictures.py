@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from exemplar_ray.geometry import Box, Framing
-from exemplar_ray.images import decode
+from exemplar_ray.data.decode import decode
+from exemplar_ray.data.framing import Box, Framing
+from exemplar_ray.network.layers import Axis, Layer
 from exemplar_ray.report.writer import ReportWriter
-from exemplar_ray.spec import Axis, Layer
 
 LONGEST_SIDE = 640
 """Pictures with a longer side are reduced to this many pixels."""

@@ -10,16 +10,13 @@ from typing import Any
 
 import yaml
 
-from exemplar_ray.finished_run import Run
-from exemplar_ray.run_folder import Plan
-from exemplar_ray.spec import Preprocess, RunSpec, format_channels, margin_of
-
-STATISTICS = {
-    "mean": "mean over the channel's map",
-    "max": "maximum of the channel's map",
-    "center": "the unit in the middle of the channel's map",
-}
-"""What statistics are, in words; others go by their names."""
+from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.exemplars.plan import Plan
+from exemplar_ray.exemplars.spec import RunSpec, margin_of
+from exemplar_ray.exemplars.summary import Summary
+from exemplar_ray.network.layers import format_channels
+from exemplar_ray.network.statistics import STATISTICS
+from exemplar_ray.results.run import Run
 
 # More shards than this are given as one pattern.
 _MOST_SHARDS_NAMED = 3
@@ -40,29 +37,37 @@ class Provenance:
     """See `command_of`."""
 
 
+def words_of(statistic: str) -> str:
+    """Say what a statistic is; one that this version does not know goes by its name."""
+    return STATISTICS[statistic].words if statistic in STATISTICS else statistic
+
+
 def provenance_of(run: Run, run_folder: str) -> Provenance:
     """Put together what a run's pages say of where they come from; the command calls the run folder `run_folder`."""
-    spec, summary = run.plan.spec, run.summary
-    searched = f"{summary['scored']:,} images searched in {_count(len(summary['shards']), 'shard')}"
-    skipped = f"{summary['skipped']:,} skipped" if summary["skipped"] else "none skipped"
+    spec, network, summary = run.plan.spec, run.plan.spec.network, run.summary
+    searched = f"{summary.scored:,} images searched in {_count(len(summary.shards), 'shard')}"
+    skipped = f"{summary.skipped:,} skipped" if summary.skipped else "none skipped"
     unsettled = _unsettled(summary)
     settled = f"{_count(len(unsettled), 'ranking')} NOT SETTLED" if unsettled else f"every top {spec.top_k} is settled"
     warnings = []
-    if not spec.trained:
+    if not network.trained:
         warnings.append("UNTRAINED NETWORK: random weights, these channels mean nothing")
-    if summary["partial"]:
-        warnings.append(f"PARTIAL RESULT: only {summary['partial']}")
+    if summary.partial:
+        warnings.append(f"PARTIAL RESULT: only {summary.partial}")
     if unsettled:
         warnings.append(f"NOT SETTLED: {_named(unsettled)}; the scan's error may hide an exemplar there")
     scan = f"computed in {spec.precision}, decoded by {spec.decode}"
     if spec.screened:
         scan += "; what is shown was recomputed exactly"
     facts = [
-        ("model", f"{spec.model_title} ({spec.model})"),
-        ("weights", f"{spec.weights_title}{'' if spec.trained else ' — UNTRAINED'} ({without_secrets(spec.weights)})"),
-        ("weights' SHA-256", spec.weights_sha256),
-        ("preprocessing", describe_preprocess(spec.preprocess)),
-        ("statistics", "; ".join(f"{name}: {STATISTICS.get(name, name)}" for name in spec.statistics)),
+        ("model", f"{network.model_title} ({network.model})"),
+        (
+            "weights",
+            f"{network.weights_title}{'' if network.trained else ' — UNTRAINED'} ({without_secrets(network.weights)})",
+        ),
+        ("weights' SHA-256", network.weights_sha256),
+        ("preprocessing", describe_preprocess(network.preprocess)),
+        ("statistics", "; ".join(f"{name}: {words_of(name)}" for name in spec.statistics)),
         (
             "layers",
             "; ".join(f"{one.name}: {len(one.channels)} of {one.channel_count} channels" for one in spec.layers),
@@ -75,8 +80,8 @@ def provenance_of(run: Run, run_folder: str) -> Provenance:
         ("fingerprint", run.plan.fingerprint),
     ]
     essentials = [
-        f"{spec.weights_title} (sha256 {spec.weights_sha256[:12]})",
-        searched + (f", {skipped}" if summary["skipped"] else ""),
+        f"{network.weights_title} (sha256 {network.weights_sha256[:12]})",
+        searched + (f", {skipped}" if summary.skipped else ""),
         settled,
     ]
     return Provenance(warnings, essentials, facts, command_of(run.plan, run_folder))
@@ -129,8 +134,8 @@ def command_of(plan: Plan, out: str) -> str:
     asked = {
         "data": _patterns([without_secrets(shard.uri) for shard in plan.shards]),
         "out": out,
-        "model": spec.model,
-        "weights": without_secrets(spec.weights),
+        "model": spec.network.model,
+        "weights": without_secrets(spec.network.weights),
         "layer": [layer.name for layer in spec.layers],
         "channels": channels,
         "statistic": list(spec.statistics),
@@ -140,7 +145,7 @@ def command_of(plan: Plan, out: str) -> str:
         "max_per_class": spec.max_per_class,
         "class_top_k": spec.class_top_k,
         "seed": spec.seed,
-        "preprocess": _flow({key: _plain(value) for key, value in asdict(spec.preprocess).items()}),
+        "preprocess": _flow({key: _plain(value) for key, value in asdict(spec.network.preprocess).items()}),
         "precision": spec.precision,
         "decode": spec.decode,
         "margin": spec.margin,
@@ -188,12 +193,11 @@ def _patterns(uris: list[str]) -> list[str]:
     return [f"{start}*{end}"]
 
 
-def _unsettled(summary: dict[str, Any]) -> list[str]:
+def _unsettled(summary: Summary) -> list[str]:
     """Name the rankings that screening left in doubt."""
-    several = len({one["statistic"] for one in summary["unsettled"]}) > 1
+    several = len({one.statistic for one in summary.unsettled}) > 1
     return [
-        f"{one['layer']}:{one['channel']} {one['statistic'] + ' ' if several else ''}{one['sample']}"
-        for one in summary["unsettled"]
+        f"{one.layer}:{one.channel} {one.statistic + ' ' if several else ''}{one.sample}" for one in summary.unsettled
     ]
 
 

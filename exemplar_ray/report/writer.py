@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
-from exemplar_ray.folder import Folder
+from exemplar_ray.storage.folder import Folder
 
 # Object stores answer slowly and take many requests at once; encoding pictures lets go of the interpreter's lock.
 _THREADS = 16

@@ -9,9 +9,9 @@ from benchmarking.data import row_groups, shards_of_rows
 from benchmarking.limits import MODEL, WEIGHTS, decoding_alone
 from benchmarking.measuring import allowed_cores, in_own_process, only_on, print_table, reference_machine, spread
 from benchmarking.own_job import EXACT, SCREENED, first_runs, job
-from exemplar_ray.cluster import Resources
-from exemplar_ray.forecast import Forecast, measure
-from exemplar_ray.spec import RunSpec
+from exemplar_ray.executor.resources import Resources
+from exemplar_ray.exemplars.forecast import Forecast, measure
+from exemplar_ray.exemplars.spec import RunSpec
 
 KINDS = {
     "exact": (EXACT, RunSpec(model=MODEL, weights=WEIGHTS)),

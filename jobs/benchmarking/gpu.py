@@ -21,16 +21,17 @@ import torch
 from benchmarking.data import copies_of, first_images
 from benchmarking.limits import MODEL, WEIGHTS, bound, decoding_alone, spec_of
 from benchmarking.measuring import Rate, allowed_cores, in_own_process, print_table, reference_machine, spread
-from exemplar_ray import gpu_decoding
-from exemplar_ray.activations import Trunk
-from exemplar_ray.gather import gather_shard
-from exemplar_ray.merge import fold
-from exemplar_ray.models import load_network
-from exemplar_ray.scan import scan_shard
-from exemplar_ray.selection import Selection
-from exemplar_ray.shards import Shard, discover, inspect
-from exemplar_ray.spec import GPU_DECODER, ResolvedSpec
-from exemplar_ray.topk import concatenate
+from exemplar_ray.data import decode_gpu as gpu_decoding
+from exemplar_ray.data.preprocess import GPU_DECODER
+from exemplar_ray.data.shards import Shard, discover, inspect
+from exemplar_ray.exemplars.gather import gather_shard
+from exemplar_ray.exemplars.merge import fold
+from exemplar_ray.exemplars.rerank.selection import Selection
+from exemplar_ray.exemplars.scan import scan_shard
+from exemplar_ray.exemplars.spec import ResolvedSpec
+from exemplar_ray.exemplars.topk import concatenate
+from exemplar_ray.network.models import load_network
+from exemplar_ray.network.trunk import Trunk
 
 KINDS = [("float32", "reference"), ("bfloat16", "fast"), ("float16", "fast"), ("bfloat16", GPU_DECODER)]
 PROCESSES = (1, 2, 4)

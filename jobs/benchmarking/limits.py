@@ -17,13 +17,13 @@ import torch
 
 from benchmarking.data import first_images
 from benchmarking.measuring import Rate, allowed_cores
-from exemplar_ray import images
-from exemplar_ray.activations import Trunk
-from exemplar_ray.compiled import CompiledTrunk, compiled_trunk
-from exemplar_ray.memory import keep_freed_memory
-from exemplar_ray.models import find_architecture, load_network
-from exemplar_ray.resolve import resolve
-from exemplar_ray.spec import ResolvedSpec, RunSpec
+from exemplar_ray.data import decode as images
+from exemplar_ray.executor.malloc import keep_freed_memory
+from exemplar_ray.exemplars.resolve import resolve
+from exemplar_ray.exemplars.spec import ResolvedSpec, RunSpec
+from exemplar_ray.network.compiled_trunk import CompiledTrunk, compiled_trunk
+from exemplar_ray.network.models import find_architecture, load_network
+from exemplar_ray.network.trunk import Trunk
 
 MODEL, WEIGHTS, BATCH = "inceptionv1", "random:0", 8
 # How many different images a decoding process goes through.

@@ -27,13 +27,13 @@ from benchmarking.measuring import (
     spread,
 )
 from benchmarking.own_job import EXACT, SCREENED, first_runs, job
-from exemplar_ray import worker
-from exemplar_ray.memory import keep_freed_memory
-from exemplar_ray.parts import to_files
-from exemplar_ray.samples import sample_rate
-from exemplar_ray.scan import scan_shard
-from exemplar_ray.shards import Shard, discover, inspect
-from exemplar_ray.worker import ScanSettings
+from exemplar_ray.data.shards import Shard, discover, inspect
+from exemplar_ray.executor.malloc import keep_freed_memory
+from exemplar_ray.exemplars import tasks as worker
+from exemplar_ray.exemplars.parts import to_files
+from exemplar_ray.exemplars.samples import sample_rate
+from exemplar_ray.exemplars.scan import scan_shard
+from exemplar_ray.exemplars.tasks import ScanSettings
 
 # What is scanned by turns, and how it differs from a run as usual.
 WANTED: dict[str, dict[str, Any]] = {

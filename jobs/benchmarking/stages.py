@@ -15,14 +15,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarking.limits import BATCH, crop_of, spec_of, trunk_of
 from benchmarking.measuring import UNTRAINED
-from exemplar_ray import images
-from exemplar_ray.compiled import CompiledTrunk
-from exemplar_ray.memory import keep_freed_memory
-from exemplar_ray.parts import Part, candidates_kept, series_of
-from exemplar_ray.running_topk import RunningTopK
-from exemplar_ray.shards import ImageRow, ShardReader, discover
-from exemplar_ray.spec import ResolvedSpec
-from exemplar_ray.topk import NO_LABEL, TOP
+from exemplar_ray.data import decode as images
+from exemplar_ray.data.shards import ImageRow, ShardReader, discover
+from exemplar_ray.executor.malloc import keep_freed_memory
+from exemplar_ray.exemplars.parts import Part
+from exemplar_ray.exemplars.readouts import candidates_kept, series_of
+from exemplar_ray.exemplars.running_topk import RunningTopK
+from exemplar_ray.exemplars.spec import ResolvedSpec
+from exemplar_ray.exemplars.topk import NO_LABEL, TOP
+from exemplar_ray.network.compiled_trunk import CompiledTrunk
 
 STAGES = {
     "read parquet": "#a0cbe8",

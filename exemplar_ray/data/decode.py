@@ -1,0 +1,135 @@
+"""Image bytes to the pixels that a network sees: the reference preprocessing, and its fast twin.
+
+The reference is bit for bit torchvision's pipeline on Pillow images: convert to RGB, `Resize`, `CenterCrop`.
+EXIF orientation is ignored, as torchvision ignores it. The twin takes two thirds of the time, and its pixels
+differ by at most one level of 255.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from exemplar_ray.data.framing import Framing
+from exemplar_ray.data.preprocess import Preprocess
+
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+# Pillow's decoders raise these on bytes that are no image or a broken one.
+_UNDECODABLE = (
+    OSError,  # truncated, unknown format
+    SyntaxError,  # broken PNG or TIFF structure
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    EOFError,
+    OverflowError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+_JPEG = b"\xff\xd8"
+_PLAIN_COLOURS = ("YCbCr", "Gray")
+
+# Resizing a 1 x 4000 image to a shorter side of 256 makes 256 x 1,024,000 pixels. Above this
+# many, only the crop is computed; Pillow's rounding may then differ by one level of 255.
+_LARGEST_RESIZED = 1 << 26
+
+
+class UndecodableImageError(Exception):
+    """The bytes are not an image, or a broken one; the message is the decoder's reason."""
+
+
+def decode(data: bytes | None) -> Image.Image:
+    """Decode any format that Pillow knows into an RGB image.
+
+    Raises:
+        UndecodableImageError: there are no bytes, or Pillow cannot decode them whole.
+    """
+    if not data:
+        raise UndecodableImageError("no image bytes" if data is None else "empty image bytes")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.convert("RGB")
+    except UnidentifiedImageError as error:
+        # Pillow's own message names a place in memory.
+        raise UndecodableImageError("not an image of any known format") from error
+    except _UNDECODABLE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UndecodableImageError(reason) from error
+
+
+def crop(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
+    """Resize the shorter side and cut out the centre.
+
+    Args:
+        image: an RGB image.
+
+    Returns:
+        uint8 [crop, crop, 3].
+    """
+    framing = Framing.of(*image.size, preprocess)
+    if framing.resized[0] * framing.resized[1] > _LARGEST_RESIZED:
+        return _resize_crop_only(image, preprocess)
+    right, bottom = framing.left + framing.crop, framing.top + framing.crop
+    resized = image.resize(framing.resized, _RESAMPLING[preprocess.interpolation])
+    return np.asarray(resized.crop((framing.left, framing.top, right, bottom)))
+
+
+def _resize_crop_only(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
+    """Do `crop`, but compute no pixel outside the crop."""
+    framing = Framing.of(*image.size, preprocess)
+    size = (framing.crop, framing.crop)
+    return np.asarray(image.resize(size, _RESAMPLING[preprocess.interpolation], box=framing.view_box))
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Return width and height in pixels of an image that `decode` takes, from its header."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.size
+
+
+def decode_and_crop(data: bytes | None, preprocess: Preprocess, decoder: str = "reference") -> np.ndarray:
+    """Do `decode`, then `crop`: uint8 [crop, crop, 3].
+
+    Args:
+        decoder: `reference`, or `fast`: JPEGs are decoded by libjpeg-turbo without Pillow between, and only the
+            crop's pixels are resized. What it does not take, or finds fault with, goes the reference's way.
+
+    Raises:
+        UndecodableImageError: as `decode`.
+    """
+    pixels = _decode_plain_jpeg(data) if decoder == "fast" else None
+    if pixels is not None:
+        return _resize_crop_only(Image.fromarray(pixels), preprocess)
+    return crop(decode(data), preprocess)
+
+
+def size_of_plain_jpeg(data: bytes | None) -> tuple[int, int] | None:
+    """Return width and height in pixels of an ordinary JPEG, from its header; None of anything else."""
+    if not data or not data.startswith(_JPEG):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (width, height) if colours in _PLAIN_COLOURS and height * width <= Image.MAX_IMAGE_PIXELS else None
+
+
+def _decode_plain_jpeg(data: bytes | None) -> np.ndarray | None:
+    """Decode an ordinary JPEG: uint8 [height, width, 3]; None if it is anything else, or not whole."""
+    if size_of_plain_jpeg(data) is None:
+        return None
+    try:
+        return simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError:
+        return None

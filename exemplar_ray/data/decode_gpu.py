@@ -1,0 +1,83 @@
+"""JPEGs decoded, resized and cropped on a GPU, for scans that the CPUs cannot feed.
+
+nvJPEG decodes, through torchvision; its pixels may differ from the reference's by more than a level, so this is
+for screening only. What is no ordinary JPEG goes the reference's way on the CPU, so that the same images are skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from exemplar_ray.data import decode as images
+from exemplar_ray.data.decode import UndecodableImageError
+from exemplar_ray.data.framing import Framing
+from exemplar_ray.data.preprocess import Preprocess
+
+_END_OF_JPEG = b"\xff\xd9"
+# Larger ones would not fit many at a time.
+_LARGEST_PIXELS = 1 << 25
+
+
+def decode_and_crop(
+    data: Sequence[bytes | None], preprocess: Preprocess, device: torch.device
+) -> list[Tensor | UndecodableImageError]:
+    """Do what `images.decode_and_crop` does, for several images on a device.
+
+    Args:
+        device: a GPU; on the CPU torchvision's own decoder does nvJPEG's part.
+
+    Returns:
+        For each image uint8 [crop, crop, 3] on the device, or the reference's reason why there is none.
+    """
+    ordinary = [i for i, one in enumerate(data) if _is_ordinary(one, preprocess)]
+    pixels = dict(zip(ordinary, _decode([data[i] for i in ordinary], device), strict=True))
+    found: list[Tensor | UndecodableImageError] = []
+    for i, one in enumerate(data):
+        decoded = pixels.get(i)
+        if decoded is not None:
+            found.append(_crop(decoded, preprocess))
+            continue
+        try:
+            found.append(torch.from_numpy(np.array(images.decode_and_crop(one, preprocess))).to(device))
+        except UndecodableImageError as error:
+            found.append(error)
+    return found
+
+
+def _is_ordinary(data: bytes | None, preprocess: Preprocess) -> bool:
+    """Whether these bytes are a JPEG that goes to the GPU: of plain colours, with an end, neither huge nor a strip
+    that resizing would make huge."""
+    size = images.size_of_plain_jpeg(data)
+    if size is None or not data.endswith(_END_OF_JPEG):
+        return False
+    resized = Framing.of(*size, preprocess).resized
+    return max(size[0] * size[1], resized[0] * resized[1]) <= _LARGEST_PIXELS
+
+
+def _decode(data: Sequence[bytes], device: torch.device) -> list[Tensor | None]:
+    """Decode JPEGs: uint8 [3, height, width] each, or None for one that the decoder finds fault with."""
+    if not data:
+        return []
+    # torch warns of memory that it must not write to; decoders only read.
+    encoded = [torch.from_numpy(np.frombuffer(bytearray(one), np.uint8)) for one in data]
+    try:
+        return list(decode_jpeg(encoded, ImageReadMode.RGB, device))
+    except RuntimeError:
+        # One faulty image fails the call for all.
+        return [None] if len(data) == 1 else [_decode([one], device)[0] for one in data]
+
+
+def _crop(pixels: Tensor, preprocess: Preprocess) -> Tensor:
+    """Resize the shorter side and cut out the centre, as `images.crop` does up to a level of 255."""
+    framing = Framing.of(pixels.shape[2], pixels.shape[1], preprocess)
+    width, height = framing.resized
+    resized = nn.functional.interpolate(
+        pixels[None].float(), (height, width), mode=preprocess.interpolation, antialias=True, align_corners=False
+    )
+    cut = resized[0, :, framing.top : framing.top + framing.crop, framing.left : framing.left + framing.crop]
+    return cut.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)

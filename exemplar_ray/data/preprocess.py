@@ -1,0 +1,84 @@
+"""Preprocessing: from a decoded image to the numbers that a network takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from exemplar_ray.errors import UsageError, near_matches
+
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+
+GPU_DECODER = "gpu"
+
+
+DECODERS = ("reference", "fast", GPU_DECODER)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """From a decoded RGB image to the network's input.
+
+    The shorter side is resized to `resize` pixels (Pillow, antialiased), the centre
+    `crop` x `crop` pixels are cut out, values are put on 0..`scale`, then `mean` (RGB) is
+    subtracted and the rest divided by `std` (RGB).
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    resize: int = 256
+    crop: int = 224
+    scale: float = 255.0
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            numbers = isinstance(value, Sequence) and not isinstance(value, str)
+            if not numbers or len(value) != 3 or not all(is_number(v) for v in value):
+                raise UsageError(f"preprocess: {name} is three numbers (red, green, blue), not {value!r}")
+            object.__setattr__(self, name, tuple(float(v) for v in value))
+        if 0.0 in self.std:
+            raise UsageError("preprocess: std must not be 0")
+        for name in ("resize", "crop"):
+            if not is_whole(getattr(self, name)) or getattr(self, name) < 1:
+                raise UsageError(f"preprocess: {name} is a number of pixels, not {getattr(self, name)!r}")
+        if self.crop > self.resize:
+            raise UsageError(f"preprocess: crop ({self.crop}) must not be larger than resize ({self.resize})")
+        if not is_number(self.scale) or self.scale <= 0:
+            raise UsageError(f"preprocess: scale is a number above 0, not {self.scale!r}")
+        object.__setattr__(self, "scale", float(self.scale))
+        if self.interpolation not in INTERPOLATIONS:
+            hint = near_matches(str(self.interpolation), INTERPOLATIONS)
+            raise UsageError(f"preprocess: unknown interpolation '{self.interpolation}'; {hint}")
+
+    @classmethod
+    def of(cls, own: Preprocess | None, overrides: Mapping[str, Any] | None) -> Preprocess:
+        """Lay the user's keys over the model's own preprocessing.
+
+        Raises:
+            UsageError: a key is unknown, a value is impossible, or the model has no
+                preprocessing of its own and the user gave no `mean`.
+        """
+        overrides = dict(overrides or {})
+        known = [f.name for f in fields(cls)]
+        for key in overrides:
+            if key not in known:
+                raise UsageError(f"preprocess: unknown key '{key}'; {near_matches(str(key), known)}")
+        if own is None and "mean" not in overrides:
+            raise UsageError(
+                "this model brings no preprocessing of its own; give it, for example "
+                "--preprocess '{resize: 256, crop: 224, scale: 255, mean: [123, 117, 104], std: [1, 1, 1]}'"
+            )
+        return cls(**({**asdict(own), **overrides} if own else overrides))
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value from a config file is a whole number; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

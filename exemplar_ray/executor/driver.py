@@ -1,0 +1,228 @@
+"""The driver of every job: do the items that have no part, then reduce. Running it again is the rerun."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+
+from exemplar_ray.errors import UsageError
+from exemplar_ray.executor.cluster import Cluster, Outcome
+from exemplar_ray.executor.item_task import ItemTask
+from exemplar_ray.executor.job import Context, Job, Reduced
+from exemplar_ray.executor.progress import ProgressDisplay, say
+from exemplar_ray.runs.manifest import Manifest
+from exemplar_ray.runs.records import CompletionRecord, FailureRecord, State
+from exemplar_ray.runs.run_folder import SUMMARY, RunFolder, TornPartError
+
+_DO_ITEM = "exemplar_ray.executor.item_task:do_item"
+
+
+@dataclass(frozen=True)
+class JobOutcome:
+    """How a job ended."""
+
+    complete: bool
+    items: int
+    items_name: str
+    failed: dict[str, str] = field(default_factory=dict)
+    """{item's name: the reason why it has no part, or could not be reduced}"""
+
+
+def run_job(job: Job, out: str, cluster: Cluster, console: Console) -> JobOutcome:
+    """Run or rerun a job: do the items that have no part, then reduce.
+
+    Where items fail there is no result yet: the parts stay, and running again goes on.
+
+    Args:
+        out: the run folder, local or remote.
+
+    Raises:
+        UsageError: the folder is of another run, or a task says that nothing can be done; nothing was computed.
+    """
+    started = time.monotonic()
+    folder, manifest = RunFolder(out), job.manifest()
+    state = folder.adopt(manifest, job.keep)
+    if not state.unfinished and _is_answered(job, folder, manifest):
+        say(console, f"nothing to do: every {manifest.items[0].kind} is done and the result is written")
+        return _outcome(manifest, True)
+    for line in job.announce(cluster):
+        say(console, line)
+    done = f", {len(state.completed)} already done" if state.completed else ""
+    at_once = f"{cluster.slots} tasks at once, {cluster.demand} each"
+    say(console, f"{len(manifest.items)} {manifest.items_name}{done}; {at_once}")
+    context = Context(cluster, folder, manifest, state.completed, console)
+    mapping_started = time.monotonic()
+    mapped = map_items(job, context, state.unfinished)
+    if mapped.failed:
+        return _outcome(manifest, False, mapped.failed)
+    cost = _cost(mapped.images, time.monotonic() - mapping_started)
+    completed = dict(sorted({**state.completed, **mapped.completed}.items()))
+    return _reduce(job, Context(cluster, folder, manifest, completed, console), started, cost)
+
+
+def reduce_job(job: Job, out: str, cluster: Cluster, console: Console, allow_partial: bool = False) -> JobOutcome:
+    """Reduce what a run folder has, without doing any item.
+
+    Raises:
+        UsageError: nothing of it is done.
+    """
+    started = time.monotonic()
+    folder, manifest = RunFolder(out), job.manifest()
+    state = folder.state(manifest, job.keep)
+    if (unfinished := _unfinished(manifest, state)) and not allow_partial:
+        return _outcome(manifest, False, unfinished)
+    if not state.completed:
+        kind = manifest.items[0].kind
+        raise UsageError(f"no {kind} of '{out}' is scanned yet, so there is nothing to merge; run it first")
+    return _reduce(job, Context(cluster, folder, manifest, state.completed, console), started, {})
+
+
+def _unfinished(manifest: Manifest, state: State) -> dict[str, str]:
+    """Return {item's name: why it has no part}."""
+    return {
+        manifest.items[p].name: state.failed[p].reason if p in state.failed else "not scanned yet"
+        for p in state.unfinished
+    }
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """What came of some items' tasks."""
+
+    completed: dict[int, Any]
+    """{position: what the job keeps of its record}"""
+    failed: dict[str, str]
+    """{item's name: reason}"""
+    images: int
+
+
+def map_items(job: Job, context: Context, positions: Sequence[int], title: str | None = None) -> Mapped:
+    """Do some items of a run whose folder has been adopted; failures are recorded there, and shown.
+
+    Args:
+        positions: which items, by position.
+        title: what to call that on the progress line; the job's verb if None.
+    """
+    manifest, folder = context.manifest, context.folder
+    completed: dict[int, Any] = {}
+    failed: dict[str, str] = {}
+    images = 0
+    notes: set[str] = set()
+    task = ItemTask(job.task, folder.full_uri, manifest.fingerprint)
+    todo = ((position, (position, manifest.items[position])) for position in positions)
+    with ProgressDisplay(context.console, title or job.verb, len(positions), manifest.items_name) as display:
+        for outcome in context.cluster.map(_DO_ITEM, todo, task, job.settings, demand=context.cluster.demand):
+            item = manifest.items[outcome.key]
+            reason = outcome.error or _not_seen(folder, outcome)
+            if reason is not None:
+                failed[item.name] = reason
+                folder.fail(outcome.key, _failure_record(item, reason, outcome))
+                display.failed(item.name, reason)
+                continue
+            record: CompletionRecord = outcome.value
+            completed[outcome.key] = job.keep(record)
+            scored, skipped = record.facts.get("scored", 0), record.facts.get("skipped", 0)
+            images += scored
+            notes.update(job.notes(record))
+            display.finished(item.name, scored, f"{skipped} skipped" if skipped else "")
+    for note in sorted(notes):
+        say(context.console, note)
+    return Mapped(completed, failed, images)
+
+
+def _not_seen(folder: RunFolder, outcome: Outcome[int]) -> str | None:
+    """Return why a part that was stored does not count: it cannot be seen from here."""
+    if folder.has_part(outcome.key):
+        return None
+    return (
+        f"its worker on {outcome.value.host} wrote to a run folder that this machine does not see; "
+        "--out must be a shared file system or an object store"
+    )
+
+
+def _failure_record(item: Any, reason: str, outcome: Outcome[int]) -> FailureRecord:
+    return FailureRecord(
+        item_kind=item.kind,
+        item=item.to_json(),
+        reason=reason,
+        details=outcome.details,
+        log=list(outcome.log),
+        attempts=outcome.attempts,
+        finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+
+
+def _reduce(job: Job, context: Context, started: float, cost: Mapping[str, float]) -> JobOutcome:
+    """Reduce, and write the summary last: with it the run is answered.
+
+    Args:
+        started: `time.monotonic()` when this invocation began.
+        cost: the images that this invocation scanned, and the seconds that took; {} for none.
+    """
+    try:
+        reduced = job.reduce(context)
+    except TornPartError as error:
+        reduced = Reduced(failed=retracted(context, error))
+    if reduced.failed:
+        return _outcome(context.manifest, False, dict(reduced.failed))
+    summary = {
+        "fingerprint": context.manifest.fingerprint,
+        "complete": context.partial is None,
+        "partial": context.partial,
+        "result": job.result,
+        **reduced.summary,
+        "this_invocation": {**cost, "seconds": time.monotonic() - started},
+    }
+    context.folder.write_json(SUMMARY, summary)
+    for line in reduced.lines:
+        say(context.console, line)
+    _report_cost(context, summary)
+    return _outcome(context.manifest, context.partial is None)
+
+
+def retracted(context: Context, error: TornPartError) -> dict[str, str]:
+    """Let an item be done again whose part is not the one that was committed; return {item's name: reason}."""
+    item = context.manifest.items[error.position]
+    try:
+        list(context.folder.read_parts([error.position], context.manifest.fingerprint))
+    except TornPartError:
+        context.folder.retract(error.position)
+        return {item.name: f"{error}; run again to scan this {item.kind} again"}
+    # A whole part must not be lost because a worker is somewhere else.
+    return {
+        item.name: f"{error}, says the worker that merges it, but here it is whole; run again, and if that does not "
+        "help, put the run folder on a shared file system or an object store"
+    }
+
+
+def _cost(images: int, seconds: float) -> dict[str, float]:
+    return {"images_scanned": images, "scan_seconds": seconds, "images_per_second": images / seconds}
+
+
+def _report_cost(context: Context, summary: Mapping[str, Any]) -> None:
+    if summary["partial"]:
+        say(context.console, f"PARTIAL: {summary['partial']}")
+    cost = summary["this_invocation"]
+    rate = ""
+    if cost.get("images_scanned"):
+        rate = f", of which scanning {cost['scan_seconds']:.1f} s: {cost['images_per_second']:.1f} images/s"
+    say(context.console, f"{cost['seconds']:.1f} s{rate}")
+    say(context.console, f"result: {context.folder.uri.rstrip('/')}/{summary['result']}")
+
+
+def _is_answered(job: Job, folder: RunFolder, manifest: Manifest) -> bool:
+    summary = folder.read_json(SUMMARY) or {}
+    return (
+        summary.get("complete") is True
+        and summary.get("fingerprint") == manifest.fingerprint
+        and job.is_answered(summary)
+        and folder.exists(job.result)
+    )
+
+
+def _outcome(manifest: Manifest, complete: bool, failed: dict[str, str] | None = None) -> JobOutcome:
+    return JobOutcome(complete, len(manifest.items), manifest.items_name, failed or {})

@@ -1,0 +1,58 @@
+"""What a worker does for one item of any job: call the job's task, store the part, then its completion record."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from exemplar_ray.executor.malloc import keep_freed_memory
+from exemplar_ray.runs.manifest import Item
+from exemplar_ray.runs.records import CompletionRecord
+from exemplar_ray.runs.run_folder import RunFolder
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ItemTask:
+    """Where the parts of a run go, and what makes them."""
+
+    function: str
+    """The job's task, see `job.Job`."""
+    run_folder: str
+    """A URI that means the same in every process."""
+    fingerprint: str
+
+
+def do_item(task: ItemTask, settings: Any, given: tuple[int, Item]) -> CompletionRecord:
+    """Do one item and return its completion record, as stored.
+
+    Args:
+        settings: the job's, see `job.Job.settings`.
+        given: the item's position, and the item.
+    """
+    started = time.perf_counter()
+    position, item = given
+    folder = RunFolder(task.run_folder)
+    # The attempt before this one may have been lost after it had stored everything; so may another driver's.
+    if (record := folder.committed(position, item, task.fingerprint)) is not None:
+        _log.info("%s %s is done already", item.kind, item.name)
+        return record
+    keep_freed_memory()
+    module, _, name = task.function.partition(":")
+    made = getattr(importlib.import_module(module), name)(settings, given)
+    record = CompletionRecord(
+        fingerprint=task.fingerprint,
+        item_kind=item.kind,
+        item=item.to_json(),
+        facts=dict(made.facts),
+        seconds=round(time.perf_counter() - started, 3),
+        host=socket.gethostname(),
+        finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+    _log.info("%s %s done in %.1f s", item.kind, item.name, record.seconds)
+    return folder.commit(position, made.files, record)

@@ -1,0 +1,127 @@
+"""What a job says of itself; the driver does the rest.
+
+    items --task--> parts --reduce--> result
+
+A job is a subclass of `Job` and a function for its task. It gets rerun, refusal, status, progress, retries and
+failed items from `driver.run_job`, for nothing.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from exemplar_ray.runs.manifest import Item, Manifest
+from exemplar_ray.runs.records import CompletionRecord
+from exemplar_ray.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from exemplar_ray.executor.cluster import Cluster
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a task makes of one item. Everything is a function of the job's settings and the item alone."""
+
+    files: Mapping[str, bytes]
+    """The part: {how the file's name ends, such as `parquet`: its content}."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """For the completion record: plain JSON values. `scored` is how many images it took, for the progress line."""
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What a reduce comes to: `failed` is {item's name: reason} where it could not be done."""
+
+    failed: Mapping[str, str] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """For `summary.json`: plain JSON values."""
+    lines: Sequence[str] = ()
+    """For people, when the run is over."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a reduce works with."""
+
+    cluster: Cluster
+    folder: RunFolder
+    manifest: Manifest
+    completed: Mapping[int, Any]
+    """What is done: {position: what the job keeps of its record}, ascending."""
+    console: Console
+
+    @property
+    def partial(self) -> str | None:
+        """None, or what the result leaves out: `7 of 8 shards`."""
+        done, items = len(self.completed), len(self.manifest.items)
+        return None if done == items else f"{done} of {items} {self.manifest.items_name}"
+
+    def parts(self) -> Iterator[tuple[int, dict[str, bytes]]]:
+        """Read the parts in order: (position, {how the file's name ends: its content}).
+
+        Raises:
+            TornPartError: a part is not the one that was committed.
+        """
+        return self.folder.read_parts(list(self.completed), self.manifest.fingerprint)
+
+
+class Job(ABC):
+    """One run of a job.
+
+    Attributes:
+        name: what the kind of job is called: `exemplars`.
+        task: `module:function`, called in a worker as `function(settings, (position, item))`; returns a `Made`. It
+            raises ShardError where the item is at fault and trying again would not help.
+        result: the file that the reduce writes last; with it the run is answered.
+        verb: what its tasks do, for the progress line.
+    """
+
+    name: str
+    task: str
+    result: str
+    verb: str = "map"
+    keep: Callable[[CompletionRecord], Any] = staticmethod(lambda record: record)
+    """What the driver keeps of a completion record, of which there may be very many."""
+
+    @property
+    @abstractmethod
+    def items(self) -> Sequence[Item]:
+        """What there is a task and a part for, in an order that stays."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the result, plain JSON values under the user's key names."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> Any:
+        """What every task is handed: small, and pickles. What is not in the identity must not change the result."""
+
+    @abstractmethod
+    def reduce(self, context: Context) -> Reduced:
+        """Fold the parts, and write the result. The order of parts must not matter, but for the last bits of sums."""
+
+    def details(self) -> dict[str, Any]:
+        """Return what else `run.json` keeps: plain JSON values."""
+        return {}
+
+    def manifest(self) -> Manifest:
+        """Return what the run folder is for."""
+        return Manifest(self.name, self.identity(), self.items, self.details())
+
+    def is_answered(self, summary: Mapping[str, Any]) -> bool:
+        """Whether a complete result, of this identity, is what was asked for."""
+        return True
+
+    def notes(self, record: CompletionRecord) -> Sequence[str]:
+        """Return what an item's record says that is worth saying once a run."""
+        return ()
+
+    def announce(self, cluster: Cluster) -> Sequence[str]:
+        """Return what to say before the tasks begin, in lines."""
+        return ()

@@ -1,0 +1,170 @@
+"""What a run would take, before it is started: a few images are scanned as the run would, the rest is arithmetic."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from exemplar_ray.data.shards import Shard, discover, inspect
+from exemplar_ray.errors import UsageError
+from exemplar_ray.executor.cluster import Cluster
+from exemplar_ray.executor.resources import Resources
+from exemplar_ray.exemplars.job import resolve_spec
+from exemplar_ray.exemplars.scan_job import TASKS, scan_settings
+from exemplar_ray.exemplars.settings import Probed
+from exemplar_ray.exemplars.spec import ExemplarsSpec, RunSpec
+
+PROBED_IMAGES = 200
+
+# Tasks that share memory and caches slow each other down, so that many are probed at the same time.
+_MOST_PROBES = 16
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What was measured, and what follows from it for any number of tasks at once."""
+
+    spec: ExemplarsSpec
+    shards: int
+    unreadable: int
+    images: int
+    at_once: int
+    """Tasks that this cluster runs at the same time."""
+    device: str
+    on_gpu: bool
+    batch_size: int
+    per_second: list[float]
+    """Images/s of each task that was tried; all were at the same time."""
+    tried: int
+    """Images a task."""
+    loading_seconds: float
+    decoding_seconds: float
+    """Of one image, by all CPUs of a task."""
+
+    def rate(self, tasks: int) -> float:
+        """Return images/s of so many tasks at once, if nothing that they share slows them down."""
+        return statistics.mean(self.per_second) * tasks
+
+    def seconds(self, tasks: int) -> float:
+        """Return how long the scan takes so many tasks. A task is a shard: in the last round not all have one."""
+        rounds = -(-self.shards // tasks)
+        return self.loading_seconds + rounds * (self.images / self.shards) / self.rate(1)
+
+    @property
+    def limit(self) -> str:
+        """Return what an image waits for longest. On a GPU decoding goes on beside the network, on a CPU in turns."""
+        share = self.decoding_seconds * self.rate(1)
+        return "decoding" if share > (0.8 if self.on_gpu else 0.5) else "the network"
+
+
+def measure(spec: RunSpec, data: Sequence[str], resources: Resources) -> Forecast:
+    """Scan a few images as a run would.
+
+    Raises:
+        UsageError: the run cannot be done, or its data cannot be read.
+    """
+    shards, _ = inspect(discover(data))
+    readable = [shard for shard in shards if shard.rows]
+    if not readable:
+        raise UsageError("no shard can be read as parquet, or all are empty")
+    with Cluster(resources) as cluster:
+        resolved = resolve_spec(cluster, spec)
+        at_once = max(min(cluster.slots, len(shards)), 1)
+        shards_tried = readable[: min(at_once, _MOST_PROBES)]
+        probed = _probe(cluster, resolved, readable, shards_tried)
+        return Forecast(
+            spec=resolved,
+            shards=len(shards),
+            unreadable=len(shards) - len(readable),
+            images=sum(shard.rows for shard in readable),
+            at_once=at_once,
+            device=str(cluster.demand),
+            on_gpu=cluster.demand.gpus > 0,
+            batch_size=cluster.batch_size,
+            per_second=[one.images / one.seconds for one in probed],
+            tried=probed[0].images,
+            loading_seconds=max(one.loading_seconds for one in probed),
+            decoding_seconds=statistics.mean(one.decoding_seconds for one in probed) / cluster.demand.cpus,
+        )
+
+
+def _probe(cluster: Cluster, spec: ExemplarsSpec, shards: Sequence[Shard], tried: Sequence[Shard]) -> list[Probed]:
+    """Scan the first rows of some shards, all at the same time if that can be.
+
+    Args:
+        shards: the whole data set.
+
+    Raises:
+        UsageError: a probe fails.
+    """
+    settings = replace(scan_settings(spec, shards, cluster, PROBED_IMAGES), most_rows=PROBED_IMAGES)
+    outcomes = list(cluster.map(f"{TASKS}:probe", enumerate(tried), settings, demand=cluster.demand))
+    for outcome in outcomes:
+        if outcome.error:
+            raise UsageError(f"the probe of {tried[outcome.key].name} failed: {outcome.error}")
+    return [outcome.value for outcome in outcomes]
+
+
+def forecast(
+    spec: RunSpec,
+    data: Sequence[str],
+    resources: Resources,
+    price: float | None = None,
+    tasks: Sequence[int] = (),
+) -> list[str]:
+    """Say in lines of text what a run would do, how long that takes and what it costs.
+
+    Args:
+        price: of one hour of all machines together, in any currency.
+        tasks: how many tasks at once to tell of, beside as many as there would be.
+
+    Raises:
+        UsageError: the run cannot be done, or its data cannot be read.
+    """
+    found = measure(spec, data, resources)
+    each, resolved = found.per_second, found.spec
+    screening = f", {resolved.precision}, decoding {resolved.decode}" if resolved.screened else ""
+    untrained = "" if resolved.network.trained else " — UNTRAINED"
+    lines = [
+        f"{resolved.network.model_title}, {resolved.network.weights_title}{untrained}; "
+        f"{sum(len(layer.channels) for layer in resolved.layers)} channels{screening}",
+        f"{found.shards} shards, {found.images:,} images; {found.at_once} tasks at once, {found.device} and batches "
+        f"of {found.batch_size} each",
+        f"a task: {found.rate(1):.1f} images/s ({min(each):.1f}-{max(each):.1f} in {len(each)} tasks at the "
+        f"same time, {found.tried} images each), after {found.loading_seconds:.0f} s to get ready",
+        f"an image takes it {1000 / found.rate(1):.1f} ms; decoding alone, {1000 * found.decoding_seconds:.1f} ms: "
+        f"{found.limit} limits it",
+        f"all together: {found.rate(found.at_once):.1f} images/s, so the scan takes about "
+        f"{_duration(found.seconds(found.at_once))}{_cost(found, found.at_once, price)}",
+    ]
+    for count in tasks:
+        lines.append(
+            f"{count} tasks: {found.rate(count):.1f} images/s, about {_duration(found.seconds(count))}"
+            f"{_cost(found, count, price)}"
+        )
+    if tasks:
+        lines.append("if the storage keeps up, which has to deliver that many images, and no task waits for another's")
+    lines.append("not in it: gathering the exemplars' images, whose number does not depend on the data set's")
+    if found.unreadable:
+        lines.append(f"{found.unreadable} shards cannot be read, or are empty: they are not counted")
+    return lines
+
+
+def _cost(found: Forecast, tasks: int, price: float | None) -> str:
+    """Write what so many tasks cost, at a price for as many as there are."""
+    if price is None:
+        return ""
+    cost = price * tasks / found.at_once * found.seconds(tasks) / 3600
+    return f"; at {price:g} an hour for {found.at_once} tasks: {cost:.2f}"
+
+
+def _duration(seconds: float) -> str:
+    """Write seconds as people say it.
+
+    >>> _duration(42), _duration(600), _duration(9000)
+    ('42 s', '10 minutes', '2.5 hours')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,182 @@
+"""Gather: the candidates of one shard -> their images and their exact activations.
+
+Every number of the result is recomputed here from the image that the row names, and held
+against what the scan said of it. Knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from exemplar_ray.data.batches import decode_ahead
+from exemplar_ray.data.decode import UndecodableImageError, size_of
+from exemplar_ray.data.shards import ImageRow, Shard, ShardReader
+from exemplar_ray.errors import ShardError
+from exemplar_ray.exemplars.gathered import IMAGES_SCHEMA, MAPS_SCHEMA, GatheredShard
+from exemplar_ray.exemplars.near_duplicates import perceptual_hash
+from exemplar_ray.exemplars.spec import ExemplarsSpec
+from exemplar_ray.exemplars.topk import NEAR_ZERO, Scores
+from exemplar_ray.network.trunk import Trunk
+
+# The reference computation: one image at a time, one thread, on the CPU. Convolutions round
+# differently with other shapes and thread counts; fixing them makes the result the same on
+# a laptop and on a cluster, whatever the scan ran on. Batches would gain a twentieth.
+REFERENCE_THREADS = 1
+
+_IMAGES_AHEAD = 16
+
+# How far scan and gather may disagree: rounding, as a share of the activation itself and of
+# the largest one in the shard (a small activation is what is left of large ones that cancel).
+# A row that named another image would be far beyond both.
+_TOLERANCE = 1e-3
+_TOLERANCE_OF_LARGEST = 1e-5
+# Half precision is off by up to a 256th at every step on the way.
+_TOLERANCE_OF_SCREENING = 0.25
+_TOLERANCE_OF_LARGEST_OF_SCREENING = 0.1
+
+
+def gather_shard(trunk: Trunk, spec: ExemplarsSpec, shard: Shard, candidates: Scores) -> GatheredShard:
+    """Fetch the candidates' images and recompute their activations.
+
+    Args:
+        trunk: on the CPU, for the run's layers and statistics.
+        candidates: scores of this shard, as the scan computed them.
+
+    Raises:
+        ShardError: an image is gone, cannot be decoded any more, or gives another activation
+            than the scan recorded: the shard is not the one that was scanned.
+    """
+    rows = np.unique(candidates.row)
+    rescoring = _Rescoring(trunk, spec, candidates)
+    table: dict[str, list] = {name: [] for name in IMAGES_SCHEMA.names}
+
+    def keep_bytes(images: Iterable[ImageRow]) -> Iterator[ImageRow]:
+        for image in images:
+            for name in ("row", "label", "path"):
+                table[name].append(getattr(image, name))
+            table["bytes"].append(image.data)
+            yield image
+
+    with ShardReader(shard) as reader:
+        images = keep_bytes(reader.select(rows))
+        for image, pixels in decode_ahead(images, spec.network.preprocess, 1, _IMAGES_AHEAD):
+            if isinstance(pixels, UndecodableImageError):
+                raise ShardError(f"{shard.name} changed: row {image.row} was scanned and is now broken: {pixels}")
+            table["hash"].append(perceptual_hash(pixels))
+            rescoring.add(image.row, pixels)
+    if table["row"] != rows.tolist():
+        raise ShardError(f"{shard.name} changed: {len(rows) - len(table['row'])} scanned rows are gone")
+    table["width"], table["height"] = zip(*map(size_of, table["bytes"]), strict=True)
+    exact = rescoring.exact()
+    refuse_mix_up(shard, spec, candidates, exact, rescoring.largest)
+    return GatheredShard(pa.table(table, schema=IMAGES_SCHEMA), exact, rescoring.maps.table())
+
+
+class _Rescoring:
+    """Recomputes candidates, an image at a time.
+
+    `largest` is float32 [2, readouts]: the largest activation of each readout in any channel on these images, and the
+    largest before its ReLU, of images for which that was asked.
+    """
+
+    def __init__(self, trunk: Trunk, spec: ExemplarsSpec, candidates: Scores) -> None:
+        self._trunk = trunk
+        self._readouts = spec.readouts
+        self._candidates = candidates
+        self._activation = candidates.activation.copy()
+        self._by_row = np.argsort(candidates.row, kind="stable")
+        self._sorted_rows = candidates.row[self._by_row]
+        self.largest = np.zeros((2, len(self._readouts)), np.float32)
+        self.maps = _Maps(spec, candidates)
+
+    def add(self, row: int, pixels: np.ndarray) -> None:
+        """Recompute all candidates of one image.
+
+        Args:
+            pixels: uint8 [crop, crop, 3].
+        """
+        start, end = np.searchsorted(self._sorted_rows, [row, row + 1])
+        of_image = self._by_row[start:end]
+        near_zero = self._candidates.ranking[of_image] == NEAR_ZERO
+        pooled, outputs = self._trunk.with_maps(torch.tensor(pixels[None]), pre_relu=bool(near_zero.any()))
+        wanted = (pooled.activations, of_image[~near_zero]), (pooled.pre_relu, of_image[near_zero])
+        for is_pre_relu, (of_readouts, which) in enumerate(wanted):
+            for number, (layer, statistic) in enumerate(self._readouts if of_readouts else ()):
+                values = of_readouts[layer.name, statistic].numpy()[0]
+                here = which[self._candidates.readout[which] == number]
+                channels = np.searchsorted(layer.channels, self._candidates.channel[here])
+                self._activation[here] = values[channels]
+                largest = np.abs(np.nan_to_num(values, posinf=0, neginf=0)).max()
+                self.largest[is_pre_relu, number] = max(self.largest[is_pre_relu, number], largest)
+                if layer.map_size and not is_pre_relu:
+                    self.maps.keep(here, outputs[layer.name].numpy()[0, channels])
+
+    def exact(self) -> Scores:
+        """Return the candidates in the order given, recomputed."""
+        # + 0 turns -0 into +0: one activation, one way to write it.
+        return self._candidates._replace(activation=self._activation + np.float32(0))
+
+
+class _Maps:
+    """Peaks and maps of candidates, in the candidates' order."""
+
+    def __init__(self, spec: ExemplarsSpec, candidates: Scores) -> None:
+        sizes = [layer.map_size or (0, 0) for layer, _ in spec.readouts]
+        units = np.array([height * width for height, width in sizes], np.int64)[candidates.readout]
+        # Before a ReLU only the number is asked for.
+        units[candidates.ranking == NEAR_ZERO] = 0
+        self._offsets = np.concatenate([[0], np.cumsum(units)]).astype(np.int32)
+        self._maps = np.zeros(self._offsets[-1], np.float16)
+        self._peaks = np.zeros((2, len(units)), np.int32)
+        self._no_map = units == 0
+
+    def keep(self, which: np.ndarray, maps: np.ndarray) -> None:
+        """Take the maps, float32 [n, height, width], of some candidates of one layer."""
+        flat = maps.reshape(len(maps), math.prod(maps.shape[1:]))
+        # The first of equals, NaN aside; a map of a ranked activation has none.
+        self._peaks[:, which] = np.unravel_index(flat.argmax(axis=1), maps.shape[1:])
+        self._maps[self._offsets[which][:, None] + np.arange(flat.shape[1])] = flat
+
+    def table(self) -> pa.Table:
+        """Return `MAPS_SCHEMA`."""
+        no_map = pa.array(self._no_map)
+        columns = [pa.array(peaks, mask=self._no_map) for peaks in self._peaks]
+        columns.append(pa.ListArray.from_arrays(pa.array(self._offsets), pa.array(self._maps), mask=no_map))
+        return pa.table(columns, schema=MAPS_SCHEMA)
+
+
+def refuse_mix_up(shard: Shard, spec: ExemplarsSpec, scanned: Scores, exact: Scores, largest: np.ndarray) -> None:
+    """Compare the scan's activations with the recomputed ones.
+
+    What screening saw at 0, or below it before a ReLU, tells no image from another.
+
+    Args:
+        largest: float32 [2, readouts]: see `_Rescoring`.
+
+    Raises:
+        ShardError: they are further apart than rounding, or screening, explains.
+    """
+    near_zero = exact.ranking == NEAR_ZERO
+    share, share_of_largest = _TOLERANCE, _TOLERANCE_OF_LARGEST
+    if spec.screened:
+        share, share_of_largest = _TOLERANCE_OF_SCREENING, _TOLERANCE_OF_LARGEST_OF_SCREENING
+    of_largest = share_of_largest * largest[near_zero.astype(np.int64), exact.readout]
+    allowed = share * np.abs(exact.activation) + of_largest
+    # not (a <= b) rather than a > b: NaN must count as a mix-up.
+    wrong = ~(np.abs(scanned.activation - exact.activation) <= allowed)
+    if spec.screened:
+        wrong &= (scanned.activation != 0) & ~near_zero
+    wrong = np.flatnonzero(wrong)
+    if len(wrong):
+        i = wrong[0]
+        layer, statistic = spec.readouts[exact.readout[i]].key
+        raise ShardError(
+            f"{shard.name} changed: row {exact.row[i]} gives {exact.activation[i]:.6g} for the {statistic} of "
+            f"{layer} channel {exact.channel[i]}, the scan recorded {scanned.activation[i]:.6g} "
+            f"({len(wrong)} such rows); scan it again after removing its part from the run folder"
+        )

@@ -1,0 +1,149 @@
+"""The job from end to end: list the shards, resolve the spec, and let the driver do the rest."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib import metadata
+from typing import Any
+
+from rich.console import Console
+
+from exemplar_ray._version import __version__
+from exemplar_ray.data.labels import ClassLabels, read_class_labels
+from exemplar_ray.data.preprocess import GPU_DECODER
+from exemplar_ray.data.shards import discover, inspect
+from exemplar_ray.errors import UsageError
+from exemplar_ray.executor.cluster import Cluster
+from exemplar_ray.executor.driver import JobOutcome, reduce_job, run_job
+from exemplar_ray.executor.job import Context, Reduced
+from exemplar_ray.executor.resources import Resources
+from exemplar_ray.exemplars.answer import answer
+from exemplar_ray.exemplars.plan import Plan
+from exemplar_ray.exemplars.rescan import rescan_exactly
+from exemplar_ray.exemplars.scan_job import TASKS, ScanJob
+from exemplar_ray.exemplars.spec import ExemplarsSpec, RunOptions, RunSpec
+from exemplar_ray.exemplars.summary import labels_digest
+from exemplar_ray.runs.manifest import RUN
+from exemplar_ray.runs.run_folder import RunFolder
+from exemplar_ray.storage.hub import resolve_revisions
+from exemplar_ray.storage.hub_uri import refuse_writing
+
+_VERSIONED_PACKAGES = ("ray", "torch", "torchvision", "torch-lucent", "pyarrow", "numpy", "pillow")
+
+
+class ExemplarsJob(ScanJob):
+    """Scans shards, and answers from the parts."""
+
+    def __init__(self, plan: Plan, cluster: Cluster, max_skipped: int = 0, settle: bool = True) -> None:
+        super().__init__(plan, cluster, max_skipped)
+        self._settle = settle
+
+    def reduce(self, context: Context) -> Reduced:
+        """Merge the parts, gather the candidates, write exemplars and tables."""
+        return answer(self.plan, context, partial(rescan_exactly, self.plan) if self._settle else None)
+
+    def is_answered(self, summary: Mapping[str, Any]) -> bool:
+        """Whether a complete result has these class names, and no doubt that this run would settle."""
+        in_doubt = self.plan.spec.screened and summary.get("unsettled") and summary.get("settled_anew") is None
+        return summary.get("class_labels_sha256") == labels_digest(self.plan.class_labels) and not (
+            self._settle and in_doubt
+        )
+
+
+def run(
+    spec: RunSpec,
+    data: Sequence[str],
+    out: str,
+    resources: Resources,
+    console: Console,
+    options: RunOptions | None = None,
+) -> JobOutcome:
+    """Run or rerun the job: scan the shards that have no part, then merge and gather.
+
+    Where shards fail there is no answer yet: the parts stay, and running again goes on.
+
+    Args:
+        spec: what to compute.
+        data: parquet shards: files, folders or globs, see `shards.discover`.
+        out: the run folder, local or remote.
+        resources: where and how fast to compute.
+        console: where progress is shown.
+        options: what else the run is told.
+
+    Raises:
+        UsageError: something that was asked for cannot be done; nothing was computed.
+    """
+    options = options or RunOptions()
+    table = read_class_labels(options.class_labels) if options.class_labels else {}
+    refuse_writing(out)
+    # A branch may have moved since the run began; the run has not.
+    revisions = resolve_revisions(data, (RunFolder(out).read_json(RUN) or {}).get("revisions", {}))
+    shards, names = inspect(discover(data, revisions))
+    with Cluster(resources, options.log_level) as cluster:
+        plan = Plan(resolve_spec(cluster, spec), shards, ClassLabels(names, table), _versions(), revisions)
+        job = ExemplarsJob(plan, cluster, options.max_skipped, options.settle)
+        return run_job(job, out, cluster, console)
+
+
+def merge(
+    out: str,
+    resources: Resources,
+    console: Console,
+    allow_partial: bool = False,
+    options: RunOptions | None = None,
+) -> JobOutcome:
+    """Merge and gather what a run folder has, without scanning.
+
+    Args:
+        out: the run folder, local or remote.
+        resources: where and how fast to compute.
+        console: where progress is shown.
+        allow_partial: even if shards are missing; the result says so.
+        options: what else the run is told; of these, `settle` and `log_level` matter.
+
+    Raises:
+        UsageError: there is no run, or nothing of it is scanned.
+    """
+    options = options or RunOptions()
+    refuse_writing(out)
+    plan = Plan.read(RunFolder(out))
+    with Cluster(resources, options.log_level) as cluster:
+        job = ExemplarsJob(plan, cluster, settle=options.settle)
+        return reduce_job(job, out, cluster, console, allow_partial)
+
+
+def resolve_spec(cluster: Cluster, spec: RunSpec) -> ExemplarsSpec:
+    """Build and look at the model in a task, where torch and the weights are.
+
+    Files of a model and of weights are looked for from the driver's working folder, or, in a job that brings its
+    working folder along, from each worker's copy of it.
+
+    Raises:
+        UsageError: see `resolve.resolve`; or the GPU is to decode, and there is none; or the workers that
+            built the model were lost, all of them.
+    """
+    if spec.decode == GPU_DECODER and not cluster.demand.gpus:
+        raise UsageError("decode gpu needs a GPU a task, and this run has none; give --gpus-per-task, or --decode fast")
+    if not cluster.brings_working_folder:
+        spec = spec.with_whole_paths()
+    # The other workers get ready meanwhile.
+    cluster.prepare(TASKS)
+    [outcome] = cluster.map(f"{TASKS}:resolve", [("model", spec)])
+    if outcome.lost:
+        raise UsageError(f"the model cannot be built: {outcome.error}")
+    if outcome.error:
+        raise RuntimeError(f"the model cannot be built: {outcome.error}\n{outcome.details}")
+    return outcome.value
+
+
+def _versions() -> dict[str, str]:
+    """Return the driver's versions; the lock file keeps the workers' equal."""
+    versions = {"exemplar_ray": __version__, "python": platform.python_version()}
+    for package in _VERSIONED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,251 @@
+"""A part: what the scan of one shard leaves behind, and the bytes it is stored as.
+
+A part holds numbers only: the shard's best candidates of every wanted channel, and tallies of
+all its images. It is kept apart from `scan` so that the merge can read parts without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from exemplar_ray.exemplars.samples import SampledImages
+from exemplar_ray.exemplars.spec import ExemplarsSpec, Readout
+from exemplar_ray.exemplars.tallies import TALLIES, Tally
+from exemplar_ray.exemplars.topk import BOTTOM, NEAR_ZERO, OF_CLASS, TOP, Scores
+from exemplar_ray.runs.run_folder import RunFolder
+
+# A scan keeps this many times K more candidates where near-duplicates may be skipped, at least so many.
+_DISTINCT_DEPTH = 5
+_LEAST_DISTINCT_DEPTH = 50
+
+# How the names of a part's files end, after the shard's number and a dot.
+CANDIDATES = "parquet"
+SAMPLED = "sampled.parquet"
+
+# How the file names rankings. `NEAR_ZERO` has no name of its own there: it is the top of a statistic whose name
+# ends so.
+_STORED_RANKINGS = {"top": TOP, "bottom": BOTTOM, "class": OF_CLASS}
+_STORED_NEAR_ZERO = " before its ReLU"
+
+SCHEMA = pa.schema(
+    [
+        ("layer", pa.string()),
+        ("statistic", pa.string()),
+        ("contest", pa.string()),
+        ("label", pa.int64()),
+        ("channel", pa.int32()),
+        ("activation", pa.float32()),
+        ("row", pa.int64()),
+    ]
+)
+
+
+def candidates_kept(spec: ExemplarsSpec) -> dict[int, int]:
+    """Return how many candidates a channel the scan of a shard keeps, by ranking.
+
+    More than K, so that images which the scan's rounding put in the wrong order still come out right.
+    """
+    kept = {TOP: spec.top_k + spec.margin}
+    if spec.distinct:
+        kept[TOP] = spec.top_k + max(spec.margin, _DISTINCT_DEPTH * spec.top_k, _LEAST_DISTINCT_DEPTH)
+    if spec.wants_bottom:
+        kept[BOTTOM] = spec.top_k + spec.margin
+    if spec.class_top_k:
+        kept[OF_CLASS] = spec.class_top_k
+    if spec.screened:
+        # An image that the scan saw leave a channel at 0 may excite it all the same, if it comes near: before the
+        # ReLU images are told apart that are ties at 0 after it.
+        kept[NEAR_ZERO] = kept[TOP]
+    return kept
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is known of some images: one shard's scan, or what several of them merge to."""
+
+    scores: Scores
+    """The best candidates of each readout: of a shard, at most `candidates_kept` of each ranking."""
+    tallies: dict[str, list[Tally]]
+    """name -> one tally for each of the run's readouts."""
+    sampled: SampledImages
+    """Images to draw from; none where the run draws no sample."""
+
+    @classmethod
+    def empty(cls, spec: ExemplarsSpec) -> Part:
+        """Return the part of no images."""
+        counts = _channel_counts(spec)
+        tallies = {name: [tally.empty(n) for n in counts] for name, tally in TALLIES.items()}
+        return cls(Scores.empty(), tallies, SampledImages.empty(counts))
+
+
+def _channel_counts(spec: ExemplarsSpec) -> list[int]:
+    return [len(layer.channels) for layer, _ in spec.readouts]
+
+
+def read_parts(
+    folder: RunFolder, positions: Sequence[int], fingerprint: str, spec: ExemplarsSpec
+) -> Iterator[tuple[int, Part]]:
+    """Read committed parts from a run folder, in order, by position.
+
+    Raises:
+        TornPartError: a file is gone, or is not the one that was committed.
+    """
+    for position, files in folder.read_parts(positions, fingerprint):
+        yield position, from_files(files, position, spec)
+
+
+def to_files(part: Part, spec: ExemplarsSpec) -> dict[str, bytes]:
+    """Serialise a part as parquet files; equal parts give equal bytes.
+
+    Returns:
+        {how the file's name ends: its content}: the candidates and a file a tally, each with
+        the layer, statistic and channel of every row; and the sampled images, where samples are drawn.
+    """
+    files = {CANDIDATES: _to_parquet(_candidates_table(part.scores, spec.readouts))}
+    for name, tallies in part.tallies.items():
+        tables = [
+            _with_channel_names(tally.to_table(), readout)
+            for tally, readout in zip(tallies, spec.readouts, strict=True)
+        ]
+        files[f"{name}.parquet"] = _to_parquet(pa.concat_tables(tables))
+    if spec.drawn_samples:
+        files[SAMPLED] = _to_parquet(_sampled_table(part.sampled, spec.readouts))
+    return files
+
+
+def from_files(files: Mapping[str, bytes], shard: int, spec: ExemplarsSpec) -> Part:
+    """Read a part back.
+
+    Args:
+        files: what `to_files` returned.
+        shard: the shard's position in the sorted shard list.
+
+    Raises:
+        ValueError: the files are not a part of such a run.
+    """
+    scores = _scores(_from_parquet(files[CANDIDATES]), shard, spec.readouts)
+    counts = _channel_counts(spec)
+    tallies: dict[str, list[Tally]] = {}
+    for name, tally in TALLIES.items():
+        table = _from_parquet(files[f"{name}.parquet"]).drop_columns(["layer", "statistic", "channel"])
+        tallies[name], start = [], 0
+        for count in counts:
+            tallies[name].append(tally.from_table(table.slice(start, count)))
+            start += count
+    sampled = SampledImages.empty(counts)
+    if spec.drawn_samples:
+        sampled = _sampled(_from_parquet(files[SAMPLED]), shard, counts)
+    return Part(scores, tallies, sampled)
+
+
+def channel_names(readout: Readout) -> dict[str, pa.Array]:
+    """Return the columns that name every wanted channel of a readout, for tables with a row a channel."""
+    layer, statistic = readout
+    count = len(layer.channels)
+    return {
+        "layer": pa.array([layer.name] * count, pa.string()),
+        "statistic": pa.array([statistic] * count, pa.string()),
+        "channel": pa.array(layer.channels, pa.int32()),
+    }
+
+
+def _with_channel_names(table: pa.Table, readout: Readout) -> pa.Table:
+    return pa.table({**channel_names(readout), **{name: table[name] for name in table.column_names}})
+
+
+def _to_parquet(table: pa.Table) -> bytes:
+    # Long lists of measurements compress better where the first bytes of all numbers stand together, then the
+    # second bytes, and so on.
+    measured = (pa.list_(pa.float32()), pa.list_(pa.int16()))
+    split = [f"{field.name}.list.element" for field in table.schema if field.type in measured]
+    others = [f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in table.schema]
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        use_dictionary=[column for column in others if column not in split],
+        column_encoding=dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
+    )
+    return sink.getvalue().to_pybytes()
+
+
+def _from_parquet(content: bytes) -> pa.Table:
+    # Small files, one after another: a data set's scanner and threads take longer than they save.
+    return pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+
+
+def _stored_names(readouts: Sequence[Readout]) -> list[tuple[str, str]]:
+    """Return what the file calls the readouts, then what it calls them in `NEAR_ZERO`."""
+    keys = [readout.key for readout in readouts]
+    return keys + [(layer, statistic + _STORED_NEAR_ZERO) for layer, statistic in keys]
+
+
+def _candidates_table(scores: Scores, readouts: Sequence[Readout]) -> pa.Table:
+    layers, statistics = zip(*_stored_names(readouts), strict=True)
+    near_zero = scores.ranking == NEAR_ZERO
+    which = pa.array(scores.readout + np.where(near_zero, len(readouts), 0).astype(np.int32))
+    rankings = pa.array(list(_STORED_RANKINGS)).take(pa.array(np.where(near_zero, TOP, scores.ranking)))
+    columns = [pa.array(layers).take(which), pa.array(statistics).take(which), rankings]
+    return pa.table([*columns, scores.label, scores.channel, scores.activation, scores.row], schema=SCHEMA)
+
+
+def _scores(table: pa.Table, shard: int, readouts: Sequence[Readout]) -> Scores:
+    if table.schema.remove_metadata() != SCHEMA:
+        raise ValueError(f"not a part: its columns are {', '.join(table.schema.names)}")
+    encoded = [table[name].combine_chunks().dictionary_encode() for name in ("layer", "statistic", "contest")]
+    layers, statistics, rankings = (column.dictionary.to_pylist() for column in encoded)
+    layer, statistic, ranking = (column.indices.to_numpy() for column in encoded)
+    by_name = {name: number for number, name in enumerate(_stored_names(readouts))}
+    numbers = [[by_name.get((one, other), -1) for other in statistics] for one in layers]
+    which = np.array(numbers, np.int32).reshape(len(layers), len(statistics))[layer, statistic]
+    if (which < 0).any():
+        i = int(np.argmax(which < 0))
+        raise ValueError(f"a part of another run: it has {layers[layer[i]]}, {statistics[statistic[i]]}")
+    near_zero = which >= len(readouts)
+    stored = np.array([_STORED_RANKINGS[name] for name in rankings], np.int8)[ranking]
+    return Scores(
+        readout=np.where(near_zero, which - len(readouts), which).astype(np.int32),
+        ranking=np.where(near_zero, NEAR_ZERO, stored).astype(np.int8),
+        label=table["label"].to_numpy(),
+        channel=table["channel"].to_numpy(),
+        activation=table["activation"].to_numpy(),
+        shard=np.full(len(table), shard, dtype=np.int32),
+        row=table["row"].to_numpy(),
+    )
+
+
+def _sampled_table(sampled: SampledImages, readouts: Sequence[Readout]) -> pa.Table:
+    """Return a row a readout and image, its activations as one list."""
+    images = len(sampled.row)
+    layers, statistics = zip(*(readout.key for readout in readouts), strict=True)
+    of_readout = np.repeat(np.arange(len(readouts)), images)
+    lengths = np.repeat([values.shape[1] for values in sampled.activations], images)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    activations = np.concatenate([values.reshape(-1) for values in sampled.activations])
+    return pa.table(
+        {
+            "layer": pa.array(layers).take(pa.array(of_readout)),
+            "statistic": pa.array(statistics).take(pa.array(of_readout)),
+            "row": np.tile(sampled.row, len(readouts)),
+            "priority": np.tile(sampled.priority, len(readouts)),
+            "activations": pa.ListArray.from_arrays(offsets, pa.array(activations)),
+        }
+    )
+
+
+def _sampled(table: pa.Table, shard: int, counts: Sequence[int]) -> SampledImages:
+    images = len(table) // len(counts)
+    flat = table["activations"].combine_chunks().flatten().to_numpy()
+    ends = np.cumsum([images * count for count in counts])[:-1]
+    return SampledImages(
+        shard=np.full(images, shard, np.int32),
+        row=table["row"].to_numpy()[:images],
+        priority=table["priority"].to_numpy()[:images],
+        activations=[v.reshape(images, n) for v, n in zip(np.split(flat, ends), counts, strict=True)],
+    )

@@ -1,0 +1,125 @@
+"""The plan of a run: everything that its `run.json` holds, and what its folder holds beside parts and records.
+
+RUN/parts/000003.parquet          one shard's part: its candidates
+RUN/parts/000003.moments.parquet  and its tallies, a file each
+RUN/parts/000003.sampled.parquet  and images to draw samples from, if there are samples to draw
+RUN/exemplars.parquet             the answer
+RUN/channels.parquet              the distribution of every channel
+RUN/histograms.parquet            and its histogram
+RUN/classes.parquet               how much each class excites it
+RUN/class_exemplars.parquet       the strongest images of each class, if asked for
+RUN/images.parquet                the images of all samples but the top, if there are any
+RUN/settling-*/                   a run inside the run: exact scans of channels that screening left in doubt
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
+
+from exemplar_ray.data.labels import ClassLabels
+from exemplar_ray.data.shards import Shard
+from exemplar_ray.exemplars.spec import FORMAT_VERSION, ExemplarsSpec
+from exemplar_ray.runs.identity import fingerprint
+from exemplar_ray.runs.manifest import Manifest, refuse_other_format
+from exemplar_ray.runs.records import CompletionRecord
+from exemplar_ray.runs.run_folder import RunFolder
+
+JOB = "exemplars"
+
+EXEMPLARS = "exemplars.parquet"
+CHANNELS = "channels.parquet"
+HISTOGRAMS = "histograms.parquet"
+CLASSES = "classes.parquet"
+CLASS_EXEMPLARS = "class_exemplars.parquet"
+IMAGES = "images.parquet"
+RESCAN = "settling"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run folder is for."""
+
+    spec: ExemplarsSpec
+    shards: list[Shard]
+    class_labels: ClassLabels
+    versions: dict[str, str]
+    revisions: dict[str, str] = field(default_factory=dict)
+    """The commits at which repositories on the Hub are read, as `hub.resolve_revisions` returns them."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the result, under the user's key names. Shards count by name:
+        what is in them is held against each completion record instead, so that a broken
+        shard can be repaired."""
+        return {**self.spec.identity(), "data": [shard.name for shard in self.shards]}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the identity."""
+        return fingerprint(self.identity())
+
+    def details(self) -> dict[str, Any]:
+        """Return what `run.json` keeps beside identity and shards: plain JSON values."""
+        return {
+            "spec": self.spec.to_json(),
+            "versions": self.versions,
+            "class_labels": self.class_labels.to_json(),
+            "revisions": self.revisions,
+        }
+
+    def manifest(self) -> Manifest:
+        """Return what the run folder is for."""
+        return Manifest(JOB, self.identity(), self.shards, self.details())
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Plan:
+        """Read back what its manifest wrote."""
+        return cls(
+            spec=ExemplarsSpec.from_json(values["spec"]),
+            shards=[Shard(**shard) for shard in values["shards"]],
+            class_labels=ClassLabels.from_json(values["class_labels"]),
+            versions=values["versions"],
+            revisions=values.get("revisions", {}),
+        )
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> Plan:
+        """Read a run folder's plan.
+
+        Raises:
+            UsageError: there is none, or it was written by another version.
+        """
+        values = folder.read_run()
+        refuse_other_format(values, FORMAT_VERSION, folder.uri)
+        return cls.from_json(values)
+
+
+class ScannedShard(NamedTuple):
+    """What the driver keeps of a shard's completion record: a run may have very many shards."""
+
+    rows: int
+    scored: int
+    skipped: int
+    seconds: float
+    host: str
+    device: str
+    skipped_images: tuple[dict[str, Any], ...]
+    not_finite: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def of(cls, record: CompletionRecord) -> Self:
+        """Take from a record what is kept of it."""
+        facts = record.facts
+        return cls(
+            rows=facts["rows"],
+            scored=facts["scored"],
+            skipped=facts["skipped"],
+            seconds=record.seconds,
+            # There are few hosts and devices.
+            host=sys.intern(record.host),
+            device=sys.intern(facts["device"]),
+            skipped_images=tuple(facts["skipped_images"]),
+            not_finite=tuple(facts["not_finite"]),
+        )

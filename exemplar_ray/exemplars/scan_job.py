@@ -1,0 +1,101 @@
+"""The map of the job: shards, each of them scanned. What `executor.driver` needs to know of that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from exemplar_ray.data.shards import Shard
+from exemplar_ray.executor.cluster import Cluster
+from exemplar_ray.executor.job import Context, Job, Reduced
+from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, Plan, ScannedShard
+from exemplar_ray.exemplars.samples import sample_rate
+from exemplar_ray.exemplars.settings import ScanSettings
+from exemplar_ray.exemplars.spec import ExemplarsSpec
+from exemplar_ray.runs.records import CompletionRecord
+
+TASKS = "exemplar_ray.exemplars.tasks"
+
+
+def scan_settings(spec: ExemplarsSpec, shards: Sequence[Shard], cluster: Cluster, max_skipped: int) -> ScanSettings:
+    """Return how the scan tasks of a data set work on a cluster.
+
+    Args:
+        shards: the whole data set.
+        max_skipped: undecodable images that a shard may have before it fails.
+    """
+    rows = sum(shard.rows or 0 for shard in shards)
+    return ScanSettings(
+        spec=spec,
+        batch_size=cluster.batch_size,
+        threads=cluster.demand.cpus,
+        use_gpu=cluster.demand.gpus > 0,
+        compile=cluster.resources.compile_for(rows),
+        max_skipped=max_skipped,
+        sample_rate=sample_rate(rows, spec.top_k),
+    )
+
+
+class ScanJob(Job):
+    """Scans shards; what comes of the parts is another's affair.
+
+    Args:
+        plan: what the run folder is for.
+        cluster: where it is scanned.
+        max_skipped: undecodable images that a shard may have before it fails.
+    """
+
+    name = JOB
+    task = f"{TASKS}:scan"
+    result = EXEMPLARS
+    verb = "scan"
+    keep = staticmethod(ScannedShard.of)
+
+    def __init__(self, plan: Plan, cluster: Cluster, max_skipped: int = 0) -> None:
+        self.plan = plan
+        self._settings = scan_settings(plan.spec, plan.shards, cluster, max_skipped)
+
+    @property
+    def items(self) -> Sequence[Shard]:
+        """Return the shards."""
+        return self.plan.shards
+
+    @property
+    def settings(self) -> ScanSettings:
+        """Return how the tasks work."""
+        return self._settings
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the result."""
+        return self.plan.identity()
+
+    def details(self) -> dict[str, Any]:
+        """Return the rest of the plan."""
+        return self.plan.details()
+
+    def reduce(self, context: Context) -> Reduced:
+        """Leave the parts as they are."""
+        return Reduced()
+
+    def notes(self, record: CompletionRecord) -> Sequence[str]:
+        """Say why a network that should have been compiled was not."""
+        reason = record.facts.get("not_compiled")
+        return [f"the network was not compiled, which takes longer: {reason}"] if reason else []
+
+    def announce(self, cluster: Cluster) -> Sequence[str]:
+        """Say what is computed."""
+        return announcement(self.plan)
+
+
+def announcement(plan: Plan) -> list[str]:
+    """Say in lines what a plan computes."""
+    spec, network = plan.spec, plan.spec.network
+    lines = [f"{network.model_title}, {network.weights_title}{'' if network.trained else ' — UNTRAINED'}"]
+    if spec.screened:
+        lines.append(f"screening: {spec.precision}, decoding {spec.decode}; exemplars are recomputed exactly")
+    for layer in spec.layers:
+        size = f", maps {layer.map_size[0]}x{layer.map_size[1]}" if layer.map_size else ""
+        chosen = f"{len(layer.channels)} of " if len(layer.channels) < layer.channel_count else ""
+        lines.append(f"layer {layer.name}: {chosen}{layer.channel_count} channels{size}")
+    lines += [f"{repository} is read at commit {commit}" for repository, commit in plan.revisions.items()]
+    return lines

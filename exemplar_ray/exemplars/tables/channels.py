@@ -1,0 +1,123 @@
+"""What is known of each channel over all images: distribution, classes, percentiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from exemplar_ray.exemplars.parts import Part, channel_names
+from exemplar_ray.exemplars.plan import Plan
+from exemplar_ray.exemplars.rerank.selected import Certainty, Tail, TailKey
+from exemplar_ray.exemplars.spec import ExemplarsSpec
+from exemplar_ray.exemplars.tallies.histogram import edges_of
+from exemplar_ray.exemplars.topk import BOTTOM, OF_CLASS, TOP, Scores, rank
+
+
+def channels_table(plan: Plan, merged: Part, certainty: Sequence[Certainty]) -> pa.Table:
+    """Return a row a channel, sorted by layer, statistic, channel: the columns of all tallies, and of `certainty`.
+
+    Args:
+        certainty: see `selected.Selected`.
+    """
+    tables = []
+    for number, readout in enumerate(plan.spec.readouts):
+        columns = channel_names(readout)
+        for tallies in merged.tallies.values():
+            columns.update({name: pa.array(values) for name, values in tallies[number].columns().items()})
+        columns.update({name: pa.array(values) for name, values in certainty[number].columns().items()})
+        tables.append(pa.table(columns))
+    return pa.concat_tables(tables)
+
+
+def classes_table(plan: Plan, merged: Part) -> pa.Table:
+    """Return a row a channel and class, sorted by layer, statistic, channel, label; none without labels."""
+    tables = []
+    for readout, tally in zip(plan.spec.readouts, merged.tallies["classes"], strict=True):
+        classes, channels = tally.images.shape
+        of_channel = np.repeat(np.arange(channels), classes)
+        class_names = [plan.class_labels.class_name(int(label)) for label in tally.labels]
+        columns = {
+            **{name: values.take(of_channel) for name, values in channel_names(readout).items()},
+            "label": np.tile(tally.labels, channels),
+            "class_name": pa.array(class_names * channels, pa.string()),
+            "images": tally.images.T.reshape(-1),
+            "mean": tally.mean.T.reshape(-1),
+            "max": tally.maximum.T.reshape(-1),
+        }
+        tables.append(pa.table(columns))
+    return pa.concat_tables(tables)
+
+
+def histograms_table(plan: Plan, merged: Part) -> pa.Table:
+    """Return a row a channel, sorted by layer, statistic, channel: `low`, `high` and `images` are lists, an entry a
+    bin with images in it, ascending."""
+    tables = []
+    for readout, tally in zip(plan.spec.readouts, merged.tallies["histogram"], strict=True):
+        table = tally.to_table()
+        bins, images = (table[name].combine_chunks() for name in ("bins", "counts"))
+        edges = dict(zip(("low", "high"), edges_of(bins.flatten().to_numpy()), strict=True))
+        lists = {name: pa.ListArray.from_arrays(bins.offsets, pa.array(values)) for name, values in edges.items()}
+        tables.append(pa.table({**channel_names(readout), **lists, "images": images}))
+    return pa.concat_tables(tables)
+
+
+def class_exemplars_table(plan: Plan, merged: Part) -> pa.Table:
+    """Return the strongest images of each class, sorted by layer, statistic, channel, label, rank."""
+    best = merged.scores.take(merged.scores.ranking == OF_CLASS)
+    order, ranks = rank(best)
+    best = best.take(order)
+    layers, statistics = zip(*(readout.key for readout in plan.spec.readouts), strict=True)
+    readout, shard = pa.array(best.readout), pa.array(best.shard)
+    labels, which = np.unique(best.label, return_inverse=True)
+    class_names = pa.array([plan.class_labels.class_name(int(label)) for label in labels], pa.string())
+    return pa.table(
+        {
+            "layer": pa.array(layers, pa.string()).take(readout),
+            "statistic": pa.array(statistics, pa.string()).take(readout),
+            "channel": best.channel,
+            "label": best.label,
+            "class_name": class_names.take(pa.array(which.reshape(-1))),
+            "rank": ranks,
+            "activation": best.activation,
+            "shard": pa.array([shard.name for shard in plan.shards], pa.string()).take(shard),
+            "row": best.row,
+        }
+    )
+
+
+def percentiles(spec: ExemplarsSpec, merged: Part, tails: Mapping[TailKey, Tail], exemplars: Scores) -> np.ndarray:
+    """Return the share of scored images, 0..100, whose activation is below an exemplar's.
+
+    Exact for an exemplar among its channel's known strongest or weakest: all images beyond it are then known.
+    For others it comes from the histogram, in whose bins images are taken to be evenly spread: off by at most
+    the share of the images in one bin, and exact again for a dead channel, whose exemplars are at 0.
+
+    Args:
+        tails: what is known of every channel's strongest and weakest.
+        exemplars: of whom to tell.
+
+    Returns:
+        float64 [exemplars].
+    """
+    below = np.empty(len(exemplars.row))
+    images = np.empty(len(exemplars.row), np.int64)
+    for number, (layer, _) in enumerate(spec.readouts):
+        of_readout = np.flatnonzero(exemplars.readout == number)
+        channels = np.searchsorted(layer.channels, exemplars.channel[of_readout])
+        images[of_readout] = merged.tallies["moments"][number].images[channels]
+        histogram = merged.tallies["histogram"][number]
+        below[of_readout] = histogram.count_below(channels, exemplars.activation[of_readout])
+    unknown = Tail(np.empty(0, np.float32), np.inf)
+    for i, (readout, channel, activation) in enumerate(
+        zip(exemplars.readout.tolist(), exemplars.channel.tolist(), exemplars.activation.tolist(), strict=True)
+    ):
+        strongest, weakest = (tails.get(TailKey(readout, ranking, channel), unknown) for ranking in (TOP, BOTTOM))
+        if activation > strongest.complete_above:
+            not_below = len(strongest.strengths) - np.searchsorted(strongest.strengths, activation, side="left")
+            below[i] = images[i] - not_below
+        # Ties of the last of the weakest may be missing there: they are not below it.
+        elif -activation >= weakest.complete_above:
+            below[i] = len(weakest.strengths) - np.searchsorted(weakest.strengths, -activation, side="right")
+    return 100.0 * below / images

@@ -1,0 +1,113 @@
+"""What a worker does for the exemplars job: scan a shard, probe one, gather candidates, resolve a spec.
+
+Named by the driver as `module:function`; see `executor.cluster`. The network is kept between tasks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+
+import torch
+
+from exemplar_ray.data.decode import UndecodableImageError, decode_and_crop
+from exemplar_ray.data.shards import Shard, ShardReader
+from exemplar_ray.executor.job import Made
+from exemplar_ray.executor.malloc import keep_freed_memory
+from exemplar_ray.exemplars import parts
+from exemplar_ray.exemplars.gather import REFERENCE_THREADS, gather_shard
+from exemplar_ray.exemplars.gathered import GatheredShard
+from exemplar_ray.exemplars.resolve import resolve
+from exemplar_ray.exemplars.scan import scan_shard
+from exemplar_ray.exemplars.settings import Probed, ScanSettings
+from exemplar_ray.exemplars.spec import ExemplarsSpec
+from exemplar_ray.exemplars.topk import Scores
+from exemplar_ray.network.compiled_trunk import CompiledForm, CompiledTrunk
+from exemplar_ray.network.loading import LoadedTrunk, counts, device, scanning_trunk, trunk_of
+
+__all__ = ["gather", "probe", "resolve", "scan"]
+
+# Broken EXIF, palettes with transparency, large images: images like any other, no news.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+_DECODED_TO_MEASURE = 50
+
+_log = logging.getLogger(__name__)
+
+
+def scan(settings: ScanSettings, given: tuple[int, Shard]) -> Made:
+    """Scan one shard: its part, and what the completion record says of it.
+
+    Args:
+        given: the shard's position in the sorted shard list, and the shard.
+
+    Raises:
+        ShardError: see `scan.scan_shard`.
+        UsageError: see `loading.scanning_trunk`.
+    """
+    position, shard = given
+    loaded = _prepare(settings)
+    _log.info("scanning %s", shard.name)
+    scanned = scan_shard(loaded.trunk, settings, shard, position)
+    facts = {
+        "rows": scanned.rows,
+        "scored": scanned.scored,
+        "skipped": len(scanned.skipped_images),
+        "skipped_images": scanned.skipped_images,
+        "not_finite": scanned.not_finite,
+        "device": str(loaded.trunk.device),
+        "compiled": isinstance(loaded.trunk, CompiledTrunk),
+        **({"not_compiled": loaded.not_compiled} if loaded.not_compiled else {}),
+        # What this worker process has done so far.
+        "worker": {"process": os.getpid(), **counts},
+    }
+    return Made(parts.to_files(scanned.part, settings.spec), facts)
+
+
+def _prepare(settings: ScanSettings) -> LoadedTrunk:
+    """Get this process ready to scan."""
+    torch.set_num_threads(settings.threads)
+    form = CompiledForm(settings.spec.scan_trunk, settings.batch_size, settings.threads)
+    return scanning_trunk(form, device(settings.use_gpu), settings.compile)
+
+
+def probe(settings: ScanSettings, shard: Shard) -> Probed:
+    """Scan a shard's first `most_rows` rows, keep nothing, and return what it took."""
+    keep_freed_memory()
+    started = time.perf_counter()
+    loaded = _prepare(settings)
+    # The first batch prepares what the others find ready.
+    scan_shard(loaded.trunk, replace(settings, most_rows=1), shard, 0)
+    loading = time.perf_counter() - started
+    started = time.perf_counter()
+    images = scan_shard(loaded.trunk, settings, shard, 0).rows
+    seconds = time.perf_counter() - started
+    return Probed(images, seconds, loading, _decoding_seconds(settings.spec, shard))
+
+
+def _decoding_seconds(spec: ExemplarsSpec, shard: Shard) -> float:
+    """Return how long reading, decoding and cropping one image takes a CPU."""
+    with ShardReader(shard) as reader:
+        started = time.perf_counter()
+        images = list(islice(reader.images(), _DECODED_TO_MEASURE))
+        for image in images:
+            with suppress(UndecodableImageError):
+                decode_and_crop(image.data, spec.network.preprocess, spec.decode)
+        return (time.perf_counter() - started) / len(images)
+
+
+def gather(spec: ExemplarsSpec, given: tuple[Shard, Scores]) -> GatheredShard:
+    """Return the images, exact scores and maps of one shard's candidates.
+
+    Raises:
+        ShardError: see `gather.gather_shard`.
+    """
+    shard, candidates = given
+    keep_freed_memory()
+    torch.set_num_threads(REFERENCE_THREADS)
+    return gather_shard(trunk_of(spec.reference_trunk, "cpu"), spec, shard, candidates)

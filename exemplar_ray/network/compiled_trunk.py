@@ -1,0 +1,182 @@
+"""The trunk as machine code: compiled once a machine, loaded in milliseconds by all who come after.
+
+The network's own forward pass, with its hooks, is traced into one graph of what the wanted activations
+need; torch's compiler makes a library of it, which is kept in a cache folder under a name that says everything
+it depends on. The library runs without the network being built.
+
+torch's public way (`torch._inductor.aoti_compile_and_package`) packs the library into an archive. Every process that
+loads it imports the compiler (1.3 to 2.5 s) and unpacks 6 MB into the machine's temporary folder, which Ray's
+workers, ended without a goodbye, leave there. The library itself loads in 0.01 s and leaves nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from exemplar_ray._version import __version__
+from exemplar_ray.network.spec import TrunkSpec
+from exemplar_ray.network.trunk import OfReadouts, Pooled, Trunk, reference_precision
+
+# How far compiled and plain activations may differ, as a share of the largest one.
+_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05, "float16": 0.01}
+
+# The modules beside this one whose code decides what goes into the library.
+_TRACED = ("compiled_trunk", "hooks", "models", "pre_relu", "response_norm", "statistics", "trunk")
+
+
+class CannotCompileError(Exception):
+    """This network cannot be compiled on this machine; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class CompiledForm:
+    """What a library is made for."""
+
+    trunk: TrunkSpec
+    batch_size: int
+    threads: int
+    """How many it computes with."""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """Return the shape of its input, uint8."""
+        crop = self.trunk.network.preprocess.crop
+        return self.batch_size, crop, crop, 3
+
+
+class CompiledTrunk:
+    """What `trunk.Trunk` computes, for one batch size on the CPU.
+
+    Args:
+        library: the compiled library's path.
+        spec: what it computes.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, library: Path, spec: TrunkSpec) -> None:
+        # What torch._inductor's loader comes to; importing that takes as long as importing torch.
+        self._library = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
+        self._readouts = spec.readouts
+
+    def __call__(self, crops: Tensor) -> Pooled:
+        """Score one batch: see `Trunk.__call__`."""
+        with torch.inference_mode():
+            outputs = self._library.run([crops])
+        count = len(self._readouts)
+        of_readouts = (dict(zip(self._readouts, outputs[i : i + count], strict=False)) for i in (0, count))
+        return Pooled(*of_readouts)
+
+
+def compiled_trunk(form: CompiledForm, build: Callable[[], Trunk]) -> tuple[CompiledTrunk, bool]:
+    """Load the compiled trunk from this machine's cache; make it first if it is not there.
+
+    Workers that come while it is being made wait for it.
+
+    Args:
+        build: makes the trunk to compile; not called where the cache has it.
+
+    Returns:
+        The trunk, and whether it was compiled now.
+
+    Raises:
+        CannotCompileError: the network cannot be traced, there is no C++ compiler, or the result is not the network's.
+    """
+    library = cache_folder() / f"{_key(form)}.so"
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{library}.lock"):
+            new = not library.exists()
+            if new:
+                _compile(build(), form, library)
+        return CompiledTrunk(library, form.trunk), new
+    except OSError as error:
+        raise CannotCompileError(f"{library.parent}: {error}") from error
+
+
+def cache_folder() -> Path:
+    """Return where compiled trunks are kept: `EXEMPLAR_RAY_CACHE`, or `exemplar_ray` in the user's cache folder."""
+    own = os.environ.get("EXEMPLAR_RAY_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "exemplar_ray"
+
+
+def _key(form: CompiledForm) -> str:
+    """Name a library by all that it depends on: what it computes, with what, for which processor."""
+    spec = form.trunk
+    what = {**spec.network.identity(), "statistic": spec.statistics, "precision": spec.precision}
+    what["pre_relu"] = spec.pre_relu
+    own = Path(__file__).parent
+    code = [hashlib.sha256((own / f"{name}.py").read_bytes()).hexdigest() for name in _TRACED]
+    versions = [__version__, torch.__version__, code]
+    everything = json.dumps([what, form.batch_size, form.threads, versions, _processor()], sort_keys=True)
+    return hashlib.sha256(everything.encode()).hexdigest()[:32]
+
+
+def _processor() -> str:
+    """Return what decides which instructions a library may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.platform() + platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+
+
+def _compile(trunk: Trunk, form: CompiledForm, library: Path) -> None:
+    """Make the library of a trunk, and hold it against the trunk on other images.
+
+    Raises:
+        CannotCompileError: that cannot be done, or the library computes something else.
+    """
+    random = torch.Generator().manual_seed(0)
+    examples = [torch.randint(0, 256, form.input_shape, dtype=torch.uint8, generator=random) for _ in range(2)]
+    try:
+        # In a folder of its own, as the compiler leaves its sources beside the library; it goes with them.
+        with tempfile.TemporaryDirectory(prefix=".", dir=library.parent) as folder:
+            made = os.path.join(folder, library.name)
+            _make_library(trunk, form.trunk, examples[0], made)
+            # The second example shows a graph that holds only for the images that it was traced with.
+            found, plain = CompiledTrunk(Path(made), form.trunk)(examples[1]), trunk(examples[1])
+            _refuse_another_network(found.activations, plain.activations, form.trunk.precision)
+            _refuse_another_network(found.pre_relu, plain.pre_relu, form.trunk.precision)
+            os.replace(made, library)
+    except CannotCompileError:
+        raise
+    except Exception as error:  # the compiler raises whatever a foreign network or a missing tool makes it raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise CannotCompileError(f"{type(error).__name__}: {reason}") from error
+
+
+def _make_library(trunk: Trunk, spec: TrunkSpec, example: Tensor, path: str) -> None:
+    def activations(crops: Tensor) -> tuple[Tensor, ...]:
+        result = trunk(crops)
+        of_readouts = [result.activations, result.pre_relu] if spec.pre_relu else [result.activations]
+        return tuple(values[readout] for values in of_readouts for readout in spec.readouts)
+
+    with torch.no_grad(), reference_precision():
+        graph = make_fx(activations)(example)
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        exported = torch.export.export(graph, (example,))
+        torch._inductor.aot_compile(exported.module(), (example,), options={"aot_inductor.output_path": path})
+
+
+def _refuse_another_network(found: OfReadouts, plain: OfReadouts, precision: str) -> None:
+    for (layer, statistic), values in plain.items():
+        compiled = found[layer, statistic]
+        # What was before a ReLU is not there in a layer that ends in none.
+        if values.isnan().all() and compiled.isnan().all():
+            continue
+        if not (compiled - values).abs().max() <= _TOLERANCE[precision] * values.abs().max():
+            raise CannotCompileError(f"the compiled {statistic} of {layer} is not the network's")

@@ -1,0 +1,61 @@
+"""Hooks on a network's layers, in its own forward pass. Gradients flow through them if they are on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
+
+from torch import Tensor, nn
+
+from exemplar_ray.network.pre_relu import ReluInputs, split_name
+
+SeenLayer = Callable[[str, Any, Any], bool]
+"""Called with a layer's name, its output, and what that was before its ReLU; true ends the forward pass."""
+
+
+class _EverythingSeenError(Exception):
+    """Raised inside a forward pass to end it: nothing that follows is wanted."""
+
+
+def forward(module: nn.Module, x: Tensor) -> None:
+    """Run a forward pass, to its end or until a hook has seen all that is wanted.
+
+    Args:
+        x: the network's input, float [images, 3, height, width].
+    """
+    with suppress(_EverythingSeenError):
+        module(x)
+
+
+@contextmanager
+def hooked(module: nn.Module, names: Sequence[str], seen: SeenLayer, with_pre_relu: bool = False) -> Iterator[None]:
+    """While inside, call `seen` for each named layer whenever it has run. The hooks go when the block ends.
+
+    Args:
+        names: modules' names, as `module.named_modules()` spells them, or with `_pre_relu` behind.
+        with_pre_relu: find out what each output was before its ReLU; `seen` gets None where it has none. Without
+            this `seen` always gets None.
+    """
+    modules = [name for name, _ in module.named_modules()]
+    wanted = {name: split_name(name, modules) for name in names}
+    needs_inputs = with_pre_relu or any(pre_relu for _, pre_relu in wanted.values())
+    with ReluInputs() if needs_inputs else nullcontext() as relu_inputs:
+
+        def hook(name: str, pre_relu: bool) -> Callable[..., None]:
+            def forward_hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+                input_ = relu_inputs.before(output) if pre_relu or with_pre_relu else None
+                if seen(name, input_, None) if pre_relu else seen(name, output, input_):
+                    raise _EverythingSeenError
+
+            return forward_hook
+
+        handles = [
+            module.get_submodule(submodule).register_forward_hook(hook(name, pre_relu))
+            for name, (submodule, pre_relu) in wanted.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()

@@ -1,0 +1,99 @@
+"""The trunk in a worker process: loaded once, and kept from one task to the next."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from exemplar_ray.errors import UsageError
+from exemplar_ray.network.compiled_trunk import CannotCompileError, CompiledForm, CompiledTrunk, compiled_trunk
+from exemplar_ray.network.models import load_network
+from exemplar_ray.network.spec import TrunkSpec
+from exemplar_ray.network.trunk import Trunk
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedTrunk:
+    """A trunk to scan with, and why it is not compiled, if it should have been."""
+
+    trunk: Trunk | CompiledTrunk
+    not_compiled: str | None = None
+
+
+counts = {"trunks_loaded": 0, "trunks_compiled": 0}
+"""What this process has done so far: a network is loaded once, however many shards it scans."""
+
+
+def device(use_gpu: bool) -> str:
+    """Return what torch calls the device that a task was given.
+
+    Raises:
+        UsageError: it was given a GPU, and torch sees none.
+    """
+    if use_gpu and not torch.cuda.is_available():
+        raise UsageError(
+            f"the task was given a GPU on {socket.gethostname()}, but torch {torch.__version__} sees none there; "
+            "check the driver, or run with --gpus-per-task 0"
+        )
+    return "cuda" if use_gpu else "cpu"
+
+
+@lru_cache(maxsize=2)
+def scanning_trunk(form: CompiledForm, device: str, compile_it: str) -> LoadedTrunk:
+    """Return the trunk to scan with: compiled where that can be had and is wanted.
+
+    Args:
+        device: `cpu`, or `cuda`, for which nothing is compiled.
+        compile_it: `always` (or fail), `never`, or `auto`: if that can be done.
+
+    Raises:
+        UsageError: the weights here are not the spec's, or it cannot be compiled as it must be.
+    """
+    counts["trunks_loaded"] += 1
+    if compile_it == "never" or device != "cpu":
+        return LoadedTrunk(trunk_of(form.trunk, device))
+    try:
+        trunk, new = compiled_trunk(form, lambda: trunk_of(form.trunk, device))
+    except CannotCompileError as error:
+        if compile_it == "always":
+            raise UsageError(
+                f"'{form.trunk.network.model}' cannot be compiled on {socket.gethostname()} ({error}); "
+                "run with --compile never"
+            ) from error
+        _log.warning("the network was not compiled: %s", error)
+        return LoadedTrunk(trunk_of(form.trunk, device), str(error))
+    counts["trunks_compiled"] += new
+    return LoadedTrunk(trunk)
+
+
+@lru_cache(maxsize=2)
+def trunk_of(spec: TrunkSpec, device: str) -> Trunk:
+    """Build the network, with the very weights that the spec names.
+
+    Raises:
+        UsageError: the weights here are others.
+    """
+    started = time.perf_counter()
+    network = load_network(spec.network.model, spec.network.weights, check_factory=False)
+    if network.weights_sha256 != spec.network.weights_sha256:
+        raise UsageError(
+            f"the weights of '{spec.network.model}' on {socket.gethostname()} are not the run's: "
+            f"{network.weights_sha256[:12]} there, {spec.network.weights_sha256[:12]} in the run"
+        )
+    _log.info("%s loaded in %.1f s", spec.network.model_title, time.perf_counter() - started)
+    return Trunk(
+        network.module,
+        spec.network.layers,
+        spec.statistics,
+        spec.network.preprocess,
+        torch.device(device),
+        spec.precision,
+        spec.pre_relu,
+    )

@@ -1,0 +1,69 @@
+"""Which network, and what is asked of it: small, hashable, and pickled to every worker. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.network.layers import PRECISIONS, Layer, format_channels
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A network that has been built and looked at: what every job shares."""
+
+    model: str
+    model_title: str
+    model_source_sha256: str | None
+    """Of the user's own file; None for a model from a registry."""
+    weights: str
+    weights_title: str
+    weights_sha256: str
+    trained: bool
+    layers: tuple[Layer, ...]
+    preprocess: Preprocess
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides a network's numbers, under the user's own key names.
+
+        Weights count by their hash, a model's file by its contents: what they are called on
+        this machine does not matter.
+        """
+        return {
+            "model": self.model_source_sha256 or self.model,
+            "weights": self.weights_sha256,
+            "layer": [layer.name for layer in self.layers],
+            "channels": {layer.name: format_channels(layer.channels) for layer in self.layers},
+            "preprocess": asdict(self.preprocess),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; `from_json` reads them back."""
+        values = asdict(self)
+        values["layers"] = [layer.to_json() for layer in self.layers]
+        return json.loads(json.dumps(values))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> NetworkSpec:
+        """Read back what `to_json` wrote."""
+        layers = tuple(Layer.from_json(layer) for layer in values["layers"])
+        return cls(**{**values, "layers": layers, "preprocess": Preprocess(**values["preprocess"])})
+
+
+@dataclass(frozen=True)
+class TrunkSpec:
+    """What a trunk computes of an image."""
+
+    network: NetworkSpec
+    statistics: tuple[str, ...]
+    precision: str = PRECISIONS[0]
+    pre_relu: bool = False
+    """Whether a call also says how near an image comes to exciting a channel that it leaves at 0."""
+
+    @property
+    def readouts(self) -> list[tuple[str, str]]:
+        """Return (layer, statistic) of all that it gives, in the order of results."""
+        return [(layer.name, statistic) for layer in self.network.layers for statistic in self.statistics]

@@ -1,0 +1,151 @@
+"""The trunk: a network up to its deepest wanted layer, and the pooled activations of the wanted channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.network.hooks import forward, hooked
+from exemplar_ray.network.layers import Layer
+from exemplar_ray.network.response_norm import FastResponseNorm
+from exemplar_ray.network.statistics import STATISTICS, pooled
+
+OfReadouts = dict[tuple[str, str], Tensor]
+"""{(layer, statistic): float32 [images, wanted channels]}"""
+
+
+class Pooled(NamedTuple):
+    """What a trunk gives for a batch, on its device. All of it are copies: the network may go on in place."""
+
+    activations: OfReadouts
+    pre_relu: OfReadouts
+    """As many numbers again: how near an image comes to exciting a channel that it leaves at 0. NaN for layers that do
+    not end in a ReLU. Empty where it was not asked for."""
+
+
+class Trunk:
+    """The part of a network that the wanted layers need, and its pooled activations.
+
+    The forward pass is the network's own and ends as soon as every wanted layer has run.
+
+    Args:
+        module: the network; it is moved to the device, and to the precision.
+        layers: which layers and channels are wanted.
+        statistics: names from `STATISTICS`, by which their maps are pooled.
+        preprocess: from crops to the network's input.
+        precision: what it computes in, see `layers.PRECISIONS`; activations are pooled in float32 in any case.
+        pre_relu: a call also says how near an image comes to exciting a channel that it leaves at 0.
+    """
+
+    _memory_format = torch.channels_last
+    _normalise: Callable[[], AbstractContextManager] = FastResponseNorm
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: Sequence[Layer],
+        statistics: Sequence[str],
+        preprocess: Preprocess,
+        device: torch.device,
+        precision: str = "float32",
+        pre_relu: bool = False,
+    ) -> None:
+        self.device = device
+        self._type = getattr(torch, precision)
+        self._module = module.to(device, self._type, memory_format=self._memory_format).eval()
+        self._layers = {layer.name: layer for layer in layers}
+        self._statistics = statistics
+        self._preprocess = preprocess
+        self._pre_relu = pre_relu
+
+    def __call__(self, crops: Tensor) -> Pooled:
+        """Score one batch.
+
+        Args:
+            crops: uint8 [images, crop, crop, 3], as `decode.crop` makes them.
+        """
+        return self._forward(crops, self._pre_relu)
+
+    def with_maps(self, crops: Tensor, pre_relu: bool = False) -> tuple[Pooled, dict[str, Tensor]]:
+        """Score one batch and keep the layers' outputs.
+
+        Returns:
+            What a call returns, by this `pre_relu`, and {layer: the wanted channels of its output}, float32
+            [images, wanted channels, height, width] or, for logits, [images, wanted channels].
+        """
+        outputs: dict[str, Tensor] = {}
+        return self._forward(crops, pre_relu, outputs), outputs
+
+    def _forward(self, crops: Tensor, pre_relu: bool, outputs: dict[str, Tensor] | None = None) -> Pooled:
+        """Run the network until each layer's wanted channels have been pooled, and put into `outputs` if that is given.
+
+        What is put there are copies, too.
+        """
+        result = Pooled({}, {})
+        waiting = set(self._layers)
+
+        def seen(name: str, output: Tensor, before: Tensor | None) -> bool:
+            wanted = self._layers[name]
+            if len(wanted.channels) < wanted.channel_count:
+                index = torch.tensor(wanted.channels, device=output.device)
+                output = output.index_select(1, index)
+                before = None if before is None else before.index_select(1, index)
+            # A channel's sum is then the same, to the last bit, whatever other channels are wanted.
+            output = output.contiguous().float()
+            for statistic in self._statistics:
+                values = pooled(STATISTICS[statistic].pool, output)
+                result.activations[name, statistic] = values
+                if pre_relu:
+                    pool = STATISTICS[statistic].pool_pre_relu
+                    known = before is not None and pool is not None
+                    result.pre_relu[name, statistic] = (
+                        pooled(pool, before.float()) if known else torch.full_like(values, torch.nan)
+                    )
+            if outputs is not None:
+                outputs[name] = output.clone()
+            waiting.remove(name)
+            return not waiting
+
+        hooks = hooked(self._module, list(self._layers), seen, pre_relu)
+        with hooks, torch.inference_mode(), reference_precision(), self._normalise():
+            pixels = to_input(crops.to(self.device), self._preprocess).to(self._type)
+            forward(self._module, pixels.contiguous(memory_format=self._memory_format))
+        return result
+
+
+class PlainTrunk(Trunk):
+    """The same, run just as torch does by default: what the faster form is compared with."""
+
+    _memory_format = torch.contiguous_format
+    _normalise = nullcontext
+
+
+def to_input(crops: Tensor, preprocess: Preprocess) -> Tensor:
+    """Turn uint8 [images, height, width, 3] crops into float32 [images, 3, height, width] input.
+
+    With scale 1 this is torchvision's `ToTensor` and `Normalize`, bit for bit.
+    """
+    x = crops.permute(0, 3, 1, 2).contiguous().float()
+    if preprocess.scale != 255.0:
+        x = x.div(255.0).mul(preprocess.scale)
+    mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (preprocess.mean, preprocess.std))
+    return x.sub(mean).div(std)
+
+
+@contextmanager
+def reference_precision() -> Iterator[None]:
+    """Compute in full float32: TensorFloat-32 off, algorithms not chosen by timing."""
+    cudnn = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = False
+    try:
+        with cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        matmul.allow_tf32 = before

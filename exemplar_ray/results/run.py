@@ -1,0 +1,293 @@
+"""Read a finished run: exemplars as tables, their images as PIL, crops cut out. Needs no torch, no Ray.
+
+run = open_run("run")
+run.exemplars(layer="mixed4a", channel=476)[0].image
+run.table().to_pandas()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from exemplar_ray.errors import UsageError, near_matches
+from exemplar_ray.exemplars.plan import CHANNELS, CLASS_EXEMPLARS, CLASSES, EXEMPLARS, HISTOGRAMS, IMAGES, Plan
+from exemplar_ray.exemplars.samples import TOP
+from exemplar_ray.exemplars.summary import Summary
+from exemplar_ray.network.layers import format_channels
+from exemplar_ray.results.exemplar import Exemplar
+from exemplar_ray.results.notebook_html import channel_html, run_html
+from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
+
+# What is read at a time where a table is gone through: so many images.
+_ROWS_PER_BATCH = 256
+
+
+class StoredImages:
+    """The images that `exemplars.parquet` leaves to `images.parquet`: those of all samples but `top`."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._index: dict[tuple[str, int], tuple[int, int]] | None = None
+
+    def fill(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Put in the images that rows of `exemplars.parquet` lack, if they were not left out when the run was
+        published."""
+        lacking = [row for row in rows if row["image"] is None]
+        if not lacking or not self._folder.exists(IMAGES):
+            return
+        with self._folder.open(IMAGES) as file:
+            parquet = pq.ParquetFile(file)
+            index = self._indexed(parquet)
+            by_group: dict[int, list[tuple[int, dict[str, Any]]]] = {}
+            for row in lacking:
+                group, place = index[row["shard"], row["row"]]
+                by_group.setdefault(group, []).append((place, row))
+            for group, wanted in by_group.items():
+                images = parquet.read_row_group(group, columns=["image"])["image"]
+                for place, row in wanted:
+                    row["image"] = images[place].as_py()
+
+    def _indexed(self, parquet: pq.ParquetFile) -> dict[tuple[str, int], tuple[int, int]]:
+        """Return {(shard, row): (row group, place in it)}."""
+        if self._index is None:
+            self._index = {}
+            for group in range(parquet.num_row_groups):
+                names = parquet.read_row_group(group, columns=["shard", "row"]).to_pydict()
+                for place, key in enumerate(zip(names["shard"], names["row"], strict=True)):
+                    self._index[key] = group, place
+        return self._index
+
+
+class Run:
+    """A finished run. Make one with `open_run`."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._images = StoredImages(folder)
+        self.plan = Plan.read(folder)
+        """What was computed, from what."""
+        summary = folder.read_json(SUMMARY) or {}
+        if summary.get("fingerprint") != self.plan.fingerprint or not folder.exists(EXEMPLARS):
+            raise UsageError(f"'{folder.uri}' has no result yet; see exemplar-ray status {folder.uri}")
+        self.summary = Summary.from_json(summary)
+        """What was searched, and what came of it."""
+
+    @property
+    def uri(self) -> str:
+        """Where the run folder is, as it was opened."""
+        return self._folder.uri
+
+    def channel(self, layer: str, channel: int, statistic: str | None = None) -> Channel:
+        """Return what there is of a channel; in a notebook it shows itself.
+
+        Args:
+            statistic: the run's first if None.
+
+        Raises:
+            UsageError: the run does not have it.
+        """
+        return Channel(self, layer, channel, statistic)
+
+    def _repr_html_(self) -> str:
+        return run_html(self.plan, self.summary)
+
+    @property
+    def partial(self) -> str | None:
+        """What the result leaves out ("7 of 8 shards"), or None if it is complete."""
+        return self.summary.partial
+
+    def table(self, columns: Sequence[str] | None = None, **equal: Any) -> pa.Table:
+        """Return exemplars as an Arrow table: `.to_pandas()`, or `polars.from_arrow(...)`.
+
+        Args:
+            columns: which columns; None for all but `image`, whose bytes are most of the file.
+            equal: values that columns must have, such as layer="mixed4a", channel=476, rank=1; of several
+                values, such as channel=[3, 476], any.
+
+        Raises:
+            UsageError: there is no such column.
+        """
+        return self._read(EXEMPLARS, columns, equal, besides=("image",))
+
+    def channels(self, columns: Sequence[str] | None = None, **equal: Any) -> pa.Table:
+        """Return what is known of each channel over all images (`channels.parquet`); see `table`."""
+        return self._read(CHANNELS, columns, equal)
+
+    def histograms(self, columns: Sequence[str] | None = None, **equal: Any) -> pa.Table:
+        """Return the histogram of each channel over all images (`histograms.parquet`); see `table`.
+
+        Raises:
+            UsageError: the result was written by a version that kept none.
+        """
+        if not self.has_histograms:
+            raise UsageError(f"this result has no {HISTOGRAMS}; exemplar-ray merge {self._folder.uri} writes it")
+        return self._read(HISTOGRAMS, columns, equal)
+
+    @property
+    def has_histograms(self) -> bool:
+        """Whether the result was written by a version that keeps histograms."""
+        return self._folder.exists(HISTOGRAMS)
+
+    def classes(self, columns: Sequence[str] | None = None, **equal: Any) -> pa.Table:
+        """Return how much each class excites each channel (`classes.parquet`); see `table`.
+
+        There are no rows where the data set has no labels.
+        """
+        return self._read(CLASSES, columns, equal)
+
+    def class_exemplars(self, columns: Sequence[str] | None = None, **equal: Any) -> pa.Table:
+        """Return the strongest images of each class for each channel (`class_exemplars.parquet`); see `table`.
+
+        Raises:
+            UsageError: the run was not asked for them.
+        """
+        if not self.plan.spec.class_top_k:
+            raise UsageError("this run keeps no exemplars of classes; ask for them with --class-top-k")
+        return self._read(CLASS_EXEMPLARS, columns, equal)
+
+    def exemplars(self, **equal: Any) -> list[Exemplar]:
+        """Return exemplars with their images, by rank within a channel; see `table`."""
+        rows = self._read(EXEMPLARS, None, equal).to_pylist()
+        self._images.fill(rows)
+        return [Exemplar(row) for row in rows]
+
+    def each_channel(
+        self, table: str, layer: str, statistic: str, besides: Sequence[str] = ()
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """Go through one of the run's tables channel by channel, in order, with little of it in memory at a time.
+
+        Args:
+            table: `exemplars`, `histograms` or `classes`.
+            besides: columns to leave out.
+
+        Yields:
+            (channel, its rows); channels without rows are left out.
+        """
+        with self._folder.open(f"{table}.parquet") as file:
+            parquet = pq.ParquetFile(file)
+            columns = [name for name in parquet.schema_arrow.names if name not in besides]
+            groups = self._groups_with(parquet, {"layer": [layer], "statistic": [statistic]})
+            waiting = None
+            for batch in _batches(parquet, groups, columns):
+                rows = pa.Table.from_batches([batch])
+                wanted = pc.and_(pc.equal(rows["layer"], layer), pc.equal(rows["statistic"], statistic))
+                # Nearly always all of them, and filtering copies the images.
+                rows = rows if pc.all(wanted).as_py() else rows.filter(wanted)
+                if waiting is not None:
+                    rows = pa.concat_tables([waiting, rows])
+                channels = rows["channel"].to_numpy()
+                starts = [0, *(np.flatnonzero(np.diff(channels)) + 1).tolist()]
+                for start, end in pairwise(starts):
+                    yield int(channels[start]), rows.slice(start, end - start)
+                # The last channel may go on in the next batch.
+                waiting = rows.slice(starts[-1])
+            if waiting is not None and len(waiting):
+                yield waiting["channel"][0].as_py(), waiting
+
+    def each_image(self) -> Iterator[dict[str, Any]]:
+        """Go through `images.parquet`: {"shard", "row", "image"} of each image that other samples than `top` show."""
+        if not self._folder.exists(IMAGES):
+            return
+        with self._folder.open(IMAGES) as file:
+            parquet = pq.ParquetFile(file)
+            for batch in _batches(parquet, range(parquet.num_row_groups)):
+                yield from batch.to_pylist()
+
+    def _read(
+        self, name: str, columns: Sequence[str] | None, equal: dict[str, Any], besides: Sequence[str] = ()
+    ) -> pa.Table:
+        """Read rows of one of the run's tables; without `columns`, all columns but those in `besides`."""
+        with self._folder.open(name) as file:
+            parquet = pq.ParquetFile(file)
+            known = parquet.schema_arrow.names
+            wanted = list(columns) if columns is not None else [c for c in known if c not in besides]
+            for column in [*wanted, *equal]:
+                if column not in known:
+                    raise UsageError(f"{name} has no column '{column}'; {near_matches(column, known)}")
+            read = list(dict.fromkeys([*wanted, *equal]))
+            values = {column: _several(value) for column, value in equal.items()}
+            table = parquet.read_row_groups(self._groups_with(parquet, values), columns=read)
+        for column, several in values.items():
+            table = table.filter(pc.is_in(table[column], pa.array(several, table[column].type)))
+        return table.select(wanted)
+
+    def _groups_with(self, parquet: pq.ParquetFile, equal: dict[str, list]) -> list[int]:
+        """Return the row groups that can hold the wanted rows, by their statistics."""
+        places = {parquet.metadata.schema.column(i).path: i for i in range(parquet.metadata.num_columns)}
+
+        def may_hold(group: int) -> bool:
+            row_group = parquet.metadata.row_group(group)
+            for name, values in equal.items():
+                statistics = row_group.column(places[name]).statistics if name in places else None
+                if statistics is None or not statistics.has_min_max:
+                    continue
+                if not any(statistics.min <= value <= statistics.max for value in values):
+                    return False
+            return True
+
+        return [group for group in range(parquet.num_row_groups) if may_hold(group)]
+
+
+class Channel:
+    """A channel of a finished run: `exemplars`, `statistics` and `classes`. Shows itself in a notebook.
+
+    Raises:
+        UsageError: the run does not have it.
+    """
+
+    def __init__(self, run: Run, layer: str, channel: int, statistic: str | None = None) -> None:
+        spec = run.plan.spec
+        layers = {one.name: one for one in spec.layers}
+        if layer not in layers:
+            raise UsageError(f"this run has no layer '{layer}'; {near_matches(layer, layers)}")
+        if channel not in layers[layer].channels:
+            channels = format_channels(layers[layer].channels)
+            raise UsageError(f"this run has no channel {channel} of {layer}; it has {channels}")
+        statistic = spec.statistics[0] if statistic is None else statistic
+        if statistic not in spec.statistics:
+            raise UsageError(f"this run has no statistic '{statistic}'; {near_matches(statistic, spec.statistics)}")
+        self._run = run
+        self.layer, self.channel, self.statistic = layer, channel, statistic
+        which = {"layer": layer, "statistic": statistic, "channel": channel}
+        self.exemplars: list[Exemplar] = run.exemplars(**which)
+        """Of all samples, by rank within each; with their pictures."""
+        self.statistics: dict[str, Any] = run.channels(**which).to_pylist()[0]
+        """Its row of `channels.parquet`."""
+        self.classes: pa.Table = run.classes(**which).sort_by([("mean", "descending")])
+        """How much each class excites it, the strongest first; no rows without labels."""
+
+    def __repr__(self) -> str:
+        strongest = [row for row in self.exemplars if row["sample"] == TOP]
+        return f"<{self.layer}:{self.channel}, {self.statistic}: {len(strongest)} exemplars>"
+
+    def _repr_html_(self) -> str:
+        return channel_html(self._run.plan, self._run.summary, self.statistics, self.exemplars, self.classes)
+
+
+def _batches(
+    parquet: pq.ParquetFile, groups: Iterable[int], columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Read row groups in order, a few rows at a time."""
+    for group in groups:
+        # Asked for several row groups at once, pyarrow keeps what it has read of all of them.
+        yield from parquet.iter_batches(_ROWS_PER_BATCH, [group], columns)
+
+
+def _several(value: Any) -> list:
+    return list(value) if isinstance(value, (list, tuple, set, range)) else [value]
+
+
+def open_run(run: str) -> Run:
+    """Open a run folder, local or remote.
+
+    Raises:
+        UsageError: there is no run, or it has no result yet.
+    """
+    return Run(RunFolder(run))

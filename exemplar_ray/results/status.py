@@ -1,0 +1,95 @@
+"""What a run folder says of its run, whichever job it is of. Needs no Ray and no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, Plan
+from exemplar_ray.runs.manifest import Manifest, read_manifest
+from exemplar_ray.runs.records import CompletionRecord, State
+from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
+
+_MOST_LISTED = 20
+
+
+def describe(run_folder: str) -> tuple[list[str], bool]:
+    """Describe a run in lines of text, and say whether it is complete.
+
+    Raises:
+        UsageError: there is no run in the folder.
+    """
+    folder = RunFolder(run_folder)
+    manifest, title = _read(folder)
+    state = folder.state(manifest, _counts)
+    items = manifest.items
+    lines = [
+        title,
+        f"{manifest.items_name}: {len(items)} in all, {len(state.completed)} done, {len(state.failed)} failed, "
+        f"{len(state.pending)} pending",
+        *_rows(state),
+    ]
+    failures = (
+        f"failed: {items[p].name}: {failed.reason} ({failed.attempts} attempts)" for p, failed in state.failed.items()
+    )
+    skips = (
+        f"skipped: {items[p].name} row {image['row']}: {image['reason']}"
+        for p, facts in state.completed.items()
+        for image in facts.get("skipped_images", ())
+    )
+    lines += _first(failures, len(state.failed), f"failed {manifest.items_name}")
+    lines += _first(skips, _total(state, "skipped"), "skipped images")
+    result, complete = _result(folder, manifest, state)
+    return [*lines, result], complete
+
+
+def _read(folder: RunFolder) -> tuple[Manifest, str]:
+    """Return what the folder is for, and that in a line."""
+    manifest = read_manifest(folder.read_run())
+    if manifest.job != JOB:
+        identity = "; ".join(f"{key}: {value}" for key, value in manifest.identity.items() if key != "data")
+        return manifest, f"{manifest.job}: {identity}"
+    plan = Plan.read(folder)
+    spec, network = plan.spec, plan.spec.network
+    untrained = "" if network.trained else " — UNTRAINED"
+    layers = ", ".join(f"{layer.name} ({len(layer.channels)} channels)" for layer in spec.layers)
+    return plan.manifest(), (
+        f"{network.model_title}, {network.weights_title}{untrained}; {layers}; "
+        f"{', '.join(spec.statistics)}; {', '.join(spec.shown_samples)}: {spec.top_k} each"
+    )
+
+
+def _counts(record: CompletionRecord) -> Mapping[str, Any]:
+    """Take from a record what is shown of it."""
+    names = ("rows", "scored", "skipped", "skipped_images")
+    return {name: record.facts[name] for name in names if record.facts.get(name)}
+
+
+def _total(state: State[Mapping[str, Any]], name: str) -> int:
+    return sum(facts.get(name, 0) for facts in state.completed.values())
+
+
+def _rows(state: State[Mapping[str, Any]]) -> list[str]:
+    """Say how many rows were read; nothing of a job that reads none, or has not begun."""
+    rows = _total(state, "rows")
+    return [f"rows: {rows} read = {_total(state, 'scored')} scored + {_total(state, 'skipped')} skipped"]
+
+
+def _result(folder: RunFolder, manifest: Manifest, state: State) -> tuple[str, bool]:
+    """Say where the result is, and whether it is complete."""
+    summary = folder.read_json(SUMMARY) or {}
+    # Summaries did not always say so.
+    name = summary.get("result", EXEMPLARS)
+    if summary.get("fingerprint") != manifest.fingerprint or not folder.exists(name):
+        return "result: none yet; run the same command again to go on", False
+    note = f" — PARTIAL: {summary['partial']}" if summary["partial"] else ""
+    unsettled = f", {len(summary['unsettled'])} channels not settled" if summary.get("unsettled") else ""
+    line = f"result: {folder.uri.rstrip('/')}/{name}{unsettled}{note}"
+    return line, bool(summary["complete"] and not state.unfinished)
+
+
+def _first(lines: Iterable[str], count: int, what: str) -> list[str]:
+    """Return the first lines, and how many there are beyond."""
+    more = [f"and {count - _MOST_LISTED} more {what}"] if count > _MOST_LISTED else []
+    return [*islice(lines, _MOST_LISTED), *more]

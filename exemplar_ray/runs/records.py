@@ -1,0 +1,110 @@
+"""Records: what a run folder says of one item that is done, or that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
+
+Kept = TypeVar("Kept")
+
+
+class StoredFile(NamedTuple):
+    """One of a part's files, as it was committed."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CompletionRecord:
+    """What `parts/000003.json` says, whichever job it is of."""
+
+    fingerprint: str
+    """Of the run that the part belongs to."""
+    item_kind: str
+    item: dict[str, Any]
+    """The item as it was then, see `manifest.Item.to_json`."""
+    facts: dict[str, Any]
+    """The job's own: what its task has to say of the item, plain JSON values."""
+    seconds: float
+    host: str
+    finished: str
+    """UTC, ISO 8601."""
+    files: dict[str, StoredFile] = field(default_factory=dict)
+    """{how the name of a part's file ends: what is in it}"""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, the job's facts among them; `from_json` reads them back."""
+        return {
+            "fingerprint": self.fingerprint,
+            self.item_kind: self.item,
+            **self.facts,
+            "seconds": self.seconds,
+            "host": self.host,
+            "finished": self.finished,
+            "files": {ending: stored._asdict() for ending, stored in self.files.items()},
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], item_kind: str) -> CompletionRecord | None:
+        """Read back what `to_json` wrote; None if that is no whole record of a part."""
+        common = ("fingerprint", item_kind, "seconds", "host", "finished", "files")
+        if not values.get("files") or any(name not in values for name in common):
+            return None
+        return cls(
+            fingerprint=values["fingerprint"],
+            item_kind=item_kind,
+            item=values[item_kind],
+            facts={name: value for name, value in values.items() if name not in common},
+            seconds=values["seconds"],
+            host=values["host"],
+            finished=values["finished"],
+            files={ending: StoredFile(**stored) for ending, stored in values["files"].items()},
+        )
+
+
+@dataclass(frozen=True)
+class FailureRecord:
+    """What `failed/000003.json` says: why an item failed, until it succeeds."""
+
+    item_kind: str
+    item: dict[str, Any]
+    reason: str
+    """In one line."""
+    details: str
+    """The traceback."""
+    log: list[str]
+    """What the item's task logged, line by line, the last time it was tried."""
+    attempts: int
+    finished: str
+    """UTC, ISO 8601."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        values = asdict(self)
+        return {values.pop("item_kind"): values.pop("item"), **values}
+
+
+class Failed(NamedTuple):
+    """Why an item failed, and after how many attempts."""
+
+    reason: str
+    attempts: int
+
+
+@dataclass(frozen=True)
+class State(Generic[Kept]):
+    """How far a run is: item positions, ascending, and what is kept of their records."""
+
+    completed: dict[int, Kept]
+    failed: dict[int, Failed]
+    pending: list[int]
+    """Neither completed nor failed."""
+    changed: dict[int, str]
+    """Completed items that are not what they were when they were done, and how they differ."""
+
+    @property
+    def unfinished(self) -> list[int]:
+        """What a run has to do: failed items are tried again."""
+        return sorted([*self.failed, *self.pending])

@@ -1,0 +1,185 @@
+"""Files on the Hugging Face Hub, and errors that say how to get access.
+
+`HubFileSystem` is huggingface_hub's own, but for three things: it opens a file of known size without listing its
+folder, it asks again where the client does not, and its errors are one line.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx2
+from fsspec.spec import AbstractBufferedFile
+from huggingface_hub import HfApi, HfFileSystem, HfFileSystemFile, constants, hf_hub_url
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
+
+from exemplar_ray.errors import UsageError
+from exemplar_ray.storage.hub_uri import AccessError, NoAnswerError, parse
+
+Answer = TypeVar("Answer")
+
+_KINDS = {"dataset": "data set"}
+# Between attempts at a question that huggingface_hub asks only once.
+_PAUSES = (1.0, 2.0)
+_INVALID_TOKEN = "Invalid credentials in Authorization header"
+_TOO_EARLY = (408, 429)
+
+
+def commit_of(repository: str) -> str:
+    """Look up the commit that a repository is at, given as a URI with a revision.
+
+    Raises:
+        UsageError: there is no such repository or revision, or no access to it, or no Hub.
+    """
+    place = parse(repository)
+
+    def ask() -> str:
+        timeout = constants.HF_HUB_ETAG_TIMEOUT
+        return HfApi().repo_info(place.id, revision=place.revision, repo_type=place.type, timeout=timeout).sha
+
+    try:
+        return _asked_patiently(repository, ask)
+    except (OSError, ValueError) as error:
+        raise UsageError(" ".join(str(error).split())) from error
+
+
+class HubFileSystem(HfFileSystem):
+    """huggingface_hub's file system with one-line errors, all of them OSErrors.
+
+    Raises:
+        AccessError: a repository or revision is not there, or not for us.
+        FileNotFoundError: a file is not there.
+        NoAnswerError: the Hub cannot be reached, or cannot answer now.
+    """
+
+    def resolve_path(self, path: str, revision: str | None = None) -> Any:
+        """Take a path apart; asks the Hub whether the repository is there, once for each."""
+        resolve = super().resolve_path
+        return _asked_patiently(path, lambda: resolve(path, revision))
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        """Describe a file or folder; lists the folder that it is in."""
+        with _explained(path):
+            return super().info(path, **options)
+
+    def ls(self, path: str, **options: Any) -> list[Any]:
+        """List a folder."""
+        with _explained(path):
+            return super().ls(path, **options)
+
+    def exists(self, path: str, **options: Any) -> bool:
+        """Whether a file or folder is there; unlike the library's, does not say no where the Hub says nothing."""
+        try:
+            self.info(path, **options)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def find(self, path: str, **options: Any) -> Any:
+        """List a folder and those in it."""
+        with _explained(path):
+            return super().find(path, **options)
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> HubFile:
+        return HubFile(self, path, mode=mode, **options)
+
+
+class HubFile(HfFileSystemFile):
+    """A file that is read range by range. If it is opened with its `size`, nothing is asked of the Hub but bytes."""
+
+    read = AbstractBufferedFile.read
+
+    def url(self) -> str:
+        """Return where the bytes are; unlike the file system's, without finding out whether this is a folder."""
+        place = self.resolved_path
+        if not isinstance(place, HfFileSystemResolvedRepositoryPath):
+            return super().url()  # in a bucket
+        return hf_hub_url(
+            place.repo_id,
+            place.path_in_repo,
+            repo_type=place.repo_type,
+            revision=place.revision,
+            endpoint=self.fs.endpoint,
+        )
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        with _explained(self.path):
+            return super()._fetch_range(start, end)
+
+
+def _asked_patiently(path: str, ask: Callable[[], Answer]) -> Answer:
+    """Ask for a repository; the client tries again to list and to download, but not this."""
+    for pause in _PAUSES:
+        try:
+            with _explained(path):
+                return ask()
+        except NoAnswerError:
+            time.sleep(pause)
+    with _explained(path):
+        return ask()
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Turn huggingface_hub's errors about a path or URI into OSErrors of one line."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        # The file system says so, too, where a repository is not there; why is in the cause.
+        if isinstance(error.__cause__, HfHubHTTPError):
+            raise _explanation(error.__cause__, path) from error
+        raise
+    except HfHubHTTPError as error:
+        raise _explanation(error, path) from error
+    except httpx2.HTTPError as error:
+        raise NoAnswerError(
+            f"no answer from the Hugging Face Hub about '{path}' ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _explanation(error: HfHubHTTPError, path: str) -> OSError:
+    """Say what an answer of the Hub means, and what to do about it."""
+    place = parse("hf://" + path.removeprefix("hf://"))
+    name = f"{_KINDS.get(place.type, place.type)} '{place.id}'"
+    page = replace(place, revision=None, path_in_repo="").to_url()
+    request, status = error.response.request, error.response.status_code
+    said = " ".join((error.server_message or "").split())
+    host = socket.gethostname()
+    sent = "authorization" in request.headers
+    token = f"the token on {host} does not open it" if sent else f"there is no token on {host}"
+    # What a content server that the Hub sent us to says is not about access: its addresses are good for a while only.
+    from_elsewhere = request.url.host != urlsplit(constants.ENDPOINT).hostname
+    if status >= 500 or status in _TOO_EARLY or from_elsewhere:
+        return NoAnswerError(f"the Hugging Face Hub answered {status} when asked for '{path}'")
+    if isinstance(error, GatedRepoError):
+        return AccessError(f"{name} is gated: accept its terms on {page}, and set HF_TOKEN ({token})")
+    if isinstance(error, RevisionNotFoundError):
+        return AccessError(f"{name} has no revision '{place.revision}'; see {page}/tree/main for those it has")
+    if isinstance(error, EntryNotFoundError):
+        return FileNotFoundError(f"'{path}' is not there")
+    if _INVALID_TOKEN in said:
+        return AccessError(
+            f"the Hugging Face Hub does not know the token on {host}; set HF_TOKEN to a valid one, or log in anew "
+            "with hf auth login"
+        )
+    if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
+        return AccessError(
+            f"{name} is not on the Hugging Face Hub, or it is private: check the name at {page}; "
+            f"if it is private, set HF_TOKEN to a token that may read it ({token})"
+        )
+    return AccessError(
+        f"the Hugging Face Hub refuses {name} with {status}: {said or 'it does not say why'}; see {page}"
+    )
