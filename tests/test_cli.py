@@ -104,7 +104,7 @@ def test_tasks_larger_than_this_machine_are_refused_before_they_wait_forever(tin
 
 
 def test_the_driver_does_not_import_torch_and_only_one_module_imports_ray():
-    program = "import sys, exemplar_ray.job; sys.exit('torch' in sys.modules)"
+    program = "import sys, exemplar_ray.exemplars.job; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
     package = Path(sys.modules["exemplar_ray"].__file__).parent
     importing = [

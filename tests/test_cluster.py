@@ -1,11 +1,13 @@
-"""Tasks on Ray: what becomes of them when nobody waits for them any more."""
+"""Tasks on Ray: named functions, what becomes of them when nobody waits, and what a failed one had logged."""
 
+import logging
 import time
 from pathlib import Path
 
 import pytest
 import ray
 
+from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.resources import Resources
 
@@ -14,18 +16,52 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 TASKS = 20
 
 
-@ray.remote(max_retries=0)
-def leave_a_file(path):
+def leave_a_file(folder, number):
     time.sleep(0.2)
+    Path(folder, str(number)).touch()
+
+
+def log_and_fail(reason):
+    log = logging.getLogger("exemplar_ray.tests")
+    log.debug("too fine to keep")
+    log.info("reading %s", reason)
+    raise {"value": ValueError, "usage": UsageError}[reason](reason)
+
+
+def add(one, two, item):
+    return one + two + item
+
+
+@ray.remote(max_retries=0)
+def after(path):
     Path(path).touch()
 
 
 def test_a_run_that_ends_early_on_a_ray_that_stays_leaves_it_few_tasks_and_those_end(tmp_path):
     with Cluster(Resources()) as cluster:
-        outcomes = cluster._run((n, lambda n=n: leave_a_file.remote(tmp_path / str(n))) for n in range(TASKS))
+        outcomes = cluster.map("test_cluster:leave_a_file", ((n, n) for n in range(TASKS)), str(tmp_path))
         assert next(outcomes).error is None
         outcomes.close()
     # It is handed to Ray after them, so it begins after them.
-    ray.get(leave_a_file.remote(tmp_path / "after"))
+    ray.get(after.remote(tmp_path / "after"))
     time.sleep(1)
     assert len(list(tmp_path.iterdir())) == 2 * cluster.slots + 1 < TASKS
+
+
+def test_a_function_is_called_with_what_is_shared_and_its_item():
+    with Cluster(Resources()) as cluster:
+        outcomes = cluster.map("test_cluster:add", [("a", 1), ("b", 2)], 10, 100)
+        assert {outcome.key: outcome.value for outcome in outcomes} == {"a": 111, "b": 112}
+
+
+def test_a_task_that_fails_brings_along_what_it_had_logged():
+    with Cluster(Resources()) as cluster:
+        [outcome] = cluster.map("test_cluster:log_and_fail", [("a", "value")])
+    assert outcome.error == "ValueError: value"
+    assert [line.split(": ", 1)[1] for line in outcome.log] == ["reading value"]
+    assert "log_and_fail" in outcome.details
+
+
+def test_a_mistake_of_the_users_ends_them_all():
+    with Cluster(Resources()) as cluster, pytest.raises(UsageError, match="usage"):
+        list(cluster.map("test_cluster:log_and_fail", [("a", "usage")]))

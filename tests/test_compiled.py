@@ -132,7 +132,7 @@ def test_a_run_compiles_once_loads_once_a_worker_and_gives_the_same(tiny_data, t
 
 def test_what_cannot_be_compiled_is_run_as_it_is_or_refused(cli, tiny_data, tmp_path, cache, monkeypatch):
     flags = ["--model", TINY_NETWORK.replace(":trained", ":deciding"), "--layer", "classifier", *TINY_FLAGS[4:]]
-    monkeypatch.setattr("exemplar_ray.cluster._IMAGES_WORTH_COMPILING", 0)
+    monkeypatch.setattr("exemplar_ray.executor.resources._IMAGES_WORTH_COMPILING", 0)
     status, text = cli("run", "--data", tiny_data, "--out", tmp_path / "auto", *flags)
     assert status == 0, text
     assert "the network was not compiled, which takes longer: " in text

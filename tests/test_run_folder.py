@@ -15,9 +15,10 @@ from exemplar_ray.data.labels import ClassLabels
 from exemplar_ray.data.shards import Shard
 from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars import parts
-from exemplar_ray.exemplars.plan import Plan
+from exemplar_ray.exemplars.plan import Plan, ScannedShard
 from exemplar_ray.network.layers import Layer
 from exemplar_ray.results.status import describe
+from exemplar_ray.runs.records import CompletionRecord, FailureRecord
 from exemplar_ray.runs.run_folder import RunFolder, TornPartError
 
 
@@ -36,34 +37,26 @@ def a_part(seed=0):
 
 def test_a_folder_of_another_format_is_refused_by_whoever_reads_it(tmp_path):
     folder = RunFolder(str(tmp_path / "run"))
-    folder.adopt(make_plan())
+    folder.adopt(make_plan().manifest())
     values = folder.read_json("run.json")
     values["identity"]["format"] -= 1
     del values["spec"]["samples"]
     folder.write_json("run.json", values)
-    for read in (folder.read_plan, lambda: folder.adopt(make_plan())):
+    for read in (lambda: Plan.read(folder), lambda: folder.adopt(make_plan().manifest())):
         with pytest.raises(UsageError, match="written by another version"):
             read()
 
 
-def a_record(plan, position):
-    return {
-        "fingerprint": plan.fingerprint,
-        "shard": plan.shards[position].to_json(),
-        "rows": 10,
-        "scored": 10,
-        "skipped": 0,
-        "skipped_images": [],
-        "not_finite": [],
-        "seconds": 1.5,
-        "host": "here",
-        "device": "cpu",
-    }
+def a_record(plan, position, **changes):
+    facts = {"rows": 10, "scored": 10, "skipped": 0, "skipped_images": [], "not_finite": [], "device": "cpu"}
+    item = plan.shards[position].to_json()
+    record = CompletionRecord(plan.fingerprint, "shard", item, facts, 1.5, "here", "2026-01-01T00:00:00Z")
+    return replace(record, **changes)
 
 
 def read_part(folder, position, plan):
     """One committed part."""
-    [(read, part)] = folder.read_parts([position], plan.fingerprint, plan.spec)
+    [(read, part)] = parts.read_parts(folder, [position], plan.fingerprint, plan.spec)
     assert read == position
     return part
 
@@ -81,21 +74,23 @@ def folder(request, tmp_path):
 
 def test_a_plan_is_adopted_and_read_back(folder):
     plan = make_plan()
-    folder.adopt(plan)
-    assert folder.read_plan() == plan
-    folder.adopt(plan)
-    assert folder.state(plan).pending == [0, 1, 2]
+    folder.adopt(plan.manifest())
+    assert Plan.read(folder) == plan
+    folder.adopt(plan.manifest())
+    assert folder.state(plan.manifest()).pending == [0, 1, 2]
 
 
 def test_commits_complete_and_failures_stay_until_then(folder):
     plan = make_plan()
-    folder.adopt(plan)
-    folder.fail(1, {"shard": plan.shards[1].to_json(), "reason": "no such luck", "attempts": 1})
-    state = folder.state(plan)
+    folder.adopt(plan.manifest())
+    shard = plan.shards[1].to_json()
+    folder.fail(1, FailureRecord("shard", shard, "no such luck", "a traceback", ["a line"], 1, "2026-01-01T00:00:00Z"))
+    assert folder.read_json("failed/000001.json")["shard"] == shard
+    state = folder.state(plan.manifest())
     assert (list(state.completed), list(state.failed), state.pending) == ([], [1], [0, 2])
     assert state.unfinished == [0, 1, 2]
     folder.commit(1, a_part(), a_record(plan, 1))
-    state = folder.state(plan)
+    state = folder.state(plan.manifest())
     assert (list(state.completed), list(state.failed), state.pending) == ([1], [], [0, 2])
     assert read_part(folder, 1, plan).scores.shard.tolist() == [1] * 4
     assert list(folder.names("failed")) == []
@@ -103,14 +98,14 @@ def test_commits_complete_and_failures_stay_until_then(folder):
 
 def test_a_part_without_its_record_and_a_record_without_its_part_do_not_count(folder):
     plan = make_plan()
-    folder.adopt(plan)
+    folder.adopt(plan.manifest())
     folder.commit(0, a_part(), a_record(plan, 0))
     folder.remove("parts/000000.json")
     folder.commit(1, a_part(), a_record(plan, 1))
     folder.remove("parts/000001.parquet")
     folder.commit(2, a_part(), a_record(plan, 2))
     folder.remove("parts/000002.histogram.parquet")
-    assert folder.state(plan).pending == [0, 1, 2]
+    assert folder.state(plan.manifest()).pending == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -118,26 +113,26 @@ def test_a_part_without_its_record_and_a_record_without_its_part_do_not_count(fo
 )
 def test_stray_files_are_not_read_as_results(folder, name):
     plan = make_plan()
-    folder.adopt(plan)
+    folder.adopt(plan.manifest())
     record = folder.commit(0, a_part(), a_record(plan, 0))
     folder.remove("parts/000000.json")
-    folder.write_json(f"parts/{name}", record)
-    assert folder.state(plan).pending == [0, 1, 2]
+    folder.write_json(f"parts/{name}", record.to_json())
+    assert folder.state(plan.manifest()).pending == [0, 1, 2]
 
 
 def test_torn_and_foreign_records_do_not_count(folder):
     plan = make_plan()
-    folder.adopt(plan)
+    folder.adopt(plan.manifest())
     for position in range(3):
         folder.commit(position, a_part(), a_record(plan, position))
     folder.write("parts/000000.json", b'{"fingerprint": "')
-    folder.commit(1, a_part(), {**a_record(plan, 1), "fingerprint": "of another run"})
-    assert folder.state(plan).pending == [0, 1]
+    folder.commit(1, a_part(), a_record(plan, 1, fingerprint="of another run"))
+    assert folder.state(plan.manifest()).pending == [0, 1]
 
 
 def test_a_part_that_is_not_the_committed_one_is_refused(folder):
     plan = make_plan()
-    folder.adopt(plan)
+    folder.adopt(plan.manifest())
     folder.commit(0, a_part(), a_record(plan, 0))
     for ending, content in a_part().items():
         folder.write(f"parts/000000.{ending}", content + b" ")
@@ -159,57 +154,61 @@ def spec_with(**changes):
     return replace(make_plan().spec, **changes)
 
 
+def network_with(**changes):
+    return spec_with(network=replace(make_plan().spec.network, **changes))
+
+
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"spec": spec_with(layers=(Layer("mixed4b", 508, (14, 14), (0, 1)),))}, "layer"),
-        ({"spec": spec_with(layers=(Layer("mixed4a", 508, (14, 14), (0, 2)),))}, "channels"),
+        ({"spec": network_with(layers=(Layer("mixed4b", 508, (14, 14), (0, 1)),))}, "layer"),
+        ({"spec": network_with(layers=(Layer("mixed4a", 508, (14, 14), (0, 2)),))}, "channels"),
         ({"spec": spec_with(top_k=3)}, "top_k"),
-        ({"spec": spec_with(weights_sha256="b" * 64)}, "weights"),
-        ({"spec": spec_with(model="inceptionv1-tf")}, "model"),
+        ({"spec": network_with(weights_sha256="b" * 64)}, "weights"),
+        ({"spec": network_with(model="inceptionv1-tf")}, "model"),
         ({"spec": spec_with(statistics=("max",))}, "statistic"),
-        ({"spec": spec_with(preprocess=replace(make_plan().spec.preprocess, resize=300))}, "preprocess"),
+        ({"spec": network_with(preprocess=replace(make_plan().spec.network.preprocess, resize=300))}, "preprocess"),
         ({"shards": make_plan().shards[:2]}, "data"),
         ({"shards": [replace(shard, name="x" + shard.name) for shard in make_plan().shards]}, "data"),
     ],
 )
 def test_another_plan_is_refused_naming_the_keys_that_differ(folder, changes, key):
-    folder.adopt(make_plan())
+    folder.adopt(make_plan().manifest())
     before = folder.read_json("run.json")
     with pytest.raises(UsageError, match=f"these keys differ: .*{key}"):
-        folder.adopt(make_plan(**changes))
+        folder.adopt(make_plan(**changes).manifest())
     assert folder.read_json("run.json") == before
 
 
 @pytest.mark.parametrize("change", [{"size": 7}, {"footer": "other"}, {"footer": None, "rows": None}])
 def test_a_shard_may_change_until_it_is_scanned_and_not_after(folder, change):
     plan = make_plan()
-    folder.adopt(plan)
+    folder.adopt(plan.manifest())
     folder.commit(0, a_part(), a_record(plan, 0))
     shards = list(plan.shards)
     shards[1] = replace(shards[1], **change)
-    folder.adopt(replace(plan, shards=shards))
-    assert folder.read_plan().shards[1] == shards[1]
+    folder.adopt(replace(plan, shards=shards).manifest())
+    assert Plan.read(folder).shards[1] == shards[1]
     shards[0] = replace(shards[0], **change)
     with pytest.raises(UsageError, match=r"data differs: shard train-0.parquet changed after it was scanned"):
-        folder.adopt(replace(plan, shards=shards))
+        folder.adopt(replace(plan, shards=shards).manifest())
 
 
 def test_the_same_data_at_another_place_is_the_same_run(folder):
     plan = make_plan()
-    folder.adopt(plan)
+    folder.adopt(plan.manifest())
     folder.commit(0, a_part(), a_record(plan, 0))
     moved = [replace(shard, uri="s3://bucket/" + shard.name) for shard in plan.shards]
-    folder.adopt(replace(plan, shards=moved))
-    assert list(folder.state(plan).completed) == [0]
+    folder.adopt(replace(plan, shards=moved).manifest())
+    assert list(folder.state(plan.manifest()).completed) == [0]
 
 
 def test_a_folder_with_other_files_is_not_taken(folder):
     folder.write("thesis.tex", b"mine")
     with pytest.raises(UsageError, match="has no run.json but holds thesis.tex"):
-        folder.adopt(make_plan())
+        folder.adopt(make_plan().manifest())
     with pytest.raises(UsageError, match="is no run folder"):
-        folder.read_plan()
+        Plan.read(folder)
 
 
 def test_an_exception_while_writing_leaves_the_old_file_and_nothing_else(folder):
@@ -261,7 +260,7 @@ def test_an_interruption_is_no_answer(tmp_path, monkeypatch):
 
 def test_what_another_attempt_committed_is_found_without_a_listing(folder):
     plan = make_plan()
-    folder.adopt(plan)
+    folder.adopt(plan.manifest())
     fingerprint, shard = plan.fingerprint, plan.shards[0]
     assert folder.committed(0, shard, fingerprint) is None
     record = folder.commit(0, a_part(), a_record(plan, 0))
@@ -274,14 +273,14 @@ def test_what_another_attempt_committed_is_found_without_a_listing(folder):
     folder.commit(0, a_part(), a_record(plan, 0))
     folder.retract(0)
     assert folder.committed(0, shard, fingerprint) is None
-    assert folder.state(plan).pending == [0, 1, 2]
+    assert folder.state(plan.manifest()).pending == [0, 1, 2]
 
 
 def test_a_commit_that_ends_anywhere_counts_whole_or_not_at_all(folder, monkeypatch):
     """The process may die after any of the files, which are written side by side, in no order; what a later one finds
     is nothing, or the part and its record."""
     plan = make_plan()
-    folder.adopt(plan)
+    folder.adopt(plan.manifest())
     write, write_all = RunFolder.write, RunFolder.write_all
     files = a_part()
     for order in (list(files), list(reversed(files))):
@@ -312,7 +311,7 @@ def test_a_commit_that_ends_anywhere_counts_whole_or_not_at_all(folder, monkeypa
             recorded = "000001.json" in there
             assert recorded == (writes > len(files))
             assert len(there) == writes
-            assert list(folder.state(plan).completed) == ([1] if recorded else [])
+            assert list(folder.state(plan.manifest()).completed) == ([1] if recorded else [])
             assert (folder.committed(1, plan.shards[1], plan.fingerprint) is not None) == recorded
             for name in there:
                 folder.remove(f"parts/{name}")
@@ -345,7 +344,7 @@ def test_what_is_written_has_reached_the_disk_before_what_follows_it(tmp_path, m
         rename(old, new)
 
     plan, folder = make_plan(), RunFolder(str(tmp_path))
-    folder.adopt(plan)
+    folder.adopt(plan.manifest())
     monkeypatch.setattr(os, "fsync", seen_fsync)
     monkeypatch.setattr(os, "replace", seen_rename)
     folder.commit(1, a_part(), a_record(plan, 1))
@@ -363,11 +362,12 @@ def test_what_is_written_has_reached_the_disk_before_what_follows_it(tmp_path, m
 
 def test_the_status_lists_some_skipped_images_and_counts_the_others(tmp_path):
     plan, folder = make_plan(), RunFolder(str(tmp_path / "run"))
-    folder.adopt(plan)
+    folder.adopt(plan.manifest())
     skipped = [{"row": row, "reason": "empty image bytes"} for row in range(15)]
     for position in range(2):
-        record = {**a_record(plan, position), "rows": 25, "skipped": 15, "skipped_images": skipped}
-        folder.commit(position, a_part(), record)
+        record = a_record(plan, position)
+        facts = {**record.facts, "rows": 25, "skipped": 15, "skipped_images": skipped}
+        folder.commit(position, a_part(), replace(record, facts=facts))
     lines, complete = describe(str(tmp_path / "run"))
     assert not complete
     listed = [line for line in lines if line.startswith("skipped: ")]
@@ -375,4 +375,5 @@ def test_the_status_lists_some_skipped_images_and_counts_the_others(tmp_path):
     assert listed[-1] == "skipped: train-1.parquet row 4: empty image bytes"
     assert len(listed) == 20
     assert lines[lines.index(listed[-1]) + 1] == "and 10 more skipped images"
-    assert sum(len(one.skipped_images) for one in folder.state(plan).completed.values()) == 30
+    state = folder.state(plan.manifest(), ScannedShard.of)
+    assert sum(len(scanned.skipped_images) for scanned in state.completed.values()) == 30

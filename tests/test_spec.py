@@ -1,15 +1,19 @@
 """The user's words: what is accepted, what is refused, and with which sentence."""
 
+from dataclasses import fields
+
 import pytest
 
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.errors import UsageError
-from exemplar_ray.exemplars.spec import ResolvedSpec, RunSpec
+from exemplar_ray.exemplars.spec import ExemplarsSpec, RunOptions, RunSpec
 from exemplar_ray.network.layers import Layer, format_channels, parse_channels
+from exemplar_ray.network.spec import NetworkSpec
 from exemplar_ray.runs.identity import fingerprint
 
 
 def resolved(**changes):
+    """A spec with some fields changed, its own or its network's."""
     values = {
         "model": "inceptionv1",
         "model_title": "InceptionV1",
@@ -31,7 +35,9 @@ def resolved(**changes):
         "decode": "reference",
         "margin": 10,
     }
-    return ResolvedSpec(**{**values, **changes})
+    values.update(changes)
+    network = NetworkSpec(**{one.name: values.pop(one.name) for one in fields(NetworkSpec)})
+    return ExemplarsSpec(network=network, **values)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +89,21 @@ def test_impossible_values_are_refused(key, value, message):
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("class_labels", 3, "class_labels is a text"),
+        ("max_skipped", -1, "max_skipped is a whole number from 0"),
+        ("max_skipped", True, "max_skipped is a whole number from 0"),
+        ("settle", "no", "settle is true or false"),
+        ("log_level", "loud", "log_level is one of debug, info, warning, error"),
+    ],
+)
+def test_impossible_options_are_refused(key, value, message):
+    with pytest.raises(UsageError, match=message):
+        RunOptions(**{key: value})
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"mean": [1, 2]}, "mean is three numbers"),
@@ -113,7 +134,7 @@ def test_a_model_without_preprocessing_needs_a_mean():
 
 def test_a_resolved_spec_survives_json():
     spec = resolved(layers=(Layer("a", 9, (3, 4), (0, 1, 5)), Layer("fc", 5, None, (2,))))
-    assert ResolvedSpec.from_json(spec.to_json()) == spec
+    assert ExemplarsSpec.from_json(spec.to_json()) == spec
 
 
 def test_the_fingerprint_follows_what_decides_the_numbers_and_nothing_else():

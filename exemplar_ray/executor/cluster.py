@@ -7,14 +7,16 @@ the driver needs neither torch nor the job's code.
 from __future__ import annotations
 
 import heapq
-import importlib
+import importlib.util
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -43,6 +45,8 @@ _PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirecto
 _FATAL = (UsageError, TornPartError)
 
 _ONE_CPU = Demand()
+
+_LOGGER = "exemplar_ray"
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,12 @@ class Cluster:
             _prepare.options(num_cpus=self.demand.cpus).remote(module)
 
     def map(
-        self, function: str, items: Iterable[tuple[Key, Any]], *shared: Any, demand: Demand = _ONE_CPU
+        self,
+        function: str,
+        items: Iterable[tuple[Key, Any]],
+        *shared: Any,
+        demand: Demand = _ONE_CPU,
+        imports: str | None = None,
     ) -> Iterator[Outcome[Key]]:
         """Call `function(*shared, item)` in a task for each item; yield outcomes as they come.
 
@@ -150,15 +159,19 @@ class Cluster:
             items: (key, item) pairs; taken one by one, so there may be any number of them.
             shared: what every task gets; stored once.
             demand: what each task asks Ray for.
+            imports: another `module:function` that tasks import, and that items may be of.
 
         Raises:
-            UsageError, TornPartError: a task raised one; nothing that follows would fare better.
+            UsageError, TornPartError: a task raised one; nothing that follows would fare better. Or there is no such
+                module.
         """
         task = _call.options(num_cpus=demand.cpus, num_gpus=demand.gpus)
+        called = _Called(*function.split(":"), _folder_of(imports or function), self._log_level)
+        # In a list, and the item as bytes: they may be of classes that a worker has to find first.
         stored = [ray.put(value) for value in shared]
 
         def call_of(item: Any) -> Callable[[], ray.ObjectRef]:
-            return lambda: task.remote(function, self._log_level, item, *stored)
+            return lambda: task.remote(called, ray.cloudpickle.dumps(item), stored)
 
         return self._run((key, call_of(item)) for key, item in items)
 
@@ -243,13 +256,40 @@ def _reason(error: ray.exceptions.RayError) -> str:
     return text if type(cause).__name__ == "ShardError" else f"{type(cause).__name__}: {text}"
 
 
+@dataclass(frozen=True)
+class _Called:
+    """Which function a task calls, and how."""
+
+    module: str
+    function: str
+    folder: str | None
+    """Where the driver has the code, if that is not this package's."""
+    log_level: str
+
+
+def _folder_of(function: str) -> str | None:
+    """Return the folder that the driver imports a `module:function` from; None for those of this package, which
+    workers have, too."""
+    package = function.split(":")[0].split(".")[0]
+    if package == __package__.split(".")[0]:
+        return None
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise UsageError(f"there is no module '{package}' for a worker to import; put the task into a file of its own")
+    file = Path(found.origin)
+    return str(file.parent.parent if found.submodule_search_locations else file.parent)
+
+
 # Retries are the driver's (max_retries=0): it shows them and gives up after so many. A GPU
 # task gets a new process each time unless max_calls says otherwise; ours keep the network.
 @ray.remote(max_retries=0, max_calls=0)
-def _call(function: str, log_level: str, item: Any, *shared: Any) -> Any:
-    module, _, name = function.partition(":")
-    with logged(logging.getLogger("exemplar_ray"), log_level):
-        return getattr(importlib.import_module(module), name)(*shared, item)
+def _call(called: _Called, item: bytes, shared: list[ray.ObjectRef]) -> Any:
+    if called.folder is not None and called.folder not in sys.path:
+        # Last: what a job brings along, or a machine has installed, goes first.
+        sys.path.append(called.folder)
+    with logged(logging.getLogger(_LOGGER), called.log_level):
+        function = getattr(importlib.import_module(called.module), called.function)
+        return function(*ray.get(shared), ray.cloudpickle.loads(item))
 
 
 @ray.remote(max_retries=0, max_calls=0)

@@ -115,7 +115,9 @@ def map_items(job: Job, context: Context, positions: Sequence[int], title: str |
     task = ItemTask(job.task, folder.full_uri, manifest.fingerprint)
     todo = ((position, (position, manifest.items[position])) for position in positions)
     with ProgressDisplay(context.console, title or job.verb, len(positions), manifest.items_name) as display:
-        for outcome in context.cluster.map(_DO_ITEM, todo, task, job.settings, demand=context.cluster.demand):
+        for outcome in context.cluster.map(
+            _DO_ITEM, todo, task, job.settings, demand=context.cluster.demand, imports=job.task
+        ):
             item = manifest.items[outcome.key]
             reason = outcome.error or _not_seen(folder, outcome)
             if reason is not None:

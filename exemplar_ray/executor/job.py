@@ -75,6 +75,9 @@ class Job(ABC):
 
     Attributes:
         name: what the kind of job is called: `exemplars`.
+        items: what there is a task and a part for, in an order that stays; at least one.
+        settings: what every task is handed: small, and pickles. What of it is not in the identity must not change the
+            result.
         task: `module:function`, called in a worker as `function(settings, (position, item))`; returns a `Made`. It
             raises ShardError where the item is at fault and trying again would not help.
         result: the file that the reduce writes last; with it the run is answered.
@@ -84,23 +87,15 @@ class Job(ABC):
     name: str
     task: str
     result: str
+    items: Sequence[Item]
+    settings: Any = None
     verb: str = "map"
     keep: Callable[[CompletionRecord], Any] = staticmethod(lambda record: record)
     """What the driver keeps of a completion record, of which there may be very many."""
 
-    @property
-    @abstractmethod
-    def items(self) -> Sequence[Item]:
-        """What there is a task and a part for, in an order that stays."""
-
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """Return what decides the result, plain JSON values under the user's key names."""
-
-    @property
-    @abstractmethod
-    def settings(self) -> Any:
-        """What every task is handed: small, and pickles. What is not in the identity must not change the result."""
 
     @abstractmethod
     def reduce(self, context: Context) -> Reduced:

@@ -21,9 +21,10 @@ from typing import Any, NamedTuple, Self
 
 from exemplar_ray.data.labels import ClassLabels
 from exemplar_ray.data.shards import Shard
+from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars.spec import FORMAT_VERSION, ExemplarsSpec
 from exemplar_ray.runs.identity import fingerprint
-from exemplar_ray.runs.manifest import Manifest, refuse_other_format
+from exemplar_ray.runs.manifest import Manifest, job_of, refuse_other_format
 from exemplar_ray.runs.records import CompletionRecord
 from exemplar_ray.runs.run_folder import RunFolder
 
@@ -89,9 +90,11 @@ class Plan:
         """Read a run folder's plan.
 
         Raises:
-            UsageError: there is none, or it was written by another version.
+            UsageError: there is none, it is of another job, or it was written by another version.
         """
         values = folder.read_run()
+        if job_of(values) != JOB:
+            raise UsageError(f"'{folder.uri}' is a run folder of the job {job_of(values)}, which has no exemplars")
         refuse_other_format(values, FORMAT_VERSION, folder.uri)
         return cls.from_json(values)
 

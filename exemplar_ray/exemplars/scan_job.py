@@ -53,17 +53,8 @@ class ScanJob(Job):
 
     def __init__(self, plan: Plan, cluster: Cluster, max_skipped: int = 0) -> None:
         self.plan = plan
-        self._settings = scan_settings(plan.spec, plan.shards, cluster, max_skipped)
-
-    @property
-    def items(self) -> Sequence[Shard]:
-        """Return the shards."""
-        return self.plan.shards
-
-    @property
-    def settings(self) -> ScanSettings:
-        """Return how the tasks work."""
-        return self._settings
+        self.items = plan.shards
+        self.settings = scan_settings(plan.spec, plan.shards, cluster, max_skipped)
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the result."""
