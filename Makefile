@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export RAY_AUTH_MODE ?= disabled
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test exactness benchmark chaos many-shards lint format clean
+.PHONY: help setup demo test exactness benchmark chaos many-shards lint format docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -46,14 +46,19 @@ chaos: setup ## 34 schedules of faults of machines and storage; every answer mus
 many-shards: setup ## merge the synthetic parts of 100,000 shards, hold them against numpy, tell time and memory
 	$(BIN)/python tests/many_shards.py
 
-lint: setup ## style and common mistakes
+lint: setup ## style, common mistakes, types, and the rules of the house: who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
 
 format: setup ## mend the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: setup ## the documentation as a site, in site/; a dead link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 clean: ## remove what the other targets made
-	rm -rf $(VENV) demo build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo build site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

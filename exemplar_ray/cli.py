@@ -111,7 +111,7 @@ def _add_data_commands(commands: Any) -> None:
 
 
 def _add_run_commands(commands: Any) -> None:
-    config = {"metavar": "FILE.yaml", "help": "a file with any of the keys below; a flag wins"}
+    config: dict[str, Any] = {"metavar": "FILE.yaml", "help": "a file with any of the keys below; a flag wins"}
     sub = _add(commands, "run", _run, "scan what is pending, merge, gather; running it again is the rerun")
     sub.add_argument("--config", **config)
     add_keys(sub, RUN_KEYS)

@@ -15,7 +15,7 @@ from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.spec import RunOptions, RunSpec
 from exemplar_ray.keys import Key, keys_of
 
-T = TypeVar("T")
+T = TypeVar("T", RunSpec, RunOptions, Resources)
 
 WHERE: dict[str, tuple[Key, type]] = {
     "data": (Key("URI", "parquet shards: files, folders or globs, local, s3://, hf://, ..."), list),

@@ -99,7 +99,8 @@ def _decoded_on(
     def decoded(rows: tuple[ImageRow, ...]) -> Batch:
         found = gpu_decoding.decode_and_crop([image.data for image in rows], preprocess, device)
         crops = torch.zeros((batch_size, preprocess.crop, preprocess.crop, 3), dtype=torch.uint8, device=device)
-        kept, undecodable = [], []
+        kept: list[ImageRow] = []
+        undecodable: list[tuple[ImageRow, UndecodableImageError]] = []
         for image, pixels in zip(rows, found, strict=True):
             image = image._replace(data=None)
             if isinstance(pixels, UndecodableImageError):

@@ -34,8 +34,8 @@ def decode_and_crop(
     Returns:
         For each image uint8 [crop, crop, 3] on the device, or the reference's reason why there is none.
     """
-    ordinary = [i for i, one in enumerate(data) if _is_ordinary(one, preprocess)]
-    pixels = dict(zip(ordinary, _decode([data[i] for i in ordinary], device), strict=True))
+    ordinary = {i: one for i, one in enumerate(data) if one is not None and _is_ordinary(one, preprocess)}
+    pixels = dict(zip(ordinary, _decode(list(ordinary.values()), device), strict=True))
     found: list[Tensor | UndecodableImageError] = []
     for i, one in enumerate(data):
         decoded = pixels.get(i)
@@ -53,7 +53,7 @@ def _is_ordinary(data: bytes | None, preprocess: Preprocess) -> bool:
     """Whether these bytes are a JPEG that goes to the GPU: of plain colours, with an end, neither huge nor a strip
     that resizing would make huge."""
     size = images.size_of_plain_jpeg(data)
-    if size is None or not data.endswith(_END_OF_JPEG):
+    if data is None or size is None or not data.endswith(_END_OF_JPEG):
         return False
     resized = Framing.of(*size, preprocess).resized
     return max(size[0] * size[1], resized[0] * resized[1]) <= _LARGEST_PIXELS

@@ -48,9 +48,9 @@ class ClassLabels:
     def all_names(self) -> list[str] | None:
         """Return every class's name, index = label, or None where they are not all known."""
         count = max(len(self.names or ()), *(int(label) + 1 for label in self.table), 0)
-        names = [self.class_name(label) for label in range(count)]
+        names = [name for label in range(count) if (name := self.class_name(label))]
         # Hugging Face's ClassLabel refuses names that stand twice ("crane" is two classes).
-        return names if names and all(names) and len(set(names)) == count else None
+        return names if names and len(set(names)) == count else None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` reads them back."""

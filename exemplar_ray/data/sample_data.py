@@ -79,7 +79,7 @@ def write_sample_data(folder: str) -> tuple[list[Path], int]:
         for name, pixels in stimuli()
     ]
     # Every shard gets a bit of everything, in an order that depends on the paths alone.
-    images.sort(key=lambda image: hashlib.sha256(image.path.encode()).digest())
+    images.sort(key=lambda image: hashlib.sha256(str(image.path).encode()).digest())
     return write_images(images, folder, classes, math.ceil(len(images) / SHARDS))
 
 
@@ -87,7 +87,7 @@ def _photograph_files() -> list[Path]:
     files = []
     for package, (place, names) in _PHOTOGRAPHS.items():
         found = importlib.util.find_spec(package)
-        if found is None:
+        if found is None or found.origin is None:
             raise UsageError("sample-data needs the photographs in two packages: pip install 'exemplar-ray[demo]'")
         files += [Path(found.origin).parent / place / name for name in names.split()]
     return files
@@ -188,7 +188,7 @@ def _textures() -> Iterator[Stimulus]:
     for period, degrees in product((8, 16, 28, 44), (0, 22, 45, 67)):
         yield f"plaid_{period:02d}px_{degrees}deg", 0.5 + 0.24 * (_wave(degrees, period) + _wave(degrees + 90, period))
     for period, degrees in product((10, 18, 32), (0, 30)):
-        hexagons = sum(_wave(degrees + turn, period, math.pi / 2) for turn in (0, 60, 120)) / 3
+        hexagons = np.sum([_wave(degrees + turn, period, math.pi / 2) for turn in (0, 60, 120)], axis=0) / 3
         yield f"hexagons_{period:02d}px_{degrees}deg", 0.4 + 0.5 * hexagons
     for smooth, seed in product((1, 2, 4, 8), range(4)):
         random = np.random.Generator(np.random.PCG64(1000 * smooth + seed))

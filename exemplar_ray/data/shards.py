@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -51,7 +51,10 @@ class Shard:
     rows: int | None = None
     footer: str | None = None
 
-    kind: ClassVar[str] = "shard"
+    @property
+    def kind(self) -> str:
+        """Return what it is called in records and for people."""
+        return "shard"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `Shard(**values)` reads them back."""

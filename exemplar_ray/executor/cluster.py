@@ -113,7 +113,7 @@ class Cluster:
                 num_cpus=None if self._address else len(os.sched_getaffinity(0)),
                 include_dashboard=None if self._address else False,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UsageError(f"cannot connect to Ray at '{self._address or 'local'}': {error}") from error
@@ -166,7 +166,7 @@ class Cluster:
                 module.
         """
         task = _call.options(num_cpus=demand.cpus, num_gpus=demand.gpus)
-        called = _Called(*function.split(":"), _folder_of(imports or function), self._log_level)
+        called = _Called(function, _folder_of(imports or function), self._log_level)
         # In a list, and the item as bytes: they may be of classes that a worker has to find first.
         stored = [ray.put(value) for value in shared]
 
@@ -260,8 +260,8 @@ def _reason(error: ray.exceptions.RayError) -> str:
 class _Called:
     """Which function a task calls, and how."""
 
-    module: str
     function: str
+    """`module:function`"""
     folder: str | None
     """Where the driver has the code, if that is not this package's."""
     log_level: str
@@ -288,7 +288,8 @@ def _call(called: _Called, item: bytes, shared: list[ray.ObjectRef]) -> Any:
         # Last: what a job brings along, or a machine has installed, goes first.
         sys.path.append(called.folder)
     with logged(logging.getLogger(_LOGGER), called.log_level):
-        function = getattr(importlib.import_module(called.module), called.function)
+        module, _, name = called.function.partition(":")
+        function = getattr(importlib.import_module(module), name)
         return function(*ray.get(shared), ray.cloudpickle.loads(item))
 
 

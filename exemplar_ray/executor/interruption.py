@@ -29,7 +29,7 @@ def interruptible() -> Iterator[None]:
         yield
         return
     around = _imports_under_way(sys._getframe())
-    last = signal.SIGINT
+    last: int = signal.SIGINT
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal last

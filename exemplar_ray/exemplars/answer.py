@@ -53,8 +53,8 @@ def answer(plan: Plan, context: Context, rescan: Rescan | None) -> Reduced:
     with ImageSpool() as images:
         gather = partial(_gather, plan, context, images)
         failed = rerank(selection, gather)
-        doubtful = selection.unsettled() if rescan and plan.spec.screened and not failed else []
-        if doubtful:
+        doubtful: list[Pair] = []
+        if rescan and plan.spec.screened and not failed and (doubtful := selection.unsettled()):
             failed = rescan(context, selection, doubtful) or rerank(selection, gather)
         if failed:
             return Reduced(failed)

@@ -77,7 +77,7 @@ def measure(spec: RunSpec, data: Sequence[str], resources: Resources) -> Forecas
             spec=resolved,
             shards=len(shards),
             unreadable=len(shards) - len(readable),
-            images=sum(shard.rows for shard in readable),
+            images=sum(shard.rows or 0 for shard in readable),
             at_once=at_once,
             device=str(cluster.demand),
             on_gpu=cluster.demand.gpus > 0,

@@ -71,7 +71,9 @@ def gather_shard(trunk: Trunk, spec: ExemplarsSpec, shard: Shard, candidates: Sc
             rescoring.add(image.row, pixels)
     if table["row"] != rows.tolist():
         raise ShardError(f"{shard.name} changed: {len(rows) - len(table['row'])} scanned rows are gone")
-    table["width"], table["height"] = zip(*map(size_of, table["bytes"]), strict=True)
+    for size in map(size_of, table["bytes"]):
+        table["width"].append(size[0])
+        table["height"].append(size[1])
     exact = rescoring.exact()
     refuse_mix_up(shard, spec, candidates, exact, rescoring.largest)
     return GatheredShard(pa.table(table, schema=IMAGES_SCHEMA), exact, rescoring.maps.table())

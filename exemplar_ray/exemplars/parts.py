@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,9 @@ import pyarrow.parquet as pq
 from exemplar_ray.exemplars.samples import SampledImages
 from exemplar_ray.exemplars.spec import ExemplarsSpec, Readout
 from exemplar_ray.exemplars.tallies import TALLIES, Tally
+from exemplar_ray.exemplars.tallies.classes import Classes
+from exemplar_ray.exemplars.tallies.histogram import Histogram
+from exemplar_ray.exemplars.tallies.moments import Moments
 from exemplar_ray.exemplars.topk import BOTTOM, NEAR_ZERO, OF_CLASS, TOP, Scores
 from exemplar_ray.runs.run_folder import RunFolder
 
@@ -74,6 +78,21 @@ class Part:
     """name -> one tally for each of the run's readouts."""
     sampled: SampledImages
     """Images to draw from; none where the run draws no sample."""
+
+    @property
+    def moments(self) -> list[Moments]:
+        """Return the moments of each readout's channels."""
+        return cast("list[Moments]", self.tallies["moments"])
+
+    @property
+    def histograms(self) -> list[Histogram]:
+        """Return the histograms of each readout's channels."""
+        return cast("list[Histogram]", self.tallies["histogram"])
+
+    @property
+    def classes(self) -> list[Classes]:
+        """Return what the classes come to for each readout's channels."""
+        return cast("list[Classes]", self.tallies["classes"])
 
     @classmethod
     def empty(cls, spec: ExemplarsSpec) -> Part:

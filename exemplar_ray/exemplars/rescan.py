@@ -64,7 +64,7 @@ def _of_doubtful(
     here = [pair in wanted for pair in zip(scores.readout.tolist(), scores.channel.tolist(), strict=True)]
     finite = {}
     for number, readout in enumerate(exact.readouts):
-        images = merged.tallies["moments"][number].images
+        images = merged.moments[number].images
         for channel, count in zip(readout.layer.channels, images.tolist(), strict=True):
             if (pair := (int(readout_of_run[number]), channel)) in wanted:
                 finite[pair] = count

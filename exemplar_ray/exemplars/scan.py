@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
 from exemplar_ray.data.batches import batches
-from exemplar_ray.data.shards import Shard, ShardReader
+from exemplar_ray.data.shards import ImageRow, Shard, ShardReader
 from exemplar_ray.errors import ShardError
 from exemplar_ray.exemplars.collect import PartCollector
 from exemplar_ray.exemplars.parts import Part
@@ -50,7 +51,7 @@ def scan_shard(trunk: Trunk | CompiledTrunk, settings: ScanSettings, shard: Shar
     skipped: list[dict[str, object]] = []
     scored = 0
     with ShardReader(shard) as reader, PartCollector(settings, position, trunk.device) as collector:
-        images = islice(reader.images(), settings.most_rows)
+        images: Iterable[ImageRow] = islice(reader.images(), settings.most_rows)
         images = collector.prioritise(images) if spec.drawn_samples else images
         for batch in batches(
             images, spec.network.preprocess, settings.batch_size, settings.threads, trunk.device, spec.decode

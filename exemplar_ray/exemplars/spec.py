@@ -201,8 +201,9 @@ class ExemplarsSpec:
         """Return the spec of an exact scan that looks for the strongest and weakest of some layers' channels."""
         samples = tuple(sample for sample in self.samples if not is_drawn(sample))
         network = replace(self.network, layers=tuple(layers))
-        exact = {"precision": PRECISIONS[0], "decode": DECODERS[0]}
-        return replace(self, network=network, samples=samples, class_top_k=0, **exact)
+        return replace(
+            self, network=network, samples=samples, class_top_k=0, precision=PRECISIONS[0], decode=DECODERS[0]
+        )
 
     @property
     def shown_samples(self) -> tuple[str, ...]:

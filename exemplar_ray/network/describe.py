@@ -94,4 +94,4 @@ def _describe(name: str, shapes: list[torch.Size | str], channels: str) -> Layer
         wanted = parse_channels(channels, shape[1])
     except UsageError as error:
         raise UsageError(f"layer '{name}': {error}") from None
-    return Layer(name, shape[1], tuple(shape[2:]) or None, wanted)
+    return Layer(name, shape[1], (shape[2], shape[3]) if len(shape) == 4 else None, wanted)

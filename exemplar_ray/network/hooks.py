@@ -40,7 +40,8 @@ def hooked(module: nn.Module, names: Sequence[str], seen: SeenLayer, with_pre_re
     modules = [name for name, _ in module.named_modules()]
     wanted = {name: split_name(name, modules) for name in names}
     needs_inputs = with_pre_relu or any(pre_relu for _, pre_relu in wanted.values())
-    with ReluInputs() if needs_inputs else nullcontext() as relu_inputs:
+    relu_inputs = ReluInputs()
+    with relu_inputs if needs_inputs else nullcontext():
 
         def hook(name: str, pre_relu: bool) -> Callable[..., None]:
             def forward_hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:

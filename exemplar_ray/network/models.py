@@ -346,6 +346,8 @@ def _from_file(path: str, factory: str) -> Architecture:
     if not file.is_file():
         raise UsageError(f"model file '{path}' does not exist on {socket.gethostname()}")
     spec = importlib.util.spec_from_file_location(f"exemplar_ray_user_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"model file '{path}' cannot be run as Python")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -66,8 +66,8 @@ class ReluInputs(TorchDispatchMode):
             return source[1]
         if source[0] == "same":
             return self.before(source[1])
-        pieces = [self.before(piece) for piece in source[1]]
-        return None if any(piece is None for piece in pieces) else torch.cat(pieces, source[2])
+        pieces = [before for piece in source[1] if (before := self.before(piece)) is not None]
+        return torch.cat(pieces, source[2]) if len(pieces) == len(source[1]) else None
 
     def _note(self, output: Tensor, source: tuple) -> None:
         self._came_from[id(output)] = (output, source)

@@ -102,7 +102,8 @@ def _field_after(
     if name in _WINDOWS:
         return _apply(field, _WINDOWS[name](args))
     if name == "constant_pad_nd":
-        left, _, top, _, *_ = (*args[1], 0, 0, 0, 0)
+        padding: Sequence[int] = args[1]
+        left, _, top, _, *_ = (*padding, 0, 0, 0, 0)
         return ReceptiveField(_shifted(field.y, top), _shifted(field.x, left))
     if name in _POINTWISE:
         return field

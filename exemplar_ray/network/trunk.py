@@ -57,7 +57,7 @@ class Trunk:
     ) -> None:
         self.device = device
         self._type = getattr(torch, precision)
-        self._module = module.to(device, self._type, memory_format=self._memory_format).eval()
+        self._module = module.to(device, self._type).to(memory_format=self._memory_format).eval()
         self._layers = {layer.name: layer for layer in layers}
         self._statistics = statistics
         self._preprocess = preprocess
@@ -102,9 +102,10 @@ class Trunk:
                 result.activations[name, statistic] = values
                 if pre_relu:
                     pool = STATISTICS[statistic].pool_pre_relu
-                    known = before is not None and pool is not None
                     result.pre_relu[name, statistic] = (
-                        pooled(pool, before.float()) if known else torch.full_like(values, torch.nan)
+                        torch.full_like(values, torch.nan)
+                        if before is None or pool is None
+                        else pooled(pool, before.float())
                     )
             if outputs is not None:
                 outputs[name] = output.clone()

@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -49,7 +50,7 @@ _FONT = "DejaVu Sans"  # comes with matplotlib
 _LABEL_POINTS, _SMALL_POINTS = 7, 4.5
 _INK, _FAINT, _ALARM = "#1c1c1e", "#6b6b70", "#b3261e"
 
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "font.family": [_FONT, "sans-serif"],
     "pdf.fonttype": 42,  # TrueType: what journals ask for
     "svg.fonttype": "none",
@@ -183,7 +184,7 @@ def _draw(run: Run, shown: _Shown, rows: Sequence[Exemplar], captions: bool, as_
     found = {(row["channel"], row["rank"]): row for row in rows}
     for place, channel in enumerate(shown.channels):
         y = top + place * step
-        beside = {"x": _LABELS - _GAP, "ha": "right"}
+        beside: dict[str, Any] = {"x": _LABELS - _GAP, "ha": "right"}
         axes.text(y=y + side / 2, s=str(channel), size=_LABEL_POINTS, color=_INK, va="center", **beside)
         if channel in unsettled:
             axes.text(y=y + side / 2 + 18, s="not settled", size=_SMALL_POINTS, color=_ALARM, va="top", **beside)

@@ -137,9 +137,11 @@ class _Report:
             found = self._run.each_channel(table, layer.name, statistic, besides)
             following = next(found, None)
             for channel in layer.channels:
-                here = following is not None and following[0] == channel
-                yield following[1] if here else None
-                following = next(found, None) if here else following
+                if following is not None and following[0] == channel:
+                    yield following[1]
+                    following = next(found, None)
+                else:
+                    yield None
 
         known = self._run.channels(layer=layer.name, statistic=statistic).to_pylist()
         exemplars = of_channels("exemplars", besides=() if self._pictures else ("image",))

@@ -129,8 +129,8 @@ def _encoded_anew(data: bytes) -> bytes:
     image = decode(data)
     if max(image.size) > LONGEST_SIDE:
         scale = LONGEST_SIDE / max(image.size)
-        size = tuple(max(1, round(side * scale)) for side in image.size)
-        image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
     return _jpeg(image)
 
 

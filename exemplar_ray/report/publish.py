@@ -267,7 +267,7 @@ def _card(run: Run, repository: str, rows: dict[str, int], images: bool, licence
     return f"---\n{head.to_yaml()}\n---\n\n{text}"
 
 
-_OPEN_LICENCE = {
+_OPEN_LICENCE: dict[str, Any] = {
     "license_name": "not-stated",
     "license_details": "that of the data set which the images come from, yet to be stated",
 }

@@ -255,7 +255,7 @@ class Channel:
             raise UsageError(f"this run has no statistic '{statistic}'; {near_matches(statistic, spec.statistics)}")
         self._run = run
         self.layer, self.channel, self.statistic = layer, channel, statistic
-        which = {"layer": layer, "statistic": statistic, "channel": channel}
+        which: dict[str, Any] = {"layer": layer, "statistic": statistic, "channel": channel}
         self.exemplars: list[Exemplar] = run.exemplars(**which)
         """Of all samples, by rank within each; with their pictures."""
         self.statistics: dict[str, Any] = run.channels(**which).to_pylist()[0]

@@ -18,9 +18,13 @@ _FIRST_JOB = "exemplars"
 class Item(Protocol):
     """What a task is for, and a part of: a shard of images, a group of channels. Small, and pickles."""
 
-    kind: str
-    """Its word for people, in the singular: `shard`. Records and `run.json` name it so, too."""
-    name: str
+    @property
+    def kind(self) -> str:
+        """Its word for people, in the singular: `shard`. Records and `run.json` name it so, too."""
+
+    @property
+    def name(self) -> str:
+        """What it goes by: no two items of a run share a name."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -36,6 +36,11 @@ _RECORDS_A_BATCH = 64
 _PARTS_READ_AHEAD = 8
 
 
+def whole_record(record: CompletionRecord) -> Any:
+    """Keep everything of a completion record, see `RunFolder.state`."""
+    return record
+
+
 class TornPartError(Exception):
     """A part is not what its completion record says; the message is the reason."""
 
@@ -66,9 +71,7 @@ class RunFolder(Folder):
             refuse_other_format({"identity": {}}, -1, self.uri)
         return values
 
-    def adopt(
-        self, manifest: Manifest, keep: Callable[[CompletionRecord], Kept] = lambda record: record
-    ) -> State[Kept]:
+    def adopt(self, manifest: Manifest, keep: Callable[[CompletionRecord], Kept] = whole_record) -> State[Kept]:
         """Make this the folder of a run, or continue in it if it already is; return how far that is.
 
         Args:
@@ -157,9 +160,7 @@ class RunFolder(Folder):
         """Take an item's completion record back, so that the item counts as not done."""
         self.remove(f"parts/{_number(position)}.json")
 
-    def state(
-        self, manifest: Manifest, keep: Callable[[CompletionRecord], Kept] = lambda record: record
-    ) -> State[Kept]:
+    def state(self, manifest: Manifest, keep: Callable[[CompletionRecord], Kept] = whole_record) -> State[Kept]:
         """Find out what is done, from the completion records alone.
 
         A record counts if it is whole, of this run, and its part's files are there.

@@ -48,7 +48,10 @@ def commit_of(repository: str) -> str:
 
     def ask() -> str:
         timeout = constants.HF_HUB_ETAG_TIMEOUT
-        return HfApi().repo_info(place.id, revision=place.revision, repo_type=place.type, timeout=timeout).sha
+        info = HfApi().repo_info(place.id, revision=place.revision, repo_type=place.type, timeout=timeout)
+        if info.sha is None:
+            raise ValueError(f"the Hugging Face Hub does not say which commit '{repository}' is at")
+        return info.sha
 
     try:
         return _asked_patiently(repository, ask)
@@ -70,15 +73,15 @@ class HubFileSystem(HfFileSystem):
         resolve = super().resolve_path
         return _asked_patiently(path, lambda: resolve(path, revision))
 
-    def info(self, path: str, **options: Any) -> dict[str, Any]:
+    def info(self, path: str, *more: Any, **options: Any) -> dict[str, Any]:
         """Describe a file or folder; lists the folder that it is in."""
         with _explained(path):
-            return super().info(path, **options)
+            return super().info(path, *more, **options)
 
-    def ls(self, path: str, **options: Any) -> list[Any]:
+    def ls(self, path: str, *more: Any, **options: Any) -> list[Any]:
         """List a folder."""
         with _explained(path):
-            return super().ls(path, **options)
+            return super().ls(path, *more, **options)
 
     def exists(self, path: str, **options: Any) -> bool:
         """Whether a file or folder is there; unlike the library's, does not say no where the Hub says nothing."""
@@ -88,13 +91,13 @@ class HubFileSystem(HfFileSystem):
             return False
         return True
 
-    def find(self, path: str, **options: Any) -> Any:
+    def find(self, path: str, *more: Any, **options: Any) -> Any:
         """List a folder and those in it."""
         with _explained(path):
-            return super().find(path, **options)
+            return super().find(path, *more, **options)
 
-    def _open(self, path: str, mode: str = "rb", **options: Any) -> HubFile:
-        return HubFile(self, path, mode=mode, **options)
+    def _open(self, path: str, mode: str = "rb", *more: Any, **options: Any) -> HubFile:
+        return HubFile(self, path, mode, *more, **options)
 
 
 class HubFile(HfFileSystemFile):

@@ -24,7 +24,7 @@ class ScannedChannels:
     """
 
     def __init__(self, spec: ExemplarsSpec, merged: Part, scored: int) -> None:
-        moments = merged.tallies["moments"]
+        moments = merged.moments
         self.readouts = spec.readouts
         self.screened = spec.screened
         self.finite = [tally.images.copy() for tally in moments]
@@ -73,7 +73,7 @@ class RankedCandidates:
     truncated: np.ndarray
     """bool [groups]: there are images beyond the last candidate."""
 
-    def pair(self, group: int) -> Pair:
+    def pair(self, group: int | np.integer) -> Pair:
         """Return which (readout, channel) a group ranks."""
         first = self.firsts[group]
         return int(self.scores.readout[first]), int(self.scores.channel[first])

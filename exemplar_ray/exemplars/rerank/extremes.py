@@ -108,6 +108,11 @@ class Extremes:
         """Return where candidates stand among the recomputed scores; -1 for those that were not recomputed."""
         return self._recomputed.find(self.candidates.scores.take(positions))
 
+    def _exact(self, positions: np.ndarray) -> Scores:
+        """Return candidates, ranked for what they are ranked for here, with their recomputed activations."""
+        activation = self._recomputed.exact.activation[self.find(positions)]
+        return self.candidates.scores.take(positions)._replace(activation=activation)
+
     def _looked_at(self) -> np.ndarray:
         """Return the positions of the candidates that are looked at, ascending."""
         ranked = self.candidates
@@ -133,8 +138,9 @@ class Extremes:
         dropped = ranked.truncated | (self.depths < ranked.sizes)
         outside = np.where(ranked.nan_in_scan, np.inf, np.where(dropped, scanned[following], -np.inf))
         groups = Groups(outside, ranked.error_class, ranked.ranges, ranked.screened, self._pre_relu_bound())
-        exact = self._recomputed.exact.activation[self.find(positions)]
-        recomputed = Recomputed(ranked.scores.take(positions), ranked.group_of[positions], exact)
+        recomputed = Recomputed(
+            ranked.scores.take(positions), ranked.group_of[positions], self._exact(positions).activation
+        )
         return rank_with_bounds(recomputed, positions, self._top_k, groups, self._typical_errors)
 
     def _pre_relu_bound(self) -> np.ndarray:
@@ -231,8 +237,7 @@ class Extremes:
         outside = strengths == bounded.strongest_outside[group_of]
         tied = ~is_known & ~np.isnan(tie_value)[group_of] & outside
         strengths[tied] = bounded.tie_value[group_of[tied]]
-        exact = self._recomputed.exact.take(self.find(bounded.order))
-        strengths[bounded.order] = strength(exact)
+        strengths[bounded.order] = strength(self._exact(bounded.order))
         is_known[tied] = True
         is_known[bounded.order] = True
         without_gap = np.flatnonzero(is_known & (in_order[group_of] | (strengths > above[group_of])))

@@ -34,7 +34,7 @@ def channels_table(plan: Plan, merged: Part, certainty: Sequence[Certainty]) -> 
 def classes_table(plan: Plan, merged: Part) -> pa.Table:
     """Return a row a channel and class, sorted by layer, statistic, channel, label; none without labels."""
     tables = []
-    for readout, tally in zip(plan.spec.readouts, merged.tallies["classes"], strict=True):
+    for readout, tally in zip(plan.spec.readouts, merged.classes, strict=True):
         classes, channels = tally.images.shape
         of_channel = np.repeat(np.arange(channels), classes)
         class_names = [plan.class_labels.class_name(int(label)) for label in tally.labels]
@@ -54,7 +54,7 @@ def histograms_table(plan: Plan, merged: Part) -> pa.Table:
     """Return a row a channel, sorted by layer, statistic, channel: `low`, `high` and `images` are lists, an entry a
     bin with images in it, ascending."""
     tables = []
-    for readout, tally in zip(plan.spec.readouts, merged.tallies["histogram"], strict=True):
+    for readout, tally in zip(plan.spec.readouts, merged.histograms, strict=True):
         table = tally.to_table()
         bins, images = (table[name].combine_chunks() for name in ("bins", "counts"))
         edges = dict(zip(("low", "high"), edges_of(bins.flatten().to_numpy()), strict=True))
@@ -106,8 +106,8 @@ def percentiles(spec: ExemplarsSpec, merged: Part, tails: Mapping[TailKey, Tail]
     for number, (layer, _) in enumerate(spec.readouts):
         of_readout = np.flatnonzero(exemplars.readout == number)
         channels = np.searchsorted(layer.channels, exemplars.channel[of_readout])
-        images[of_readout] = merged.tallies["moments"][number].images[channels]
-        histogram = merged.tallies["histogram"][number]
+        images[of_readout] = merged.moments[number].images[channels]
+        histogram = merged.histograms[number]
         below[of_readout] = histogram.count_below(channels, exemplars.activation[of_readout])
     unknown = Tail(np.empty(0, np.float32), np.inf)
     for i, (readout, channel, activation) in enumerate(

@@ -235,5 +235,7 @@ def _row_group(
 
 def _unit(readout: Readout, peak: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
     """Return row and column of the unit whose activation a statistic is; None where it is of many."""
-    unit = STATISTICS[readout.statistic].unit
-    return (None, None) if unit is None or readout.layer.map_size is None else unit(readout.layer.map_size, peak)
+    unit, (y, x) = STATISTICS[readout.statistic].unit, peak
+    if unit is None or readout.layer.map_size is None or y is None or x is None:
+        return None, None
+    return unit(readout.layer.map_size, (y, x))
