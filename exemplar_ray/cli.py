@@ -243,7 +243,12 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
 
 def _figure(options: argparse.Namespace, settings: dict[str, Any], console: Console) -> int:
-    from exemplar_ray.report.figure import write_figure
+    try:
+        from exemplar_ray.report.figure import write_figure
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise UsageError("figures need one more package: pip install 'exemplar-ray[figures]'") from error
 
     if options.out is None:
         raise UsageError("--out is missing: the figure's file, such as figure.pdf")

@@ -20,7 +20,7 @@ class ShardError(Exception):
     """
 
 
-def near_matches(name: str, known: Iterable[str]) -> str:
+def near_matches(name: str, names: Iterable[str]) -> str:
     """Return a hint for a misspelt name.
 
     >>> near_matches("mixed4aa", ["mixed3a", "mixed4a"])
@@ -28,9 +28,9 @@ def near_matches(name: str, known: Iterable[str]) -> str:
     >>> near_matches("zzz", ["mean", "max"])
     "known: 'mean', 'max'"
     """
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return "did you mean " + ", ".join(f"'{c}'" for c in close) + "?"
-    shown = ", ".join(f"'{k}'" for k in known[:12])
-    return "known: " + shown + (f", ... ({len(known)} in all)" if len(known) > 12 else "")
+    shown = ", ".join(f"'{k}'" for k in names[:12])
+    return "known: " + shown + (f", ... ({len(names)} in all)" if len(names) > 12 else "")

@@ -97,11 +97,11 @@ def _decoded_on(
     from exemplar_ray.data import decode_gpu as gpu_decoding
 
     def decoded(rows: tuple[ImageRow, ...]) -> Batch:
-        found = gpu_decoding.decode_and_crop([image.data for image in rows], preprocess, device)
+        decoded_images = gpu_decoding.decode_and_crop([image.data for image in rows], preprocess, device)
         crops = torch.zeros((batch_size, preprocess.crop, preprocess.crop, 3), dtype=torch.uint8, device=device)
         kept: list[ImageRow] = []
         undecodable: list[tuple[ImageRow, UndecodableImageError]] = []
-        for image, pixels in zip(rows, found, strict=True):
+        for image, pixels in zip(rows, decoded_images, strict=True):
             image = image._replace(data=None)
             if isinstance(pixels, UndecodableImageError):
                 undecodable.append((image, pixels))
@@ -130,11 +130,11 @@ class _Staging:
             self._copied = [torch.cuda.Event() for _ in self._memory]
         self._turn = 0
 
-    def put(self, place: int, pixels: np.ndarray) -> None:
-        """Put an image in its place in the batch being filled."""
-        if place == 0:
+    def put(self, index: int, pixels: np.ndarray) -> None:
+        """Put an image at an index of the batch being filled."""
+        if index == 0:
             self._wait()
-        self._memory[self._turn].numpy()[place] = pixels
+        self._memory[self._turn].numpy()[index] = pixels
 
     def to_device(self, count: int) -> Tensor:
         """Return the batch on the device, its first `count` images; what is queued there next will wait for it."""

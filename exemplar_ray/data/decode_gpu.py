@@ -34,19 +34,21 @@ def decode_and_crop(
     Returns:
         For each image uint8 [crop, crop, 3] on the device, or the reference's reason why there is none.
     """
-    ordinary = {i: one for i, one in enumerate(data) if one is not None and _is_ordinary(one, preprocess)}
+    ordinary = {
+        i: content for i, content in enumerate(data) if content is not None and _is_ordinary(content, preprocess)
+    }
     pixels = dict(zip(ordinary, _decode(list(ordinary.values()), device), strict=True))
-    found: list[Tensor | UndecodableImageError] = []
-    for i, one in enumerate(data):
+    decoded_images: list[Tensor | UndecodableImageError] = []
+    for i, content in enumerate(data):
         decoded = pixels.get(i)
         if decoded is not None:
-            found.append(_crop(decoded, preprocess))
+            decoded_images.append(_crop(decoded, preprocess))
             continue
         try:
-            found.append(torch.from_numpy(np.array(images.decode_and_crop(one, preprocess))).to(device))
+            decoded_images.append(torch.from_numpy(np.array(images.decode_and_crop(content, preprocess))).to(device))
         except UndecodableImageError as error:
-            found.append(error)
-    return found
+            decoded_images.append(error)
+    return decoded_images
 
 
 def _is_ordinary(data: bytes | None, preprocess: Preprocess) -> bool:

@@ -63,10 +63,10 @@ class Preprocess:
                 preprocessing of its own and the user gave no `mean`.
         """
         overrides = dict(overrides or {})
-        known = [f.name for f in fields(cls)]
+        names = [f.name for f in fields(cls)]
         for key in overrides:
-            if key not in known:
-                raise UsageError(f"preprocess: unknown key '{key}'; {near_matches(str(key), known)}")
+            if key not in names:
+                raise UsageError(f"preprocess: unknown key '{key}'; {near_matches(str(key), names)}")
         if own is None and "mean" not in overrides:
             raise UsageError(
                 "this model brings no preprocessing of its own; give it, for example "

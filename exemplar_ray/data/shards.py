@@ -92,20 +92,20 @@ def discover(data: Sequence[str], revisions: Mapping[str, str] | None = None) ->
         revisions = hub.resolve_revisions(data)
     sizes: dict[str, int] = {}
     for uri in data:
-        found = _expand(hub.pinned(uri, revisions))
-        if not found:
+        files = _expand(hub.pinned(uri, revisions))
+        if not files:
             raise UsageError(f"no parquet shard matches '{uri}'")
-        sizes.update(found)
+        sizes.update(files)
     # Names are of places, not of commits: a run is the same at another commit if its shards are.
     uris: dict[str, str] = {}
     for uri in sorted(sizes):
-        place = without_revision(uri)
-        if place in uris:
-            raise UsageError(f"'{place}' is in the data at two revisions; give one")
-        uris[place] = uri
-    levels = zip(*(place.split("/")[:-1] for place in uris), strict=False)
+        plain_uri = without_revision(uri)
+        if plain_uri in uris:
+            raise UsageError(f"'{plain_uri}' is in the data at two revisions; give one")
+        uris[plain_uri] = uri
+    levels = zip(*(plain_uri.split("/")[:-1] for plain_uri in uris), strict=False)
     shared = len(list(takewhile(lambda folders: len(set(folders)) == 1, levels)))
-    shards = [Shard("/".join(place.split("/")[shared:]), uri, sizes[uri]) for place, uri in uris.items()]
+    shards = [Shard("/".join(plain_uri.split("/")[shared:]), uri, sizes[uri]) for plain_uri, uri in uris.items()]
     return sorted(shards, key=lambda shard: shard.name)
 
 
@@ -162,9 +162,9 @@ def _inspect_one(shard: Shard) -> tuple[Shard, list[str] | None]:
         return shard, None
     schema = metadata.schema.to_arrow_schema()
     if _image_columns(schema) is None:
-        found = ", ".join(f"{field.name}: {field.type}" for field in schema) or "no columns"
+        columns = ", ".join(f"{field.name}: {field.type}" for field in schema) or "no columns"
         raise UsageError(
-            f"'{shard.uri}' has no image column (image: struct<bytes, path> or image: binary); it has {found}"
+            f"'{shard.uri}' has no image column (image: struct<bytes, path> or image: binary); it has {columns}"
         )
     digest = hashlib.sha256(footer).hexdigest()
     return Shard(shard.name, shard.uri, shard.size, metadata.num_rows, digest), _class_names(schema)
@@ -191,9 +191,9 @@ def _open(shard: Shard) -> Any:
     # without a read-ahead cache that would fetch bytes twice.
     if isinstance(fs, LocalFileSystem):
         return pa.OSFile(path)
-    # Without its size the Hub would list the folder, in every process.
-    known = {"size": shard.size} if is_on_hub(shard.uri) else {}
-    return fs.open(path, "rb", cache_type="none", **known)
+    # The Hub would list the folder, in every process, to find out the size.
+    options = {"size": shard.size} if is_on_hub(shard.uri) else {}
+    return fs.open(path, "rb", cache_type="none", **options)
 
 
 class ShardReader:

@@ -115,8 +115,8 @@ def _from_hub(source: str, split: str) -> tuple[Iterator[LabelledImage], list[st
         raise UsageError(f"'{source}' is neither a folder nor a data set that can be loaded: {reason}") from error
     features = data.features or {}
     if not isinstance(features.get("image"), datasets.Image):
-        found = ", ".join(features) or "no known columns"
-        raise UsageError(f"'{source}' has no image column called 'image'; it has {found}")
+        columns = ", ".join(features) or "no known columns"
+        raise UsageError(f"'{source}' has no image column called 'image'; it has {columns}")
     data = data.cast_column("image", datasets.Image(decode=False))
     label = features.get("label")
 

@@ -273,11 +273,11 @@ def _folder_of(function: str) -> str | None:
     package = function.split(":")[0].split(".")[0]
     if package == __package__.split(".")[0]:
         return None
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
         raise UsageError(f"there is no module '{package}' for a worker to import; put the task into a file of its own")
-    file = Path(found.origin)
-    return str(file.parent.parent if found.submodule_search_locations else file.parent)
+    file = Path(spec.origin)
+    return str(file.parent.parent if spec.submodule_search_locations else file.parent)
 
 
 # Retries are the driver's (max_retries=0): it shows them and gives up after so many. A GPU

@@ -82,10 +82,10 @@ def measure(spec: RunSpec, data: Sequence[str], resources: Resources) -> Forecas
             device=str(cluster.demand),
             on_gpu=cluster.demand.gpus > 0,
             batch_size=cluster.batch_size,
-            per_second=[one.images / one.seconds for one in probed],
+            per_second=[probe.images / probe.seconds for probe in probed],
             tried=probed[0].images,
-            loading_seconds=max(one.loading_seconds for one in probed),
-            decoding_seconds=statistics.mean(one.decoding_seconds for one in probed) / cluster.demand.cpus,
+            loading_seconds=max(probe.loading_seconds for probe in probed),
+            decoding_seconds=statistics.mean(probe.decoding_seconds for probe in probed) / cluster.demand.cpus,
         )
 
 
@@ -122,41 +122,41 @@ def forecast(
     Raises:
         UsageError: the run cannot be done, or its data cannot be read.
     """
-    found = measure(spec, data, resources)
-    each, resolved = found.per_second, found.spec
+    measured = measure(spec, data, resources)
+    each, resolved, tasks_here = measured.per_second, measured.spec, measured.at_once
     screening = f", {resolved.precision}, decoding {resolved.decode}" if resolved.screened else ""
     untrained = "" if resolved.network.trained else " — UNTRAINED"
     lines = [
         f"{resolved.network.model_title}, {resolved.network.weights_title}{untrained}; "
         f"{sum(len(layer.channels) for layer in resolved.layers)} channels{screening}",
-        f"{found.shards} shards, {found.images:,} images; {found.at_once} tasks at once, {found.device} and batches "
-        f"of {found.batch_size} each",
-        f"a task: {found.rate(1):.1f} images/s ({min(each):.1f}-{max(each):.1f} in {len(each)} tasks at the "
-        f"same time, {found.tried} images each), after {found.loading_seconds:.0f} s to get ready",
-        f"an image takes it {1000 / found.rate(1):.1f} ms; decoding alone, {1000 * found.decoding_seconds:.1f} ms: "
-        f"{found.limit} limits it",
-        f"all together: {found.rate(found.at_once):.1f} images/s, so the scan takes about "
-        f"{_duration(found.seconds(found.at_once))}{_cost(found, found.at_once, price)}",
+        f"{measured.shards} shards, {measured.images:,} images; {tasks_here} tasks at once, {measured.device} and "
+        f"batches of {measured.batch_size} each",
+        f"a task: {measured.rate(1):.1f} images/s ({min(each):.1f}-{max(each):.1f} in {len(each)} tasks at the "
+        f"same time, {measured.tried} images each), after {measured.loading_seconds:.0f} s to get ready",
+        f"an image takes it {1000 / measured.rate(1):.1f} ms; decoding alone, "
+        f"{1000 * measured.decoding_seconds:.1f} ms: {measured.limit} limits it",
+        f"all together: {measured.rate(measured.at_once):.1f} images/s, so the scan takes about "
+        f"{_duration(measured.seconds(measured.at_once))}{_cost(measured, measured.at_once, price)}",
     ]
     for count in tasks:
         lines.append(
-            f"{count} tasks: {found.rate(count):.1f} images/s, about {_duration(found.seconds(count))}"
-            f"{_cost(found, count, price)}"
+            f"{count} tasks: {measured.rate(count):.1f} images/s, about {_duration(measured.seconds(count))}"
+            f"{_cost(measured, count, price)}"
         )
     if tasks:
         lines.append("if the storage keeps up, which has to deliver that many images, and no task waits for another's")
     lines.append("not in it: gathering the exemplars' images, whose number does not depend on the data set's")
-    if found.unreadable:
-        lines.append(f"{found.unreadable} shards cannot be read, or are empty: they are not counted")
+    if measured.unreadable:
+        lines.append(f"{measured.unreadable} shards cannot be read, or are empty: they are not counted")
     return lines
 
 
-def _cost(found: Forecast, tasks: int, price: float | None) -> str:
+def _cost(measured: Forecast, tasks: int, price: float | None) -> str:
     """Write what so many tasks cost, at a price for as many as there are."""
     if price is None:
         return ""
-    cost = price * tasks / found.at_once * found.seconds(tasks) / 3600
-    return f"; at {price:g} an hour for {found.at_once} tasks: {cost:.2f}"
+    cost = price * tasks / measured.at_once * measured.seconds(tasks) / 3600
+    return f"; at {price:g} an hour for {measured.at_once} tasks: {cost:.2f}"
 
 
 def _duration(seconds: float) -> str:

@@ -172,9 +172,9 @@ def _above(lasts: Scores, scores: Scores) -> Scores:
     deepest = np.full(groups[-1] + 1, np.iinfo(np.int32).max)
     for ranking in _BY_STRENGTH:
         here = np.flatnonzero(scores.ranking == ranking)
-        place = find(scores.take(here), lasts.take(lasts.ranking == ranking))
-        place = here[place[place >= 0]]
-        deepest[groups[place]] = ranks[place]
+        position = find(scores.take(here), lasts.take(lasts.ranking == ranking))
+        position = here[position[position >= 0]]
+        deepest[groups[position]] = ranks[position]
     return scores.take(ranks <= deepest[groups])
 
 

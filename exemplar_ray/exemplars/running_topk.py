@@ -47,8 +47,8 @@ class RunningTopK:
             channel (int64 [n]), activation (float32 [n]), row (int64 [n]) of the kept images.
         """
         keys = self._keys.sort(dim=1, descending=True).values.cpu()
-        channel, place = (keys != _NOTHING).nonzero(as_tuple=True)
-        activation, row = unpack(keys[channel, place])
+        channel, rank = (keys != _NOTHING).nonzero(as_tuple=True)
+        activation, row = unpack(keys[channel, rank])
         return channel, activation, row
 
 

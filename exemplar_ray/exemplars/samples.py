@@ -2,7 +2,8 @@
 
 Random images and those of a percentile are drawn from the `sampled_images` of the data set with the
 lowest priorities. An image's priority is a hash of its bytes, the same for every channel, so
-that a few images serve all of them. The scan keeps these images' activations, so drawing needs
+that a few images serve all of them. Sampling by lowest hash is bottom-k sampling (Cohen and Kaplan, "Summarizing Data
+Using Bottom-k Sketches", PODC 2007). The scan keeps these images' activations, so drawing needs
 no second pass and depends neither on how images are split into shards nor on their order. Numpy only.
 """
 
@@ -45,8 +46,8 @@ def parse_samples(names: Sequence[str]) -> tuple[str, ...]:
     """
     for name in names:
         if name not in (TOP, BOTTOM, RANDOM) and not _PERCENTILE.fullmatch(name):
-            known = [TOP, BOTTOM, RANDOM, "q99", "q95", "q90", "q50"]
-            raise UsageError(f"unknown sample '{name}'; {near_matches(name, known)} (q1 to q99 are percentiles)")
+            samples = [TOP, BOTTOM, RANDOM, "q99", "q95", "q90", "q50"]
+            raise UsageError(f"unknown sample '{name}'; {near_matches(name, samples)} (q1 to q99 are percentiles)")
     return tuple(sorted({TOP, *names}, key=place_in_results))
 
 

@@ -85,9 +85,11 @@ class RunSpec:
             object.__setattr__(self, name, _names(name, getattr(self, name)))
         object.__setattr__(self, "channels", str(self.channels).replace(" ", ""))
         object.__setattr__(self, "sample", parse_samples(_names("sample", self.sample)))
-        for name, known in (("precision", PRECISIONS), ("decode", DECODERS)):
-            if getattr(self, name) not in known:
-                raise UsageError(f"unknown {name} '{getattr(self, name)}'; {near_matches(getattr(self, name), known)}")
+        for name, choices in (("precision", PRECISIONS), ("decode", DECODERS)):
+            if getattr(self, name) not in choices:
+                raise UsageError(
+                    f"unknown {name} '{getattr(self, name)}'; {near_matches(getattr(self, name), choices)}"
+                )
         numbers = (("top_k", 1), ("class_top_k", 0), ("seed", 0), ("max_per_class", 1), ("margin", 0))
         for name, least in numbers:
             value = getattr(self, name)

@@ -140,9 +140,9 @@ def find(among: Scores, wanted: Scores) -> np.ndarray:
     order = _sorted(*keys)
     number = np.empty(len(order), np.int64)
     number[order] = np.cumsum(_differs_from_previous(*(key[order] for key in keys)))
-    place = np.full(len(order) + 1, -1, np.int64)
-    place[number[: len(among.row)]] = np.arange(len(among.row))
-    return place[number[len(among.row) :]]
+    position = np.full(len(order) + 1, -1, np.int64)
+    position[number[: len(among.row)]] = np.arange(len(among.row))
+    return position[number[len(among.row) :]]
 
 
 def _which(scores: Scores) -> tuple[np.ndarray, ...]:

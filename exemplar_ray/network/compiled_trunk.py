@@ -147,9 +147,9 @@ def _compile(trunk: Trunk, form: CompiledForm, library: Path) -> None:
             made = os.path.join(folder, library.name)
             _make_library(trunk, form.trunk, examples[0], made)
             # The second example shows a graph that holds only for the images that it was traced with.
-            found, plain = CompiledTrunk(Path(made), form.trunk)(examples[1]), trunk(examples[1])
-            _refuse_another_network(found.activations, plain.activations, form.trunk.precision)
-            _refuse_another_network(found.pre_relu, plain.pre_relu, form.trunk.precision)
+            compiled, plain = CompiledTrunk(Path(made), form.trunk)(examples[1]), trunk(examples[1])
+            _refuse_another_network(compiled.activations, plain.activations, form.trunk.precision)
+            _refuse_another_network(compiled.pre_relu, plain.pre_relu, form.trunk.precision)
             os.replace(made, library)
     except CannotCompileError:
         raise
@@ -172,11 +172,11 @@ def _make_library(trunk: Trunk, spec: TrunkSpec, example: Tensor, path: str) -> 
         torch._inductor.aot_compile(exported.module(), (example,), options={"aot_inductor.output_path": path})
 
 
-def _refuse_another_network(found: OfReadouts, plain: OfReadouts, precision: str) -> None:
-    for (layer, statistic), values in plain.items():
-        compiled = found[layer, statistic]
+def _refuse_another_network(compiled: OfReadouts, plain: OfReadouts, precision: str) -> None:
+    for (layer, statistic), expected in plain.items():
+        values = compiled[layer, statistic]
         # What was before a ReLU is not there in a layer that ends in none.
-        if values.isnan().all() and compiled.isnan().all():
+        if expected.isnan().all() and values.isnan().all():
             continue
-        if not (compiled - values).abs().max() <= _TOLERANCE[precision] * values.abs().max():
+        if not (values - expected).abs().max() <= _TOLERANCE[precision] * expected.abs().max():
             raise CannotCompileError(f"the compiled {statistic} of {layer} is not the network's")

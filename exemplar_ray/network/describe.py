@@ -31,10 +31,10 @@ def describe_layers(
         UsageError: a layer does not exist, does not run exactly once in a forward pass, or
             its output has no channels; or a channel is out of range.
     """
-    known = [name for name, _ in module.named_modules() if name]
+    modules = [name for name, _ in module.named_modules() if name]
     for name in names:
-        if split_name(name, known)[0] not in known:
-            raise UsageError(f"unknown layer '{name}'; {near_matches(name, known)}")
+        if split_name(name, modules)[0] not in modules:
+            raise UsageError(f"unknown layer '{name}'; {near_matches(name, modules)}")
     shapes: dict[str, list[torch.Size | str]] = {name: [] for name in names}
 
     def look(name: str, output: object, _before: object) -> bool:
@@ -59,15 +59,15 @@ def _fields_of_maps(module: nn.Module, layers: Sequence[Layer], image: Tensor) -
     names = [layer.name for layer in layers if layer.map_size]
 
     def outputs(x: Tensor) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+        seen_outputs: dict[str, Tensor] = {}
 
         def seen(name: str, output: Tensor, _before: Tensor | None) -> bool:
-            found[name] = output
-            return len(found) == len(names)
+            seen_outputs[name] = output
+            return len(seen_outputs) == len(names)
 
         with hooked(module, names, seen):
             forward(module, x)
-        return found
+        return seen_outputs
 
     try:
         with torch.no_grad():

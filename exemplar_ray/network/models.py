@@ -99,8 +99,8 @@ def find_architecture(model: str) -> Architecture:
     path, separator, factory = model.rpartition(":")
     if separator and path.endswith(".py"):
         return _from_file(path, factory)
-    known = [*_REGISTRY, "torchvision:NAME", "path/to/file.py:factory"]
-    raise UsageError(f"unknown model '{model}'; {near_matches(model, known)}")
+    names = [*_REGISTRY, "torchvision:NAME", "path/to/file.py:factory"]
+    raise UsageError(f"unknown model '{model}'; {near_matches(model, names)}")
 
 
 def weights_sha256(module: nn.Module) -> str:

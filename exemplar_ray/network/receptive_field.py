@@ -47,10 +47,10 @@ def receptive_fields(outputs: Callable[[Tensor], Mapping[str, Tensor]], image: T
     watched = _WatchedOperations(image)
     try:
         with watched:
-            found = outputs(image)
+            layers = outputs(image)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UntraceableError(str(error)) from error
-    fields = {name: watched.field_of(output) for name, output in found.items()}
+    fields = {name: watched.field_of(output) for name, output in layers.items()}
     return {name: field for name, field in fields.items() if field is not None}
 
 
@@ -71,17 +71,21 @@ class _WatchedOperations(TorchDispatchMode):
         self, operation: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run an operation, and give its results their field."""
-        inputs = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor) and id(one) in self._fields]
+        inputs = [
+            tensor
+            for tensor in tree_leaves((args, kwargs))
+            if isinstance(tensor, Tensor) and id(tensor) in self._fields
+        ]
         if not inputs:
             return operation(*args, **(kwargs or {}))
         if _name_of(operation) == "_local_scalar_dense":
             raise UntraceableError("the network looks at the value of an activation")
-        before = [tuple(one.shape[-2:]) for one in inputs]
+        before = [tuple(tensor.shape[-2:]) for tensor in inputs]
         result = operation(*args, **(kwargs or {}))
-        field = _field_after(operation, args, _join([self._fields[id(one)][1] for one in inputs]), before, result)
-        for one in tree_leaves(result):
-            if isinstance(one, Tensor):
-                self._fields[id(one)] = one, field
+        field = _field_after(operation, args, _join([self._fields[id(tensor)][1] for tensor in inputs]), before, result)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._fields[id(tensor)] = tensor, field
         return result
 
 

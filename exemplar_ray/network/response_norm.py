@@ -78,6 +78,6 @@ def _band(channels: int, size: int, dtype: torch.dtype, device: torch.device) ->
 
     As torch pads it: `size // 2` channels before and `(size - 1) // 2` after.
     """
-    place = torch.arange(channels, device=device)
-    offset = place[None, :] - place[:, None]
+    channel = torch.arange(channels, device=device)
+    offset = channel[None, :] - channel[:, None]
     return ((offset >= -(size // 2)) & (offset <= (size - 1) // 2)).to(dtype)[:, :, None, None]

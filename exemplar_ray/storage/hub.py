@@ -24,12 +24,12 @@ def file_system(uri: str) -> tuple[Any, str]:
     return HubFileSystem(), uri.removeprefix(PROTOCOL)
 
 
-def resolve_revisions(uris: Sequence[str], known: Mapping[str, str] | None = None) -> dict[str, str]:
+def resolve_revisions(uris: Sequence[str], already: Mapping[str, str] | None = None) -> dict[str, str]:
     """Look up the commits that the repositories of some URIs are at.
 
     Args:
         uris: files, folders or globs; those that are not in a repository on the Hub are passed over.
-        known: what an earlier call returned: what is in it is not looked up again.
+        already: what an earlier call returned: what is in it is not looked up again.
 
     Returns:
         {"hf://datasets/ORG/NAME@REVISION": commit}; without a revision in the URI it is `main`.
@@ -37,7 +37,7 @@ def resolve_revisions(uris: Sequence[str], known: Mapping[str, str] | None = Non
     Raises:
         UsageError: there is no such repository or revision, or no access to it, or no Hub.
     """
-    commits = dict(known or {})
+    commits = dict(already or {})
     repositories = dict.fromkeys(repository for uri in uris if (repository := repository_of(uri)) is not None)
     for repository in repositories.keys() - commits.keys():
         from exemplar_ray.storage.hub_files import commit_of

@@ -136,18 +136,18 @@ def rank_with_bounds(
     """
     errors = _errors(recomputed, len(groups.ranges))
     order, ranks = rank(recomputed.exact_scores)
-    known = {**_typical_errors(errors.largest, groups), **(typical_errors or {})}
+    typical = {**_typical_errors(errors.largest, groups), **(typical_errors or {})}
     return BoundedRanking(
         order=positions[order],
         ranks=ranks,
         largest_error=errors.largest,
-        error_bound=_error_bound(errors, groups, known),
+        error_bound=_error_bound(errors, groups, typical),
         kth=_kth(recomputed, order[ranks <= top_k], top_k, groups),
         strongest_outside=groups.strongest_outside,
         tie_value=_tie_value(recomputed, groups),
         scan_order_is_exact=(errors.largest == 0)
         & (~groups.screened | ((groups.ranges == 0) & ~(groups.pre_relu_bound >= 0))),
-        typical_errors=known,
+        typical_errors=typical,
     )
 
 

@@ -215,10 +215,10 @@ class Extremes:
             result.append(Certainty(settled, np.zeros(count), np.full(count, np.inf)))
         for group in np.flatnonzero(ranked.scores.ranking[ranked.firsts] == TOP):
             pair = ranked.pair(group)
-            of_readout, place = result[pair[0]], channels.index(pair)
-            of_readout.settled[place] = bounded.settled[group]
-            of_readout.scan_error[place] = bounded.largest_error[group]
-            of_readout.margin[place] = bounded.kth[group] - bounded.strongest_outside[group]
+            of_readout, channel = result[pair[0]], channels.index(pair)
+            of_readout.settled[channel] = bounded.settled[group]
+            of_readout.scan_error[channel] = bounded.largest_error[group]
+            of_readout.margin[channel] = bounded.kth[group] - bounded.strongest_outside[group]
         return result
 
     def tails(self) -> dict[TailKey, Tail]:

@@ -88,7 +88,7 @@ class Selection:
 
     def unsettled(self) -> list[Pair]:
         """Return the (readout, channel) pairs whose strongest or weakest are in doubt, each once."""
-        return sorted({(one.readout, one.channel) for one in self._extremes.unsettled()})
+        return sorted({(doubt.readout, doubt.channel) for doubt in self._extremes.unsettled()})
 
     def replace(self, scores: Scores, finite: dict[Pair, int]) -> None:
         """Go on with other candidates for some channels; see `Extremes.replace`."""
@@ -102,9 +102,9 @@ class Selection:
             if not enough:
                 short.append(ShortOfDistinct(*self._extremes.candidates.pair(group), len(exact)))
         drawn = self._pool.draw()
-        which = np.concatenate([*(one.exact for one in shown), self._recomputed.find(drawn.scores)])
-        ranks = np.concatenate([*(one.ranks for one in shown), drawn.ranks]).astype(np.int32)
-        names = [one.sample for one in shown for _ in one.exact] + drawn.samples
+        which = np.concatenate([*(part.exact for part in shown), self._recomputed.find(drawn.scores)])
+        ranks = np.concatenate([*(part.ranks for part in shown), drawn.ranks]).astype(np.int32)
+        names = [part.sample for part in shown for _ in part.exact] + drawn.samples
         sample = np.array([samples.place_in_results(name) for name in names])
         duplicate_of = duplicates_of(self._recomputed, which, sample, ranks)
         scores = self.exact.take(which)

@@ -39,8 +39,8 @@ class Classes:
 
     def update(self, activations: np.ndarray, labels: np.ndarray) -> None:
         """Take in float32 [images, channels] and int64 [images] labels."""
-        known = labels != NO_LABEL
-        activations, labels = activations[known], labels[known]
+        labelled = labels != NO_LABEL
+        activations, labels = activations[labelled], labels[labelled]
         # Images of one class stand together, so that each class is one slice.
         order = np.argsort(labels, kind="stable")
         activations = activations[order]
@@ -87,9 +87,9 @@ class Classes:
         """Return labels, counts, means and maxima as lists, a row a channel."""
         classes, channels = self.images.shape
         offsets = np.arange(channels + 1, dtype=np.int32) * classes
-        known = self.images > 0
-        mean, mean_step = _to_steps(np.where(known, self.mean, 0))
-        maximum, maximum_step = _to_steps(np.where(known, self.maximum, 0))
+        seen = self.images > 0
+        mean, mean_step = _to_steps(np.where(seen, self.mean, 0))
+        maximum, maximum_step = _to_steps(np.where(seen, self.maximum, 0))
         lists = {"labels": np.repeat(self.labels[:, None], channels, axis=1), "images": self.images}
         lists |= {"mean": mean, "maximum": maximum}
         columns = {name: pa.ListArray.from_arrays(offsets, pa.array(v.T.reshape(-1))) for name, v in lists.items()}

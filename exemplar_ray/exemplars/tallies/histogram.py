@@ -2,7 +2,9 @@
 
 A bin holds the float32s that agree in sign, exponent and the first 5 bits of the fraction:
 32 bins an octave, and 0 in a bin with what is below 1e-38. Counts are whole numbers and
-the bins never move, so merging is exact. A quantile is given as the middle of the bin in which the
+the bins never move, so merging is exact. Bins of a fixed relative width are those of DDSketch (Masson, Rim and Lee,
+"DDSketch: A Fast and Fully-Mergeable Quantile Sketch with Relative-Error Guarantees", VLDB 2019), with the float's own
+bits in the place of its logarithm. A quantile is given as the middle of the bin in which the
 value of that rank lies: off by at most 1/64 of the value.
 """
 
