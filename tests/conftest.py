@@ -43,7 +43,7 @@ TINY_CLASSES = ["tench", "goldfish", "great white shark"]
 
 # Files that take long, the longest first: where files are run side by side, the short ones fill up the end.
 LONG_FILES = ["test_chaos.py", "test_exactness.py", "test_job.py", "test_submission.py", "test_report_many.py"]
-LONG_FILES += ["test_hub.py", "test_readme.py", "test_hostile.py", "test_compiled.py", "test_object_store.py"]
+LONG_FILES += ["test_hub.py", "test_docs.py", "test_hostile.py", "test_compiled.py", "test_object_store.py"]
 
 
 def pytest_collection_modifyitems(items):

@@ -13,7 +13,8 @@ from exemplar_ray.data.shards import Shard
 from exemplar_ray.exemplars.plan import CHANNELS, CLASSES, EXEMPLARS, HISTOGRAMS, Plan
 from exemplar_ray.exemplars.tables.exemplars import exemplars_schema
 from exemplar_ray.network.layers import Axis, Layer, ReceptiveField
-from exemplar_ray.runs.run_folder import PLAN, SUMMARY
+from exemplar_ray.runs.manifest import RUN
+from exemplar_ray.runs.run_folder import SUMMARY
 
 TOP_K, CLASS_COUNT, MAP_SIDE = 10, 100, 7
 CHANNELS_PER_GROUP = 10
@@ -28,7 +29,7 @@ def write_run(folder, channels):
     shard = Shard("train.parquet", "/data/train.parquet", 1, channels)
     plan = Plan(resolved(layers=(layer,), trained=True), [shard], labels, {"numpy": np.__version__})
     folder.mkdir()
-    (folder / PLAN).write_text(json.dumps(plan.to_json()))
+    (folder / RUN).write_text(json.dumps(plan.manifest().to_json()))
     summary = {key: [] for key in ("unsettled", "short_of_distinct", "not_finite", "skipped_images")}
     summary |= {"fingerprint": plan.fingerprint, "complete": True, "partial": None, "scored": channels, "skipped": 0}
     (folder / SUMMARY).write_text(json.dumps({**summary, "rows": channels, "shards": [{"name": shard.name}]}))

@@ -30,14 +30,15 @@ from exemplar_ray.data.labels import ClassLabels
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.data.shards import Shard
 from exemplar_ray.exemplars import parts
-from exemplar_ray.exemplars.parts import Part
-from exemplar_ray.exemplars.plan import Plan
-from exemplar_ray.exemplars.readouts import candidates_kept, layers_and_statistics
+from exemplar_ray.exemplars.parts import Part, candidates_kept
+from exemplar_ray.exemplars.plan import Plan, ScannedShard
 from exemplar_ray.exemplars.samples import SampledImages
-from exemplar_ray.exemplars.spec import ResolvedSpec
+from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.exemplars.tallies.classes import ERROR
 from exemplar_ray.exemplars.topk import NO_LABEL, TOP, Scores, merge
 from exemplar_ray.network.layers import Layer
+from exemplar_ray.network.spec import NetworkSpec
+from exemplar_ray.runs.records import CompletionRecord
 from exemplar_ray.runs.run_folder import RunFolder
 
 # The merge's own number: how deep it looks in all shards together, in candidates of one.
@@ -58,7 +59,7 @@ class Synthetic:
     def __init__(self, shards, channels, different=200, rows=100, classes=1000):
         self.rows, self.classes = rows, classes
         layers = tuple(Layer(f"mixed{i}", n, (14, 14), tuple(range(n))) for i, n in enumerate(channels))
-        self.spec = ResolvedSpec(
+        network = NetworkSpec(
             model="synthetic",
             model_title="no network",
             model_source_sha256=None,
@@ -67,6 +68,10 @@ class Synthetic:
             weights_sha256="0" * 64,
             trained=False,
             layers=layers,
+            preprocess=Preprocess(mean=(0, 0, 0)),
+        )
+        self.spec = ExemplarsSpec(
+            network=network,
             statistics=("mean",),
             top_k=10,
             samples=("top", "random"),
@@ -74,7 +79,6 @@ class Synthetic:
             max_per_class=None,
             class_top_k=0,
             seed=0,
-            preprocess=Preprocess(mean=(0, 0, 0)),
             precision="float32",
             decode="reference",
             margin=10,
@@ -109,11 +113,11 @@ class Synthetic:
         labels, priorities, activations = self.images(number)
         part = Part.empty(self.spec)
         scores = []
-        for series, values in enumerate(activations):
+        for readout, values in enumerate(activations):
             for tallies in part.tallies.values():
-                tallies[series].update(values, labels)
+                tallies[readout].update(values, labels)
             row, channel = np.indices(values.shape).reshape(2, -1)
-            columns = Scores(series, TOP, NO_LABEL, channel, values.reshape(-1), 0, row)
+            columns = Scores(readout, TOP, NO_LABEL, channel, values.reshape(-1), 0, row)
             types = Scores.empty()
             scores.append(
                 Scores(*(np.broadcast_to(c, row.shape).astype(t.dtype) for c, t in zip(columns, types, strict=True)))
@@ -127,7 +131,7 @@ class Synthetic:
     def write(self, run):
         """Make the run folder, every shard scanned."""
         folder = RunFolder(str(run))
-        folder.adopt(self.plan)
+        folder.adopt(self.plan.manifest())
         fingerprint = self.plan.fingerprint
         first = {}
         for position, number in enumerate(self.which.tolist()):
@@ -137,28 +141,33 @@ class Synthetic:
                 continue
             # What commit does, without waiting for the disk five times a shard.
             original, record = first[number]
-            for ending in record["files"]:
+            for ending in record.files:
                 os.link(run / f"parts/{original:06d}.{ending}", run / f"parts/{position:06d}.{ending}")
-            record = {**self._record(position, fingerprint), "files": record["files"]}
-            (run / f"parts/{position:06d}.json").write_text(json.dumps(record, indent=1) + "\n")
+            record = replace(self._record(position, fingerprint), files=record.files)
+            (run / f"parts/{position:06d}.json").write_text(json.dumps(record.to_json(), indent=1) + "\n")
         return run
 
     def _record(self, position, fingerprint):
-        return {
-            "fingerprint": fingerprint,
-            "shard": self.plan.shards[position].to_json(),
+        shard = self.plan.shards[position]
+        facts = {
             "rows": self.rows,
             "scored": self.rows,
             "skipped": 0,
             "skipped_images": [],
             "not_finite": [],
-            "seconds": 12.5 + position % 7,
-            "host": f"host-{position % 16}",
             "device": "cuda",
             "compiled": False,
             "worker": {"process": 1234 + position % 16, "trunks_loaded": 1, "trunks_compiled": 0},
-            "finished": "2026-11-22T12:00:00Z",
         }
+        return CompletionRecord(
+            fingerprint=fingerprint,
+            item_kind=shard.kind,
+            item=shard.to_json(),
+            facts=facts,
+            seconds=12.5 + position % 7,
+            host=f"host-{position % 16}",
+            finished="2026-11-22T12:00:00Z",
+        )
 
     # What must come out ---------------------------------------------------------------------
 
@@ -172,10 +181,10 @@ class Synthetic:
         positions = [np.flatnonzero(self.which == number) for number in range(len(times))]
         labels, priorities, activations = zip(*(self.images(number) for number in range(len(times))), strict=True)
         labels = np.stack(labels)
-        for series, (layer, _) in enumerate(layers_and_statistics(self.spec)):
-            values = np.stack([of_part[series] for of_part in activations])
-            self._check_tallies(values, labels, times, {n: t[series] for n, t in merged.tallies.items()})
-            found = merged.scores.take(merged.scores.series == series)
+        for readout, (layer, _) in enumerate(self.spec.readouts):
+            values = np.stack([of_part[readout] for of_part in activations])
+            self._check_tallies(values, labels, times, {n: t[readout] for n, t in merged.tallies.items()})
+            found = merged.scores.take(merged.scores.readout == readout)
             ends = np.searchsorted(found.channel, np.arange(layer.channel_count + 1))
             for channel in range(layer.channel_count):
                 here = slice(ends[channel], ends[channel + 1])
@@ -268,7 +277,7 @@ def watch(stop, peaks):
         peaks["driver"] = max(peaks["driver"], memory("RssAnon"))
         for process in driver.children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                if " ".join(process.cmdline()).startswith("ray::_fold"):
+                if " ".join(process.cmdline()).startswith("ray::_call"):
                     peaks["task"] = max(peaks["task"], memory("RssAnon", process.pid))
 
 
@@ -278,14 +287,15 @@ def drive(run, out):
     Args:
         out: where to leave what the parts merge to.
     """
-    import pyarrow as pa
     from rich.console import Console
 
     from exemplar_ray.executor.cluster import Cluster
+    from exemplar_ray.executor.job import Context
     from exemplar_ray.executor.resources import Resources
-    from exemplar_ray.exemplars import job
-    from exemplar_ray.exemplars.gathered import PLACES_SCHEMA
-    from exemplar_ray.exemplars.rerank.selection import Selected
+    from exemplar_ray.exemplars.answer import merge_parts
+    from exemplar_ray.exemplars.gathered import MAPS_SCHEMA
+    from exemplar_ray.exemplars.rerank.selected import Selected
+    from exemplar_ray.exemplars.summary import Account, summarise
 
     told = {}
     started = time.monotonic()
@@ -298,25 +308,27 @@ def drive(run, out):
 
     tell("start")
     folder = RunFolder(str(run))
-    plan = folder.read_plan()
+    plan = Plan.read(folder)
     tell("plan")
-    state = folder.adopt(plan)
+    manifest = plan.manifest()
+    completed = folder.adopt(manifest, ScannedShard.of).completed
     tell("state")
     peaks, stop = {"driver": 0.0, "task": 0.0}, threading.Event()
     watcher = threading.Thread(target=watch, args=[stop, peaks])
     with Cluster(Resources()) as cluster:
         tell("Ray")
         watcher.start()
-        merged, failed = job.merge_parts(cluster, folder, plan, state.completed, Console(stderr=True))
+        context = Context(cluster, folder, manifest, completed, Console(stderr=True))
+        merged, failed = merge_parts(plan.spec, context)
         stop.set()
         watcher.join()
         if failed:
             raise RuntimeError(f"not merged: {failed}")
         tell("merge")
     none = Scores.empty()
-    places = pa.table({name: [] for name in PLACES_SCHEMA.names}, PLACES_SCHEMA)
-    nothing = Selected(none, [], none.shard, [], places, 0.0, [], [], {}, [])
-    folder.write_json("summary.json", job._summary(plan, state.completed, nothing, 0, None))
+    nothing = Selected(none, [], none.shard, [], MAPS_SCHEMA.empty_table(), 0.0, [], [], {}, [])
+    summary = summarise(plan, completed, nothing, Account(0, None, None))
+    folder.write_json("summary.json", summary.to_json())
     tell("summary")
     Path(out).write_bytes(pickle.dumps(Part(merged.scores, merged.tallies, merged.sampled)))
     print(json.dumps({"driver": told, "merging": peaks}))

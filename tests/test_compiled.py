@@ -12,11 +12,12 @@ import pytest
 import torch
 from conftest import TINY_FLAGS, TINY_NETWORK
 
-from exemplar_ray.exemplars import tasks as worker
 from exemplar_ray.exemplars.resolve import resolve
 from exemplar_ray.exemplars.spec import RunSpec
 from exemplar_ray.network import compiled_trunk as compiled
-from exemplar_ray.network.compiled_trunk import CannotCompileError, compiled_trunk
+from exemplar_ray.network.compiled_trunk import CannotCompileError, CompiledForm, compiled_trunk
+from exemplar_ray.network.loading import trunk_of
+from exemplar_ray.network.trunk import Pooled
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++")
 
@@ -34,12 +35,23 @@ def resolved(factory="trained", **changes):
     return resolve(RunSpec(model=TINY_NETWORK.replace(":trained", f":{factory}"), preprocess=PREPROCESS, **changes))
 
 
-def built(spec, precision="float32"):
-    return lambda: worker._trunk(spec, "cpu", precision)
+def form_of(spec, batch_size=4, threads=1):
+    return CompiledForm(spec.scan_trunk, batch_size, threads)
+
+
+def built(spec):
+    return lambda: trunk_of(spec.scan_trunk, "cpu")
 
 
 def crops(count=4):
     return torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+
+
+def assert_same(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for key, values in theirs.items():
+            np.testing.assert_allclose(ours[key], values, rtol=1e-4, atol=1e-5)
 
 
 def must_not_build():
@@ -48,21 +60,19 @@ def must_not_build():
 
 def test_compiled_activations_are_the_networks_and_come_from_the_cache_the_second_time(cache):
     spec = resolved()
-    first, new = compiled_trunk(spec, 4, 1, built(spec))
-    again, new_again = compiled_trunk(spec, 4, 1, must_not_build)
+    first, new = compiled_trunk(form_of(spec), built(spec))
+    again, new_again = compiled_trunk(form_of(spec), must_not_build)
     assert (new, new_again) == (True, False)
     expected = built(spec)()(crops())
     for trunk in (first, again):
-        found = trunk(crops())
-        assert found.keys() == expected.keys()
-        for key, values in expected.items():
-            np.testing.assert_allclose(found[key], values, rtol=1e-4, atol=1e-5)
+        assert_same(trunk(crops()), expected)
     assert [path.suffix for path in sorted(cache.iterdir()) if path.suffix != ".lock"] == [".so"]
 
 
 def test_whatever_changes_the_numbers_or_the_machine_code_is_compiled_anew(cache, monkeypatch):
     spec = resolved(layer=("conv1",))
-    names = {compiled._key(spec, 4, 1), compiled._key(spec, 5, 1), compiled._key(spec, 4, 2)}
+    forms = (form_of(spec), form_of(spec, batch_size=5), form_of(spec, threads=2))
+    names = {compiled._key(form) for form in forms}
     others = [
         resolved("trained_otherwise", layer=("conv1",)),
         resolved(layer=("mixed",)),
@@ -70,17 +80,17 @@ def test_whatever_changes_the_numbers_or_the_machine_code_is_compiled_anew(cache
         resolved(layer=("conv1",), statistic=("max",)),
         resolved(layer=("conv1",), precision="bfloat16"),
     ]
-    names |= {compiled._key(other, 4, 1) for other in others}
+    names |= {compiled._key(form_of(other)) for other in others}
     monkeypatch.setattr(compiled, "_processor", lambda: "another")
-    assert len(names | {compiled._key(spec, 4, 1)}) == 9
+    assert len(names | {compiled._key(form_of(spec))}) == 9
     # K is none of it.
-    assert compiled._key(resolved(layer=("conv1",), top_k=3), 4, 1) == compiled._key(spec, 4, 1)
+    assert compiled._key(form_of(resolved(layer=("conv1",), top_k=3))) == compiled._key(form_of(spec))
 
 
 def test_a_network_that_looks_before_it_computes_is_not_compiled(cache):
     spec = resolved("deciding", layer=("conv1", "classifier"))
     with pytest.raises(CannotCompileError):
-        compiled_trunk(spec, 4, 1, built(spec))
+        compiled_trunk(form_of(spec), built(spec))
     assert list(cache.glob("*.so")) == []
 
 
@@ -88,18 +98,29 @@ def test_what_is_not_the_networks_is_thrown_away(cache, monkeypatch):
     spec = resolved(layer=("conv1",))
     monkeypatch.setitem(compiled._TOLERANCE, "float32", -1.0)
     with pytest.raises(CannotCompileError, match="the compiled max of conv1 is not the network's"):
-        compiled_trunk(spec, 4, 1, built(spec))
+        compiled_trunk(form_of(spec), built(spec))
     assert list(cache.glob("*.so")) == []
+
+
+def test_activations_that_are_no_numbers_are_no_sign_that_it_is_the_network():
+    key, numbers, nothing = ("conv1", "max"), torch.ones(4, 8), torch.full((4, 8), torch.nan)
+    # Before a ReLU that is not there, they are.
+    compiled._refuse_another_network(
+        Pooled({key: numbers}, {key: nothing}), Pooled({key: numbers}, {key: nothing}), "float32"
+    )
+    for found, expected in ((nothing, nothing), (nothing, numbers), (numbers, nothing)):
+        with pytest.raises(CannotCompileError, match="the compiled max of conv1 is not the network's"):
+            compiled._refuse_another_network(Pooled({key: found}, {}), Pooled({key: expected}, {}), "float32")
 
 
 def test_what_screens_with_the_same_numbers_has_a_library_of_its_own(cache):
     """Fast pixels go through the same network in float32, but more is asked of it."""
     for spec in (resolved(), resolved(decode="fast")):
-        trunk, new = compiled_trunk(spec, 4, 1, built(spec))
+        trunk, new = compiled_trunk(form_of(spec), built(spec))
         expected = built(spec)()(crops())
-        assert (new, trunk(crops()).keys()) == (True, expected.keys())
-        for key, values in expected.items():
-            np.testing.assert_allclose(trunk(crops())[key], values, rtol=1e-4, atol=1e-5)
+        assert new
+        assert bool(expected.pre_relu) == spec.screened
+        assert_same(trunk(crops()), expected)
 
 
 def records(run):

@@ -8,79 +8,85 @@ from hypothesis import strategies as st
 from test_topk import make_scores
 
 from exemplar_ray.exemplars.gathered import IMAGES_SCHEMA
-from exemplar_ray.exemplars.rerank.certainty import Groups, stand
+from exemplar_ray.exemplars.rerank.certainty import Groups, Recomputed, rank_with_bounds
 from exemplar_ray.exemplars.tables.exemplars import ImageSpool
 from exemplar_ray.exemplars.topk import BOTTOM, TOP, merge, number_groups, strength
 
 
-def candidates(activations, contest=TOP):
-    return make_scores(0, np.array(activations, np.float32), 0, np.arange(len(activations)), contest=contest)
+def candidates(activations, ranking=TOP):
+    return make_scores(0, np.array(activations, np.float32), 0, np.arange(len(activations)), ranking=ranking)
 
 
-def standing(scanned, exact, top_k=2, looked_at=None, more=False, screened=False):
-    """Stand one channel's sorted candidates, of which the first were recomputed; more may have been dropped."""
+def bounded(scanned, positions, exact, top_k, groups):
+    """Rank sorted candidates, of which those at some positions were recomputed."""
+    recomputed = Recomputed(scanned.take(positions), number_groups(scanned)[positions], exact)
+    return rank_with_bounds(recomputed, positions, top_k, groups)
+
+
+def ranked(scanned, exact, top_k=2, looked_at=None, more=False, screened=False):
+    """Rank one channel's sorted candidates, of which the first were recomputed; more may have been dropped."""
     count = len(scanned.row) if looked_at is None else looked_at
     values = strength(scanned).astype(float)
     outside = values[count] if count < len(values) else values[-1] if more else -np.inf
     unknown = np.full(1, np.nan)
     groups = Groups(np.array([outside]), np.zeros(1, int), np.ones(1) * 1e-9, np.array([screened]), unknown)
-    return stand(scanned, number_groups(scanned), np.arange(count), exact.activation[:count], top_k, groups)
+    return bounded(scanned, np.arange(count), exact.activation[:count], top_k, groups)
 
 
 def test_the_recomputed_activations_decide_the_order():
-    result = standing(candidates([5, 4, 3, 2]), candidates([4.9, 5.1, 3, 2]))
+    result = ranked(candidates([5, 4, 3, 2]), candidates([4.9, 5.1, 3, 2]))
     assert result.order[:2].tolist() == [1, 0]
     assert result.ranks.tolist() == [1, 2, 3, 4]
-    assert result.seen_error == pytest.approx(1.1, abs=1e-6)
+    assert result.largest_error == pytest.approx(1.1, abs=1e-6)
 
 
-@pytest.mark.parametrize(("sign", "contest"), [(1, TOP), (-1, BOTTOM)])
-def test_a_channel_is_settled_while_the_margin_holds_three_times_the_error(sign, contest):
+@pytest.mark.parametrize(("sign", "ranking"), [(1, TOP), (-1, BOTTOM)])
+def test_a_channel_is_settled_while_the_margin_holds_three_times_the_error(sign, ranking):
     def of(*activations):
-        return candidates(sign * np.array(activations), contest)
+        return candidates(sign * np.array(activations), ranking)
 
     scanned = of(5, 4, 3, 2)
-    assert standing(scanned, of(5, 4.25, 3, 2), more=True).settled  # error 0.25: an image outside has at most 2.75
-    assert standing(scanned, of(5, 4.25, 3, 2), looked_at=3).settled  # so has the last one, which was not looked at
-    assert standing(scanned, of(5, 4.25, 3, 2), looked_at=2).settled  # and the third at most 3.75
-    assert not standing(scanned, of(5, 3.75, 3, 2), looked_at=2).settled  # which is not less than 3.75
-    assert not standing(scanned, of(5, 4, 3, 4.5), more=True).settled  # error 2.5: an image outside may have 9.5
+    assert ranked(scanned, of(5, 4.25, 3, 2), more=True).settled  # error 0.25: an image outside has at most 2.75
+    assert ranked(scanned, of(5, 4.25, 3, 2), looked_at=3).settled  # so has the last one, which was not looked at
+    assert ranked(scanned, of(5, 4.25, 3, 2), looked_at=2).settled  # and the third at most 3.75
+    assert not ranked(scanned, of(5, 3.75, 3, 2), looked_at=2).settled  # which is not less than 3.75
+    assert not ranked(scanned, of(5, 4, 3, 4.5), more=True).settled  # error 2.5: an image outside may have 9.5
     # The same numbers, but nothing was left out: there is no image outside.
-    assert standing(scanned, of(5, 4, 3, 4.5)).settled
+    assert ranked(scanned, of(5, 4, 3, 4.5)).settled
 
 
 def test_without_a_margin_any_error_is_doubt_and_none_is_none():
     scanned = candidates([5, 4])
-    assert not standing(scanned, candidates([5, 4.0001]), more=True).settled
-    assert standing(scanned, scanned, more=True).settled
+    assert not ranked(scanned, candidates([5, 4.0001]), more=True).settled
+    assert ranked(scanned, scanned, more=True).settled
 
 
 def test_fewer_than_k_are_settled_only_if_there_are_no_others():
     scanned = candidates([5, 4])
-    assert not standing(scanned, scanned, top_k=3, more=True).settled
-    assert standing(scanned, scanned, top_k=3).settled
+    assert not ranked(scanned, scanned, top_k=3, more=True).settled
+    assert ranked(scanned, scanned, top_k=3).settled
 
 
 def test_a_dead_channel_is_all_ties_and_settled():
     dead = candidates([0, 0, 0, 0])
-    assert standing(dead, dead, more=True).settled
-    assert standing(dead, dead, more=True).order.tolist() == [0, 1, 2, 3]
+    assert ranked(dead, dead, more=True).settled
+    assert ranked(dead, dead, more=True).order.tolist() == [0, 1, 2, 3]
 
 
 def test_ties_that_come_out_equal_again_are_taken_to_go_on():
     scanned, exact = candidates([5, 1, 1, 1, 1]), candidates([5.1, 1.1, 1.1, 1.1, 1.1])
-    assert standing(scanned, exact, looked_at=3).settled
-    assert not standing(scanned, exact, looked_at=2).settled  # one is not several
-    assert not standing(scanned, exact, looked_at=3, screened=True).settled
-    assert not standing(scanned, candidates([5, 1, 1.1, 1, 1]), looked_at=3).settled  # not equal again
-    assert not standing(scanned, candidates([5, 1, 1, 1, 1]), top_k=4, looked_at=3).settled  # fewer than K
+    assert ranked(scanned, exact, looked_at=3).settled
+    assert not ranked(scanned, exact, looked_at=2).settled  # one is not several
+    assert not ranked(scanned, exact, looked_at=3, screened=True).settled
+    assert not ranked(scanned, candidates([5, 1, 1.1, 1, 1]), looked_at=3).settled  # not equal again
+    assert not ranked(scanned, candidates([5, 1, 1, 1, 1]), top_k=4, looked_at=3).settled  # fewer than K
 
 
 def test_screening_that_makes_no_error_may_still_miss_one():
     scanned = candidates([5, 4, 4])
-    assert standing(scanned, scanned, looked_at=2).settled
-    assert not standing(scanned, scanned, looked_at=2, screened=True).settled
-    assert standing(scanned, scanned, screened=True).settled
+    assert ranked(scanned, scanned, looked_at=2).settled
+    assert not ranked(scanned, scanned, looked_at=2, screened=True).settled
+    assert ranked(scanned, scanned, screened=True).settled
 
 
 def test_a_channel_with_a_lucky_few_is_given_its_layers_error():
@@ -91,8 +97,8 @@ def test_a_channel_with_a_lucky_few_is_given_its_layers_error():
     for scale, settled in ((1.0, False), (0.01, True)):
         scales = np.array([scale] * 3 + [1.0] * 7)
         groups = Groups(3.9 * ones, np.zeros(10, int), scales, np.ones(10, bool), np.full(10, np.nan))
-        result = stand(scanned, number_groups(scanned), looked_at, exact[looked_at], 2, groups)
-        assert result.seen_error[0] == 0
+        result = bounded(scanned, looked_at, exact[looked_at], 2, groups)
+        assert result.largest_error[0] == 0
         assert result.settled[0] == settled
 
 
@@ -107,13 +113,13 @@ def test_where_very_many_were_recomputed_the_weaker_ones_tell_of_those_outside(r
     looked_at = np.flatnonzero(np.where(scanned.channel > 0, scanned.row < 3, scanned.row < recomputed))
     outside = np.array([4, 4.9, 4.9])
     groups = Groups(outside, np.zeros(3, int), np.full(3, 9.0), np.ones(3, bool), np.full(3, np.nan))
-    result = stand(scanned, number_groups(scanned), looked_at, exact[looked_at], recomputed, groups)
+    result = bounded(scanned, looked_at, exact[looked_at], recomputed, groups)
     assert result.settled[0] == settled
-    assert result.seen_error[0] == pytest.approx(0.5)
+    assert result.largest_error[0] == pytest.approx(0.5)
     if settled:
         # One of the weaker is off as much.
         exact[looked_at[recomputed - 1]] += 0.5
-        assert not stand(scanned, number_groups(scanned), looked_at, exact[looked_at], recomputed, groups).settled[0]
+        assert not bounded(scanned, looked_at, exact[looked_at], recomputed, groups).settled[0]
 
 
 @settings(max_examples=300, deadline=None)
@@ -131,9 +137,9 @@ def test_a_settled_channel_is_never_wrong(truth, errors, top_k, looked_at, margi
     kept = merge([scanned], {TOP: top_k + looked_at + margin})
     exact = kept._replace(activation=truth[kept.row])
     count = min(top_k + looked_at, len(kept.row))
-    result = standing(kept, exact, top_k, count, more=len(kept.row) < len(truth), screened=True)
-    bounded = np.abs(scanned.activation - truth).max() <= 3 * result.seen_error[0]
-    if bounded and result.settled:
+    result = ranked(kept, exact, top_k, count, more=len(kept.row) < len(truth), screened=True)
+    holds = np.abs(scanned.activation - truth).max() <= 3 * result.largest_error[0]
+    if holds and result.settled:
         expected = merge([candidates(truth)], {TOP: top_k})
         assert exact.activation[result.order[result.ranks <= top_k]].tolist() == expected.activation.tolist()
 
@@ -145,9 +151,9 @@ def test_the_spool_gives_back_what_it_was_given():
     with ImageSpool() as spool:
         spool.add(7, pa.table(rows, schema=IMAGES_SCHEMA))
         spool.add(7, pa.table({**{k: v[:1] for k, v in rows.items()}, "row": [9]}, schema=IMAGES_SCHEMA))
-        for place, row in enumerate(rows["row"]):
-            assert spool.image(7, row) == {"bytes": rows["bytes"][place], "path": rows["path"][place]}
-            known = {name: values[place] for name, values in rows.items() if name not in ("bytes", "hash")}
-            assert spool.known(7, row) == known
+        for index, row in enumerate(rows["row"]):
+            assert spool.image(7, row) == {"bytes": rows["bytes"][index], "path": rows["path"][index]}
+            described = {name: values[index] for name, values in rows.items() if name not in ("bytes", "hash")}
+            assert spool.described(7, row) == described
         assert spool.image(7, 9)["bytes"] == b"first"
         assert len(spool) == 3

@@ -20,8 +20,10 @@ from pypdf import PdfReader
 
 from exemplar_ray.cli import main
 from exemplar_ray.data.decode import decode_and_crop
+from exemplar_ray.exemplars.plan import Plan
 from exemplar_ray.report import figure
-from exemplar_ray.runs.run_folder import PLAN, SUMMARY, RunFolder
+from exemplar_ray.runs.manifest import RUN
+from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -39,7 +41,7 @@ def run(tmp_path_factory, ray_cluster):
 
 def seen_by_the_network(run, channels, ranks):
     """[channel][rank]: uint8 [32, 32, 3]."""
-    preprocess = RunFolder(str(run)).read_plan().spec.preprocess
+    preprocess = Plan.read(RunFolder(str(run))).spec.network.preprocess
     rows = {(r["channel"], r["rank"]): r for r in pq.read_table(run / "exemplars.parquet").to_pylist() if r["image"]}
     return [[decode_and_crop(rows[c, rank]["image"]["bytes"], preprocess) for rank in ranks] for c in channels]
 
@@ -121,7 +123,7 @@ def described(run, tmp_path, cli, *flags):
 
 def test_the_file_says_where_its_pictures_come_from(run, tmp_path, cli):
     says, texts = described(run, tmp_path, cli, "--figure", "mixed:0-2,7")
-    weights = RunFolder(str(run)).read_plan().spec.weights_sha256
+    weights = Plan.read(RunFolder(str(run))).spec.network.weights_sha256
     for of_file in says.values():
         for part in ("tiny_network:trained", weights, "mixed", "0-2,7", "mean", "sample: top", "ranks from left"):
             assert part in of_file
@@ -263,12 +265,12 @@ def test_a_figure_goes_to_an_object_store(run, cli):
 
 def test_no_more_is_drawn_than_a_page_holds(run, tmp_path, cli):
     shutil.copytree(run, tmp_path / "run")
-    plan = json.loads((tmp_path / "run" / PLAN).read_text())
+    plan = json.loads((tmp_path / "run" / RUN).read_text())
     plan["spec"]["layers"][0].update(channel_count=200, channels="0-199")
     plan["spec"]["top_k"] = 50
-    (tmp_path / "run" / PLAN).write_text(json.dumps(plan))
+    (tmp_path / "run" / RUN).write_text(json.dumps(plan))
     summary = json.loads((tmp_path / "run" / SUMMARY).read_text())
-    summary["fingerprint"] = RunFolder(str(tmp_path / "run")).read_plan().fingerprint
+    summary["fingerprint"] = Plan.read(RunFolder(str(tmp_path / "run"))).fingerprint
     (tmp_path / "run" / SUMMARY).write_text(json.dumps(summary))
     for flags, said in (
         (["mixed:all"], "at most 100 channels, not 200"),

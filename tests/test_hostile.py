@@ -134,8 +134,8 @@ def scan_memory(path):
             top_k=3,
         )
     )
-    network = load_network(spec.model, spec.weights, check_factory=False)
-    trunk = Trunk(network.module, spec.layers, spec.statistics, spec.preprocess, torch.device("cpu"))
+    network = load_network(spec.network.model, spec.network.weights, check_factory=False)
+    trunk = Trunk(network.module, spec.layers, spec.statistics, spec.network.preprocess, torch.device("cpu"))
     [shard], _ = inspect(discover([path]))
     scanned = scan_it(trunk, spec, shard, batch_size=8)
     assert scanned.scored == shard.rows

@@ -19,16 +19,18 @@ from test_spec import resolved
 from test_topk import data_sets, make_scores
 
 from exemplar_ray.executor.cluster import Cluster
+from exemplar_ray.executor.driver import retracted
+from exemplar_ray.executor.job import Context
 from exemplar_ray.executor.resources import Resources
-from exemplar_ray.exemplars import job, parts
+from exemplar_ray.exemplars import answer, parts
 from exemplar_ray.exemplars import merge as folding
-from exemplar_ray.exemplars.merge import fold, together
-from exemplar_ray.exemplars.parts import Part
-from exemplar_ray.exemplars.readouts import candidates_kept
+from exemplar_ray.exemplars.merge import fold, fold_all
+from exemplar_ray.exemplars.parts import Part, candidates_kept
+from exemplar_ray.exemplars.plan import Plan, ScannedShard
 from exemplar_ray.exemplars.samples import SampledImages
 from exemplar_ray.exemplars.topk import BOTTOM, OF_CLASS, TOP, concatenate, merge
 from exemplar_ray.network.layers import Layer
-from exemplar_ray.runs.run_folder import RunFolder
+from exemplar_ray.runs.run_folder import RunFolder, TornPartError
 
 # Folds of folds ----------------------------------------------------------------------------
 
@@ -41,9 +43,9 @@ def part_of(values, position, spec):
         tallies[0].update(values, labels)
     row, channel = np.nonzero(np.isfinite(values))
     columns = channel, values[row, channel], position, row
-    contests = [make_scores(*columns, contest=contest) for contest in (TOP, BOTTOM)]
-    of_class = make_scores(*columns, contest=OF_CLASS, label=labels[row])
-    scores = merge([concatenate([*contests, of_class])], candidates_kept(spec))
+    both = [make_scores(*columns, ranking=ranking) for ranking in (TOP, BOTTOM)]
+    of_class = make_scores(*columns, ranking=OF_CLASS, label=labels[row])
+    scores = merge([concatenate([*both, of_class])], candidates_kept(spec))
     priorities = (rows * 7 + position * 5) % 11 / 11
     return Part(scores, part.tallies, SampledImages(np.full(len(values), position), rows, priorities, [values]))
 
@@ -91,12 +93,12 @@ def test_any_grouping_order_and_repetition_folds_to_the_same(data, shards, top_k
             several = [*forest[first:end], data.draw(st.sampled_from(forest[first:end]))]
             place = data.draw(st.integers(0, len(forest) - (end - first)))
             forest[first:end] = []
-            forest.insert(place, together(several, spec))
+            forest.insert(place, fold_all(several, spec))
             steps.append(several)
-        assert_same(together([*forest, *forest], spec), everything, exactly=False)
+        assert_same(fold_all([*forest, *forest], spec), everything, exactly=False)
         if steps:
-            assert_same(together(steps[-1], spec), together(list(steps[-1]), spec), exactly=True)
-            assert_same(together([together(steps[-1], spec)], spec), forest[0], exactly=True)
+            assert_same(fold_all(steps[-1], spec), fold_all(list(steps[-1]), spec), exactly=True)
+            assert_same(fold_all([fold_all(steps[-1], spec)], spec), forest[0], exactly=True)
 
 
 def test_one_group_is_what_folding_its_parts_here_is():
@@ -104,8 +106,8 @@ def test_one_group_is_what_folding_its_parts_here_is():
     random = np.random.default_rng(0)
     in_parts = [(p, part_of(random.normal(size=(30, 4)).astype(np.float32), p, spec)) for p in range(9)]
     at_once = fold(in_parts, spec)
-    assert_same(together([at_once], spec), at_once, exactly=True)
-    files = [parts.to_files(Part(f.scores, f.tallies, f.sampled), spec) for f in (at_once, together([at_once], spec))]
+    assert_same(fold_all([at_once], spec), at_once, exactly=True)
+    files = [parts.to_files(Part(f.scores, f.tallies, f.sampled), spec) for f in (at_once, fold_all([at_once], spec))]
     assert files[0] == files[1]
 
 
@@ -113,9 +115,9 @@ def test_a_shard_in_two_groups_is_refused_and_a_group_that_comes_again_changes_n
     spec = resolved(layers=(Layer("mixed4a", 2, None, (0, 1)),))
     a, b, c = ((p, part_of(np.ones((3, 2), np.float32), p, spec)) for p in range(3))
     left, right = fold([a, b], spec), fold([b, c], spec)
-    assert together([left, fold([a], spec), left], spec).tallies["moments"][0].images.tolist() == [6, 6]
+    assert fold_all([left, fold([a], spec), left], spec).tallies["moments"][0].images.tolist() == [6, 6]
     with pytest.raises(ValueError, match="shard 1 is in two folds"):
-        together([left, right], spec)
+        fold_all([left, right], spec)
 
 
 def test_groups_are_neighbours_in_the_shard_list_whoever_is_missing():
@@ -157,12 +159,17 @@ def many(tmp_path_factory):
 
 
 def merge_it(run):
-    """Merge a run folder's parts on the tests' Ray."""
+    """Merge a run folder's parts on the tests' Ray: (what they come to, or None; failures)."""
     folder = RunFolder(str(run))
-    plan = folder.read_plan()
-    completed = folder.state(plan).completed
+    plan = Plan.read(folder)
+    manifest = plan.manifest()
+    completed = folder.state(manifest, ScannedShard.of).completed
     with Cluster(Resources()) as cluster, open(os.devnull, "w") as nowhere:
-        return job.merge_parts(cluster, folder, plan, completed, Console(file=nowhere))
+        context = Context(cluster, folder, manifest, completed, Console(file=nowhere))
+        try:
+            return answer.merge_parts(plan.spec, context)
+        except TornPartError as error:
+            return None, retracted(context, error)
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +197,7 @@ def test_a_merging_worker_that_is_lost_changes_no_byte(many, undisturbed):
         while len(killed) < 2 and not over.wait(0.05):
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
-                    if " ".join(process.cmdline()).startswith("ray::_fold") and process.pid not in killed:
+                    if " ".join(process.cmdline()).startswith("ray::_call") and process.pid not in killed:
                         process.kill()
                         killed.append(process.pid)
                         break
@@ -220,7 +227,7 @@ def test_a_torn_part_among_many_is_named_and_scanned_again(many, ray_cluster):
         assert "000700.moments.parquet is not the file that was committed; run again to scan this shard again" in reason
         assert failed == {}
         folder = RunFolder(str(run))
-        assert folder.state(folder.read_plan()).pending == [700]
+        assert folder.state(Plan.read(folder).manifest()).pending == [700]
     finally:
         torn.write_bytes(whole)
         (run / "parts" / "000700.json").write_bytes(record)
@@ -241,10 +248,12 @@ def test_a_part_that_only_the_workers_do_not_see_is_not_lost(many, ray_cluster, 
 def test_merging_needs_neither_torch_nor_ray(many):
     _, run = many
     program = (
-        "from exemplar_ray.merge import fold_group\n"
-        "from exemplar_ray.run_folder import RunFolder\n"
-        "plan = RunFolder(sys.argv[1]).read_plan()\n"
-        "print(len(fold_group(sys.argv[1], [0, 5], plan.fingerprint, plan.spec).scores.row))\n"
+        "from exemplar_ray.exemplars.merge import FoldTask, fold_group\n"
+        "from exemplar_ray.exemplars.plan import Plan\n"
+        "from exemplar_ray.runs.run_folder import RunFolder\n"
+        "plan = Plan.read(RunFolder(sys.argv[1]))\n"
+        "task = FoldTask(plan.spec, sys.argv[1], plan.fingerprint)\n"
+        "print(len(fold_group(task, [0, 5]).scores.row))\n"
     )
     assert int(python_without("ray torch torchvision", program, run)) > 0
 

@@ -1,6 +1,7 @@
 """A new job is one file: it gets rerun, refusal, retries, status and progress from the driver, for nothing."""
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -99,6 +100,10 @@ def test_a_rerun_does_the_failed_item_only(tiny_data, tmp_path):
     assert not complete
     assert "shards: 8 in all, 7 done, 1 failed, 0 pending" in lines
     assert any(line.startswith(f"failed: {BROKEN}: ") for line in lines)
+    [failed] = (json.loads(path.read_text()) for path in (tmp_path / "run" / "failed").iterdir())
+    assert (failed["shard"]["name"], failed["attempts"]) == (BROKEN, 1)
+    assert "sum_colours" in failed["details"]
+    assert failed["log"][-1].endswith(f"shard {BROKEN} begins")
     before = records(tmp_path / "run")
     (tiny_data / BROKEN).write_bytes(whole)
     outcome, said = run(MeanColour([str(tiny_data)]), tmp_path / "run")

@@ -19,7 +19,9 @@ from PIL import Image
 from exemplar_ray import open_run
 from exemplar_ray.cli import main
 from exemplar_ray.errors import UsageError
-from exemplar_ray.runs.run_folder import PLAN, SUMMARY, RunFolder
+from exemplar_ray.exemplars.plan import Plan
+from exemplar_ray.runs.manifest import RUN
+from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 
 SAMPLES = ("top", "bottom", "random")  # in the order of results
 
@@ -75,11 +77,11 @@ def run(tmp_path_factory, ray_cluster):
 def changed(run, folder, plan=(), summary=()):
     """A copy of the run whose plan's spec and summary say something else."""
     shutil.copytree(run, folder)
-    values = json.loads((folder / PLAN).read_text())
+    values = json.loads((folder / RUN).read_text())
     values["spec"].update(plan)
-    (folder / PLAN).write_text(json.dumps(values))
+    (folder / RUN).write_text(json.dumps(values))
     values = json.loads((folder / SUMMARY).read_text())
-    values |= {"fingerprint": RunFolder(str(folder)).read_plan().fingerprint, **dict(summary)}
+    values |= {"fingerprint": Plan.read(RunFolder(str(folder))).fingerprint, **dict(summary)}
     (folder / SUMMARY).write_text(json.dumps(values))
     return open_run(str(folder))
 
@@ -142,7 +144,7 @@ def test_it_needs_nothing_else_and_takes_the_notebooks_colours(run):
 
 def test_a_run_says_what_was_searched_and_which_channels_it_has(run):
     text = Shown(open_run(str(run))._repr_html_()).text
-    weights = RunFolder(str(run)).read_plan().spec.weights_sha256[:12]
+    weights = Plan.read(RunFolder(str(run))).spec.network.weights_sha256[:12]
     for part in ("tiny_network:trained", weights, "80 images searched in 8 shards", "mixed", "12 of 12 channels"):
         assert part in text
     assert "classifier : 5 of 5 channels" in text

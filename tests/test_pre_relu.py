@@ -9,7 +9,7 @@ from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.errors import UsageError
 from exemplar_ray.network.describe import describe_layers
 from exemplar_ray.network.models import load_network
-from exemplar_ray.network.trunk import Trunk, to_input
+from exemplar_ray.network.trunk import PlainTrunk, Trunk, to_input
 
 CPU = torch.device("cpu")
 TINY = Preprocess(mean=(117, 117, 117), resize=36, crop=32)
@@ -56,14 +56,14 @@ def test_every_kind_of_relu_is_seen_through(kind, branches):
     layers = describe_layers(network, ("layer", "layer_pre_relu"), "all", TINY)
     assert [layer.channel_count for layer in layers] == [4 * branches] * 2
     assert layers[0].field == layers[1].field is not None
-    pooled, outputs = Trunk(network, layers, ("mean", "max"), TINY, CPU, plain=True).with_maps(crops())
+    pooled, outputs = PlainTrunk(network, layers, ("mean", "max"), TINY, CPU).with_maps(crops())
     x = to_input(crops(), TINY)
     with torch.inference_mode():
         expected = torch.cat([convolution(x / 60) for convolution in network.convolutions], dim=1)
     assert torch.equal(outputs["layer_pre_relu"], expected)
     assert (expected < 0).any()
     assert torch.equal(outputs["layer"], network.rectify(expected.clone()))
-    assert torch.equal(pooled["layer_pre_relu", "mean"], expected.mean(dim=(2, 3)))
+    assert torch.equal(pooled.activations["layer_pre_relu", "mean"], expected.mean(dim=(2, 3)))
 
 
 def test_wanted_channels_are_those_of_the_layer():
@@ -72,7 +72,8 @@ def test_wanted_channels_are_those_of_the_layer():
         Trunk(network, describe_layers(network, ("layer_pre_relu",), channels, TINY), ("max",), TINY, CPU)
         for channels in ("all", "9,2")
     )
-    assert torch.equal(some(crops())["layer_pre_relu", "max"], whole(crops())["layer_pre_relu", "max"][:, [2, 9]])
+    found, expected = (trunk(crops()).activations["layer_pre_relu", "max"] for trunk in (some, whole))
+    assert torch.equal(found, expected[:, [2, 9]])
 
 
 def test_lucents_relu_with_its_own_gradient_is_seen_through():
@@ -109,5 +110,5 @@ def test_a_module_of_that_name_is_itself():
     layers = describe_layers(network, ("conv_pre_relu",), "all", TINY)
     with torch.inference_mode():
         expected = network.conv_pre_relu(to_input(crops(), TINY)).amax(dim=(2, 3))
-    found = Trunk(network, layers, ("max",), TINY, CPU, plain=True)(crops())
-    assert torch.equal(found["conv_pre_relu", "max"], expected)
+    found = PlainTrunk(network, layers, ("max",), TINY, CPU)(crops())
+    assert torch.equal(found.activations["conv_pre_relu", "max"], expected)

@@ -20,9 +20,11 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from exemplar_ray import open_run
 from exemplar_ray.cli import main
 from exemplar_ray.errors import UsageError
+from exemplar_ray.exemplars.plan import Plan
 from exemplar_ray.network.models import load_network
 from exemplar_ray.report.publish import TABLES, public_uri
-from exemplar_ray.runs.run_folder import PLAN, SUMMARY, RunFolder
+from exemplar_ray.runs.manifest import RUN
+from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 
 TOKEN, STRANGER = "hf_user", "hf_stranger"
 # https://huggingface.co/docs/hub/repositories-licenses, and the sizes of its datasetcard.md
@@ -103,7 +105,7 @@ def edited(run, folder, name, change):
 def test_it_holds_result_pages_and_card_and_nothing_else(run, dry):
     names = {path.relative_to(dry).as_posix() for path in dry.rglob("*") if path.is_file()}
     pages = {f"report/{path.relative_to(run / 'report').as_posix()}" for path in (run / "report").rglob("*.*")}
-    assert names == pages | set(TABLES) | {"README.md", PLAN, SUMMARY}
+    assert names == pages | set(TABLES) | {"README.md", RUN, SUMMARY}
     for name in TABLES:
         assert (dry / name).read_bytes() == (run / name).read_bytes()
 
@@ -118,7 +120,7 @@ def test_it_is_a_run_that_can_be_read(run, dry):
 
 def test_it_says_nothing_of_this_machine(run, dry):
     home = str(run.parent).encode()
-    assert home in (run / PLAN).read_bytes()
+    assert home in (run / RUN).read_bytes()
     assert home in (run / "report" / "index.html").read_bytes()
     hosts = {shard["host"] for shard in json.loads((run / SUMMARY).read_text())["shards"]}
     assert hosts
@@ -126,9 +128,9 @@ def test_it_says_nothing_of_this_machine(run, dry):
         assert home not in content, name
         assert str(dry).encode() not in content, name
     assert "host" not in (dry / SUMMARY).read_text()
-    plan = RunFolder(str(dry)).read_plan()
-    assert plan.spec.model == "net.py:trained"
-    assert plan.spec.weights == "tiny.pth"
+    plan = Plan.read(RunFolder(str(dry)))
+    assert plan.spec.network.model == "net.py:trained"
+    assert plan.spec.network.weights == "tiny.pth"
     assert [shard.uri for shard in plan.shards] == [shard.name for shard in plan.shards]
 
 
@@ -147,14 +149,14 @@ def test_what_opens_a_storage_is_not_published(run, tmp_path):
         plan["spec"]["weights"] = "https://example.org/weights/net.pth?token=TOKENVALUE"
         plan["spec"]["weights_title"] = "weights net.pth?token=TOKENVALUE"
 
-    hostile = edited(run, tmp_path / "run", PLAN, change)
+    hostile = edited(run, tmp_path / "run", RUN, change)
     summary = json.loads((hostile / SUMMARY).read_text())
     (hostile / SUMMARY).write_text(json.dumps({**summary, "weights": "weights net.pth?token=TOKENVALUE"}))
     assert main(["publish", str(hostile), "user/name", "--dry-run", str(tmp_path / "dry")]) == 0
     for name, content in contents(tmp_path / "dry").items():
         for secret in secrets:
             assert secret.encode() not in content, (name, secret)
-    shards = RunFolder(str(tmp_path / "dry")).read_plan().shards
+    shards = Plan.read(RunFolder(str(tmp_path / "dry"))).shards
     assert [shard.uri for shard in shards[:4]] == [
         "s3://bucket/a/train-00000.parquet",
         "https://example.org/b/train-00001.parquet",
@@ -256,8 +258,8 @@ def test_a_licence_is_named_where_one_is_given(run, tmp_path):
 
 def test_the_card_says_how_it_was_made_and_how_to_load_it(run, dry):
     text = card_of(dry)
-    spec = RunFolder(str(run)).read_plan().spec
-    for part in (spec.weights_sha256, "net.py:trained", "80 images searched in 8 shards", "every top 3 is settled"):
+    network = Plan.read(RunFolder(str(run))).spec.network
+    for part in (network.weights_sha256, "net.py:trained", "80 images searched in 8 shards", "every top 3 is settled"):
         assert part in text
     assert "exemplar-ray run --data 'train-0000*-of-00008.parquet' --out RUN --model net.py:trained" in text
     assert 'datasets.load_dataset("user/name", "exemplars", split="train")' in text
@@ -273,11 +275,11 @@ def test_the_card_warns_and_its_words_stay_words(run, tmp_path):
     def change(plan):
         plan["spec"].update(trained=False, model_title="a`b` <script>\n# head\n---", model_source_sha256="0" * 64)
 
-    hostile = edited(run, tmp_path / "run", PLAN, change)
+    hostile = edited(run, tmp_path / "run", RUN, change)
     summary = json.loads((hostile / SUMMARY).read_text())
     doubt = {"layer": "mixed", "statistic": "mean", "channel": 2, "sample": "top"}
     summary |= {"partial": "7 of 8 shards", "unsettled": [doubt]}
-    summary["fingerprint"] = RunFolder(str(hostile)).read_plan().fingerprint
+    summary["fingerprint"] = Plan.read(RunFolder(str(hostile))).fingerprint
     (hostile / SUMMARY).write_text(json.dumps(summary))
     assert main(["publish", str(hostile), "user/name", "--dry-run", str(tmp_path / "dry")]) == 0
     text = card_of(tmp_path / "dry")

@@ -201,8 +201,8 @@ def test_provenance_stands_on_every_page(run, report):
     plan = open_run(str(run)).plan
     for page in pages_of(report).values():
         for part in (
-            plan.spec.model_title,
-            plan.spec.weights_sha256,
+            plan.spec.network.model_title,
+            plan.spec.network.weights_sha256,
             "80 images searched in 8 shards",
             "every top 3 is settled",
             "shorter side to 36 pixels (bilinear), centre 32 × 32, RGB 0..255 minus (117, 117, 117)",
@@ -423,20 +423,11 @@ def test_the_command_that_stands_on_pages_asks_for_the_same_run(changes):
     from exemplar_ray.exemplars.spec import margin_of
 
     assert margin_of(again) == spec.margin
-    assert Preprocess.of(None, again.preprocess) == spec.preprocess
+    assert Preprocess.of(None, again.preprocess) == spec.network.preprocess
     assert again.statistic == spec.statistics
     assert again.sample == spec.samples
-    for name in (
-        "model",
-        "weights",
-        "top_k",
-        "distinct",
-        "max_per_class",
-        "class_top_k",
-        "seed",
-        "precision",
-        "decode",
-    ):
+    assert (again.model, again.weights) == (spec.network.model, spec.network.weights)
+    for name in ("top_k", "distinct", "max_per_class", "class_top_k", "seed", "precision", "decode"):
         assert getattr(again, name) == getattr(spec, name), name
 
 

@@ -18,11 +18,10 @@ from test_topk import make_scores
 from exemplar_ray import open_run
 from exemplar_ray.data.write_shards import LabelledImage, write_images
 from exemplar_ray.errors import UsageError
-from exemplar_ray.exemplars.gathered import PLACES_SCHEMA
+from exemplar_ray.exemplars.gathered import MAPS_SCHEMA, GatheredShard
 from exemplar_ray.exemplars.near_duplicates import near_duplicates_of, perceptual_hash, pick_distinct
-from exemplar_ray.exemplars.parts import Part
-from exemplar_ray.exemplars.readouts import candidates_kept
-from exemplar_ray.exemplars.rerank.selection import Selection
+from exemplar_ray.exemplars.parts import Part, candidates_kept
+from exemplar_ray.exemplars.rerank.selection import Selection, rerank
 from exemplar_ray.exemplars.samples import (
     SampledImages,
     band,
@@ -162,8 +161,8 @@ def scanned_once(values, error=None, **changes):
     spec = resolved(layers=(Layer("mixed4a", channels, None, tuple(range(channels))),), top_k=3, **changes)
     scanned = (values + (0 if error is None else error)).astype(np.float32)
     image, channel = np.nonzero(np.isfinite(scanned))
-    contests = (TOP, BOTTOM) if spec.wants_bottom else (TOP,)
-    scores = [make_scores(channel, scanned[image, channel], 0, image, contest=contest) for contest in contests]
+    rankings = (TOP, BOTTOM) if spec.wants_bottom else (TOP,)
+    scores = [make_scores(channel, scanned[image, channel], 0, image, ranking=ranking) for ranking in rankings]
     pool = SampledImages(np.zeros(images, np.int32), np.arange(images), np.arange(images) / images, [scanned])
     merged = replace(Part.empty(spec), scores=merge(scores, candidates_kept(spec)), sampled=pool)
     for tallies in merged.tallies.values():
@@ -171,19 +170,27 @@ def scanned_once(values, error=None, **changes):
     return spec, merged
 
 
+def gathered(candidates, exact, labels, hashes):
+    """What gather would hand over of one shard's candidates, given exact activations; labels and hashes by row."""
+    rows = np.unique(candidates.row).tolist()
+    images = {"row": rows, "label": pa.array([labels[r] for r in rows], pa.int64()), "hash": [hashes[r] for r in rows]}
+    nowhere = {name: pa.nulls(len(candidates.row), MAPS_SCHEMA.field(name).type) for name in MAPS_SCHEMA.names}
+    scores = candidates._replace(activation=exact.astype(np.float32))
+    return GatheredShard(pa.table(images), scores, pa.table(nowhere, schema=MAPS_SCHEMA))
+
+
 def select(values, hashes, labels, error=None, **changes):
     """Run the selection over what a scan gave; return its result and in how many rounds."""
     spec, merged = scanned_once(values, error, **changes)
     selection = Selection(spec, merged, len(values))
     rounds = 0
-    while len((wanted := selection.wanted()).row):
+
+    def gather(wanted):
+        nonlocal rounds
         rounds += 1
-        exact = wanted._replace(activation=values[wanted.row, wanted.channel].astype(np.float32))
-        nowhere = [(None, None, None)] * len(wanted.row)
-        places = pa.table(dict(zip(PLACES_SCHEMA.names, zip(*nowhere, strict=True), strict=True)), schema=PLACES_SCHEMA)
-        rows = np.unique(wanted.row).tolist()
-        seen = pa.table({"row": rows, "label": [labels[r] for r in rows], "hash": [hashes[r] for r in rows]})
-        selection.add(wanted, exact, places, {0: seen})
+        return {p: gathered(one, values[one.row, one.channel], labels, hashes) for p, one in wanted.items()}, {}
+
+    assert rerank(selection, gather) == {}
     return selection.result(), rounds
 
 
@@ -227,7 +234,7 @@ def test_an_image_that_screening_gave_no_number_leaves_its_channel_in_doubt():
     overflown[0, 1] = np.inf
     selected, rounds = select(values, HASHES, [None] * 100, overflown, precision="float16")
     assert (selected.unsettled, rounds) == ([(0, 1, "top")], 1)
-    assert [known["settled"].tolist() for known in selected.certainty] == [[True, False]]
+    assert [known.settled.tolist() for known in selected.certainty] == [[True, False]]
     assert shown(selected, "top") == [0, 1, 2]
 
 

@@ -12,23 +12,24 @@ from exemplar_ray.data.decode import decode_and_crop
 from exemplar_ray.data.shards import ShardReader, discover, inspect
 from exemplar_ray.data.write_shards import LabelledImage, write_images
 from exemplar_ray.errors import ShardError
-from exemplar_ray.exemplars import parts, scan
+from exemplar_ray.exemplars import collect, parts
 from exemplar_ray.exemplars.gather import gather_shard
 from exemplar_ray.exemplars.resolve import resolve
+from exemplar_ray.exemplars.scan import scan_shard
+from exemplar_ray.exemplars.settings import ScanSettings
 from exemplar_ray.exemplars.spec import RunSpec
-from exemplar_ray.network.models import load_network
-from exemplar_ray.network.trunk import Trunk
+from exemplar_ray.exemplars.topk import NEAR_ZERO, TOP
+from exemplar_ray.network.loading import trunk_of
 
 PREPROCESS = {"resize": 36, "crop": 32, "mean": [117, 117, 117]}
 
 
 def tiny(factory="trained", **changes):
-    """A resolved spec of a tiny network, and its trunk."""
+    """A spec of a tiny network, and its reference trunk."""
     model = TINY_NETWORK.replace(":trained", f":{factory}")
     changes = {"layer": ("conv1", "mixed"), "statistic": ("max", "mean"), "top_k": 3, **changes}
     spec = resolve(RunSpec(model=model, preprocess=PREPROCESS, **changes))
-    network = load_network(model, "pretrained").module
-    return spec, Trunk.of_run(spec, network, torch.device("cpu"), "float32")
+    return spec, trunk_of(spec.reference_trunk, "cpu")
 
 
 def shard_of(folder, images):
@@ -37,15 +38,13 @@ def shard_of(folder, images):
 
 
 def scan_it(trunk, spec, shard, batch_size=4, max_skipped=0, position=0):
-    return scan.scan_shard(
-        trunk, spec, shard, position, batch_size=batch_size, decode_threads=2, max_skipped=max_skipped
-    )
+    return scan_shard(trunk, ScanSettings(spec, batch_size, threads=2, max_skipped=max_skipped), shard, position)
 
 
 def by_hand(trunk, spec, images):
     """Score each image alone; {(layer, statistic): [images, channels]}."""
-    crops = [torch.from_numpy(decode_and_crop(data, spec.preprocess).copy()) for _, data in images]
-    scored = [trunk(crop[None]) for crop in crops]
+    crops = [torch.from_numpy(decode_and_crop(data, spec.network.preprocess).copy()) for _, data in images]
+    scored = [trunk(crop[None]).activations for crop in crops]
     return {key: torch.cat([one[key] for one in scored]).numpy() for key in scored[0]}
 
 
@@ -55,15 +54,14 @@ def test_awkward_images_are_all_scored_as_the_reference_scores_them(tmp_path):
     scanned = scan_it(trunk, spec, shard_of(tmp_path / "d", images))
     assert (scanned.rows, scanned.scored, scanned.skipped_images) == (len(images), len(images), [])
     expected = by_hand(trunk, spec, images)
-    series = parts.series_of(spec)
-    for s, channel, activation, row in zip(
-        scanned.part.scores.series,
+    for readout, channel, activation, row in zip(
+        scanned.part.scores.readout,
         scanned.part.scores.channel,
         scanned.part.scores.activation,
         scanned.part.scores.row,
         strict=True,
     ):
-        assert activation == pytest.approx(expected[series[s]][row, channel], rel=1e-5, abs=1e-6)
+        assert activation == pytest.approx(expected[spec.readouts[readout].key][row, channel], rel=1e-5, abs=1e-6)
     assert len(scanned.part.scores.row) == len(images) * (8 + 12) * 2
 
 
@@ -169,7 +167,7 @@ def test_tallies_are_the_same_however_many_rows_are_tallied_at_once(tmp_path, mo
     [shard], _ = inspect(discover([str(path)]))
     expected = scan_it(trunk, spec, shard).part.tallies
     for block in (1, 5, 22, 23):
-        monkeypatch.setattr(scan, "ROWS_PER_BLOCK", block)
+        monkeypatch.setattr(collect, "ROWS_PER_BLOCK", block)
         tallies = scan_it(trunk, spec, shard).part.tallies
         for one, other in zip(tallies["histogram"], expected["histogram"], strict=True):
             assert one.to_table().equals(other.to_table())
@@ -242,17 +240,17 @@ def test_screening_that_is_off_by_as_much_as_the_activation_is_no_mix_up(tmp_pat
     paths = write_tiny_data(tmp_path / "d", shards=1, rows=40)
     shard = inspect(discover([str(paths[0])]))[0][0]
     scores = scan_it(trunk, spec, shard).part.scores
-    near = np.flatnonzero((scores.series == 1) & (np.abs(scores.activation) < 0.05))
-    weak = np.flatnonzero((scores.series == 0) & (scores.activation > 0) & (scores.activation < 0.02))
+    near = np.flatnonzero((scores.ranking == NEAR_ZERO) & (np.abs(scores.activation) < 0.05))
+    weak = np.flatnonzero((scores.ranking == TOP) & (scores.activation > 0) & (scores.activation < 0.02))
     assert len(weak)
     assert len(near) or channels == "2"
     for one in (*near, *weak):
         exact = scores.take(np.array([one]))
-        seen_as = [-0.02] if exact.series[0] else [0.0, 0.04] if channels == "all" else [0.0]
+        seen_as = [-0.02] if exact.ranking[0] == NEAR_ZERO else [0.0, 0.04] if channels == "all" else [0.0]
         for activation in seen_as:
             seen = exact._replace(activation=np.array([activation], np.float32))
             assert gather_shard(trunk, spec, shard, seen).exact.activation == pytest.approx(exact.activation, abs=1e-6)
-        if not exact.series[0]:
+        if exact.ranking[0] == TOP:
             with pytest.raises(ShardError, match="changed: row .* the scan recorded"):
                 gather_shard(trunk, spec, shard, exact._replace(activation=np.ones(1, np.float32)))
 

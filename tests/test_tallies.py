@@ -19,8 +19,7 @@ from exemplar_ray.data.decode import decode_and_crop
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.data.write_shards import LabelledImage, write_images
 from exemplar_ray.errors import UsageError
-from exemplar_ray.exemplars.parts import Part, to_files
-from exemplar_ray.exemplars.readouts import candidates_kept
+from exemplar_ray.exemplars.parts import Part, candidates_kept, to_files
 from exemplar_ray.exemplars.samples import SampledImages, sample_rate
 from exemplar_ray.exemplars.tallies import TALLIES
 from exemplar_ray.exemplars.tallies.classes import ERROR as CLASS_ERROR
@@ -248,7 +247,7 @@ def test_a_part_stays_small():
     for tallies in part.tallies.values():
         tallies[0].update(values, random.integers(0, 1000, len(values)))
     image, channel = np.indices(values.shape).reshape(2, -1)
-    both = [make_scores(channel, values.reshape(-1), 0, image, contest=contest) for contest in (TOP, BOTTOM)]
+    both = [make_scores(channel, values.reshape(-1), 0, image, ranking=ranking) for ranking in (TOP, BOTTOM)]
     rows = np.arange(round(len(values) * sample_rate(1_281_167, spec.top_k)))
     sampled = SampledImages(np.zeros(len(rows), np.int32), rows, random.random(len(rows)), [values[rows]])
     part = replace(part, scores=merge(both, candidates_kept(spec)), sampled=sampled)

@@ -11,7 +11,18 @@ from exemplar_ray.exemplars import merge as folding
 from exemplar_ray.exemplars.parts import Part
 from exemplar_ray.exemplars.running_topk import RunningTopK, pack, unpack
 from exemplar_ray.exemplars.samples import SampledImages
-from exemplar_ray.exemplars.topk import BOTTOM, NO_LABEL, OF_CLASS, TOP, Scores, concatenate, find, merge, rank
+from exemplar_ray.exemplars.topk import (
+    BOTTOM,
+    NEAR_ZERO,
+    NO_LABEL,
+    OF_CLASS,
+    TOP,
+    Scores,
+    concatenate,
+    find,
+    merge,
+    rank,
+)
 from exemplar_ray.network.layers import Layer
 
 # Few distinct values, so that ties are the rule; the awkward ones among them.
@@ -34,11 +45,11 @@ def data_sets(draw):
     ]
 
 
-def make_scores(channel, activation, shard, row, series=0, contest=TOP, label=NO_LABEL):
+def make_scores(channel, activation, shard, row, readout=0, ranking=TOP, label=NO_LABEL):
     """Scores from arrays or single values."""
     n = len(activation)
     types = Scores.empty()
-    columns = Scores(series, contest, label, channel, activation, shard, row)
+    columns = Scores(readout, ranking, label, channel, activation, shard, row)
     return Scores(*(np.broadcast_to(c, n).astype(t.dtype) for c, t in zip(columns, types, strict=True)))
 
 
@@ -62,8 +73,9 @@ def scan(values, shard, keep, batch, sign=1):
     for start in range(0, len(values), batch):
         piece = torch.from_numpy(values[start : start + batch])
         running.update(sign * piece, torch.arange(start, start + len(piece)))
-    channel, activation, row, not_finite = (t.numpy() for t in running.result())
-    return make_scores(channel, sign * activation, shard, row, contest=TOP if sign > 0 else BOTTOM), not_finite
+    channel, activation, row = (t.numpy() for t in running.result())
+    scores = make_scores(channel, sign * activation, shard, row, ranking=TOP if sign > 0 else BOTTOM)
+    return scores, running.not_finite.numpy()
 
 
 def as_tuples(scores):
@@ -79,10 +91,10 @@ def as_tuples(scores):
     shards=data_sets(),
     keep=st.integers(1, 6),
     batch=st.integers(1, 5),
-    contest=st.sampled_from([TOP, BOTTOM]),
+    ranking=st.sampled_from([TOP, BOTTOM]),
 )
-def test_any_split_order_grouping_and_repetition_gives_what_sorting_gives(data, shards, keep, batch, contest):
-    parts, sign, kept = [], 1 if contest == TOP else -1, {contest: keep}
+def test_any_split_order_grouping_and_repetition_gives_what_sorting_gives(data, shards, keep, batch, ranking):
+    parts, sign, kept = [], 1 if ranking == TOP else -1, {ranking: keep}
     for position, values in enumerate(shards):
         part, not_finite = scan(values, position, keep, batch, sign)
         assert not_finite.tolist() == (~np.isfinite(values)).sum(axis=0).tolist()
@@ -96,22 +108,27 @@ def test_any_split_order_grouping_and_repetition_gives_what_sorting_gives(data, 
     assert as_tuples(merge(pool, kept)) == sorted_everything(shards, keep, sign)
 
 
-def test_contests_and_classes_are_ranked_apart_and_what_is_not_kept_is_dropped():
+def test_rankings_and_classes_are_ranked_apart_and_what_is_not_kept_is_dropped():
     activation = np.array([1, 2, 3, 4], np.float32)
-    contests = [make_scores(0, activation, 0, np.arange(4), contest=contest) for contest in (TOP, BOTTOM)]
-    of_class = make_scores(0, activation, 0, np.arange(4), contest=OF_CLASS, label=[7, 8, 7, 8])
-    merged = merge([*contests, of_class], {TOP: 2, BOTTOM: 1, OF_CLASS: 1})
-    found = list(zip(merged.contest.tolist(), merged.label.tolist(), merged.activation.tolist(), strict=True))
-    assert found == [(TOP, NO_LABEL, 4), (TOP, NO_LABEL, 3), (BOTTOM, NO_LABEL, 1), (OF_CLASS, 7, 3), (OF_CLASS, 8, 4)]
-    assert set(merge([*contests, of_class], {TOP: 9}).contest.tolist()) == {TOP}
+    rankings = [make_scores(0, activation, 0, np.arange(4), ranking=ranking) for ranking in (TOP, BOTTOM, NEAR_ZERO)]
+    of_class = make_scores(0, activation, 0, np.arange(4), ranking=OF_CLASS, label=[7, 8, 7, 8])
+    merged = merge([*rankings, of_class], {TOP: 2, BOTTOM: 1, OF_CLASS: 1, NEAR_ZERO: 1})
+    found = list(zip(merged.ranking.tolist(), merged.label.tolist(), merged.activation.tolist(), strict=True))
+    unlabelled = [(TOP, NO_LABEL, 4), (TOP, NO_LABEL, 3), (BOTTOM, NO_LABEL, 1)]
+    assert found == [*unlabelled, (OF_CLASS, 7, 3), (OF_CLASS, 8, 4), (NEAR_ZERO, NO_LABEL, 4)]
+    assert set(merge([*rankings, of_class], {TOP: 9}).ranking.tolist()) == {TOP}
 
 
 def test_scores_are_found_by_channel_and_image_whatever_they_compete_for():
     among = make_scores([0, 1, 1], np.zeros(3), [0, 0, 2], [5, 5, 5])
-    wanted = make_scores([1, 1, 0, 0], np.ones(4), [2, 1, 0, 0], [5, 5, 5, 4], contest=BOTTOM)
+    wanted = make_scores([1, 1, 0, 0], np.ones(4), [2, 1, 0, 0], [5, 5, 5, 4], ranking=BOTTOM)
     assert find(among, wanted).tolist() == [2, -1, 0, -1]
     assert find(Scores.empty(), wanted).tolist() == [-1] * 4
     assert find(among, Scores.empty()).tolist() == []
+    # What an image gave before its ReLU is another number.
+    nearest = among._replace(ranking=np.full(3, NEAR_ZERO, np.int8))
+    assert find(among, nearest).tolist() == [-1] * 3
+    assert find(nearest, nearest).tolist() == [0, 1, 2]
 
 
 def test_the_fold_is_the_same_however_many_parts_it_takes_at_once(monkeypatch):
@@ -126,10 +143,10 @@ def test_the_fold_is_the_same_however_many_parts_it_takes_at_once(monkeypatch):
 
 
 @settings(max_examples=200, deadline=None)
-@given(shards=data_sets(), top_k=st.integers(1, 3), margin=st.integers(0, 3), contest=st.sampled_from([TOP, BOTTOM]))
-def test_the_fold_leaves_no_image_out_above_its_last(shards, top_k, margin, contest):
+@given(shards=data_sets(), top_k=st.integers(1, 3), margin=st.integers(0, 3), ranking=st.sampled_from([TOP, BOTTOM]))
+def test_the_fold_leaves_no_image_out_above_its_last(shards, top_k, margin, ranking):
     """Together shards know more than each kept, but only down to where the first of them stopped."""
-    sign, channels, kept = (1 if contest == TOP else -1), shards[0].shape[1], top_k + margin
+    sign, channels, kept = (1 if ranking == TOP else -1), shards[0].shape[1], top_k + margin
     layers = (Layer("mixed4a", channels, None, tuple(range(channels))),)
     spec = resolved(layers=layers, top_k=top_k, margin=margin, samples=("top", "bottom"))
     parts = [scan(values, position, kept, 5, sign)[0] for position, values in enumerate(shards)]
@@ -176,7 +193,7 @@ def all_but_the_activation(score):
     columns=st.lists(
         st.tuples(
             narrow_or_wide(0, 2**31 - 1),
-            st.sampled_from([TOP, BOTTOM]),
+            st.sampled_from([TOP, BOTTOM, NEAR_ZERO]),
             narrow_or_wide(-(2**63), 2**63 - 1),
             st.floats(width=32, allow_nan=False, allow_infinity=False),
             narrow_or_wide(0, 2**31 - 1),
@@ -190,21 +207,21 @@ def test_the_order_does_not_depend_on_how_wide_the_numbers_are(columns):
     """Labels, shards and rows as large as their types: however many sort keys it takes, the order is one."""
     types = (np.int32, np.int8, np.int64, np.float32, np.int32, np.int64)
     pairs = zip(zip(*columns, strict=True), types, strict=True) if columns else ([[], kind] for kind in types)
-    channel, contest, label, activation, shard, row = (np.array(values, kind) for values, kind in pairs)
-    scores = make_scores(channel, activation, shard, row, contest=contest, label=label)
-    signed = np.where(contest == BOTTOM, activation, -activation)
+    channel, ranking, label, activation, shard, row = (np.array(values, kind) for values, kind in pairs)
+    scores = make_scores(channel, activation, shard, row, ranking=ranking, label=label)
+    signed = np.where(ranking == BOTTOM, activation, -activation)
 
     def definition(i):
-        return int(contest[i]), int(channel[i]), int(label[i]), float(signed[i]), int(shard[i]), int(row[i])
+        return int(ranking[i]), int(channel[i]), int(label[i]), float(signed[i]), int(shard[i]), int(row[i])
 
     assert rank(scores)[0].tolist() == sorted(range(len(columns)), key=definition)
 
 
-def test_ranks_count_from_one_within_each_series_and_channel():
-    scores = make_scores([0, 5, 5, 4], np.array([1, 2, 3, 9]), 0, np.arange(4), series=[1, 0, 0, 0])
+def test_ranks_count_from_one_within_each_readout_and_channel():
+    scores = make_scores([0, 5, 5, 4], np.array([1, 2, 3, 9]), 0, np.arange(4), readout=[1, 0, 0, 0])
     order, ranks = rank(scores)
     ranked = scores.take(order)
-    assert list(zip(ranked.series, ranked.channel, ranks, strict=True)) == [(0, 4, 1), (0, 5, 1), (0, 5, 2), (1, 0, 1)]
+    assert list(zip(ranked.readout, ranked.channel, ranks, strict=True)) == [(0, 4, 1), (0, 5, 1), (0, 5, 2), (1, 0, 1)]
     assert ranked.activation.tolist() == [9, 3, 2, 1]
 
 

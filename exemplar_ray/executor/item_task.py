@@ -42,6 +42,7 @@ def do_item(task: ItemTask, settings: Any, given: tuple[int, Item]) -> Completio
     if (record := folder.committed(position, item, task.fingerprint)) is not None:
         _log.info("%s %s is done already", item.kind, item.name)
         return record
+    _log.info("%s %s begins", item.kind, item.name)
     keep_freed_memory()
     module, _, name = task.function.partition(":")
     made = getattr(importlib.import_module(module), name)(settings, given)

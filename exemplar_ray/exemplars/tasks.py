@@ -5,7 +5,6 @@ Named by the driver as `module:function`; see `executor.cluster`. The network is
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 import warnings
@@ -37,8 +36,6 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _DECODED_TO_MEASURE = 50
 
-_log = logging.getLogger(__name__)
-
 
 def scan(settings: ScanSettings, given: tuple[int, Shard]) -> Made:
     """Scan one shard: its part, and what the completion record says of it.
@@ -52,7 +49,6 @@ def scan(settings: ScanSettings, given: tuple[int, Shard]) -> Made:
     """
     position, shard = given
     loaded = _prepare(settings)
-    _log.info("scanning %s", shard.name)
     scanned = scan_shard(loaded.trunk, settings, shard, position)
     facts = {
         "rows": scanned.rows,

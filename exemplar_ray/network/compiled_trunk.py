@@ -27,7 +27,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from exemplar_ray._version import __version__
 from exemplar_ray.network.spec import TrunkSpec
-from exemplar_ray.network.trunk import OfReadouts, Pooled, Trunk, reference_precision
+from exemplar_ray.network.trunk import Pooled, Trunk, reference_precision
 
 # How far compiled and plain activations may differ, as a share of the largest one.
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05, "float16": 0.01}
@@ -148,8 +148,7 @@ def _compile(trunk: Trunk, form: CompiledForm, library: Path) -> None:
             _make_library(trunk, form.trunk, examples[0], made)
             # The second example shows a graph that holds only for the images that it was traced with.
             compiled, plain = CompiledTrunk(Path(made), form.trunk)(examples[1]), trunk(examples[1])
-            _refuse_another_network(compiled.activations, plain.activations, form.trunk.precision)
-            _refuse_another_network(compiled.pre_relu, plain.pre_relu, form.trunk.precision)
+            _refuse_another_network(compiled, plain, form.trunk.precision)
             os.replace(made, library)
     except CannotCompileError:
         raise
@@ -172,11 +171,12 @@ def _make_library(trunk: Trunk, spec: TrunkSpec, example: Tensor, path: str) -> 
         torch._inductor.aot_compile(exported.module(), (example,), options={"aot_inductor.output_path": path})
 
 
-def _refuse_another_network(compiled: OfReadouts, plain: OfReadouts, precision: str) -> None:
-    for (layer, statistic), expected in plain.items():
-        values = compiled[layer, statistic]
-        # What was before a ReLU is not there in a layer that ends in none.
-        if expected.isnan().all() and values.isnan().all():
-            continue
-        if not (values - expected).abs().max() <= _TOLERANCE[precision] * expected.abs().max():
-            raise CannotCompileError(f"the compiled {statistic} of {layer} is not the network's")
+def _refuse_another_network(compiled: Pooled, plain: Pooled, precision: str) -> None:
+    for is_pre_relu, (found, of_network) in enumerate(zip(compiled, plain, strict=True)):
+        for (layer, statistic), expected in of_network.items():
+            values = found[layer, statistic]
+            # What was before a ReLU is not there in a layer that ends in none.
+            if is_pre_relu and expected.isnan().all() and values.isnan().all():
+                continue
+            if not (values - expected).abs().max() <= _TOLERANCE[precision] * expected.abs().max():
+                raise CannotCompileError(f"the compiled {statistic} of {layer} is not the network's")

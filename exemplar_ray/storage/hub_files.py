@@ -24,10 +24,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
 
 from exemplar_ray.errors import UsageError
-from exemplar_ray.storage.hub_uri import AccessError, NoAnswerError, parse
+from exemplar_ray.storage.hub_uri import PROTOCOL, AccessError, NoAnswerError, parse
 
 Answer = TypeVar("Answer")
 
@@ -96,8 +95,10 @@ class HubFileSystem(HfFileSystem):
         with _explained(path):
             return super().find(path, *more, **options)
 
-    def _open(self, path: str, mode: str = "rb", *more: Any, **options: Any) -> HubFile:
-        return HubFile(self, path, mode, *more, **options)
+    def _open(
+        self, path: str, mode: str = "rb", block_size: int | None = None, revision: str | None = None, **options: Any
+    ) -> HubFile:
+        return HubFile(self, path, revision, mode=mode, block_size=block_size, **options)
 
 
 class HubFile(HfFileSystemFile):
@@ -107,15 +108,11 @@ class HubFile(HfFileSystemFile):
 
     def url(self) -> str:
         """Return where the bytes are; unlike the file system's, without finding out whether this is a folder."""
-        place = self.resolved_path
-        if not isinstance(place, HfFileSystemResolvedRepositoryPath):
-            return super().url()  # in a bucket
+        uri = parse(PROTOCOL + self.path)
+        if uri.is_bucket:
+            return super().url()
         return hf_hub_url(
-            place.repo_id,
-            place.path_in_repo,
-            repo_type=place.repo_type,
-            revision=place.revision,
-            endpoint=self.fs.endpoint,
+            uri.id, uri.path_in_repo, repo_type=uri.type, revision=uri.revision, endpoint=self.fs.endpoint
         )
 
     def _fetch_range(self, start: int, end: int) -> bytes:

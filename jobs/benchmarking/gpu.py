@@ -9,29 +9,29 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from benchmarking.data import copies_of, first_images
-from benchmarking.limits import MODEL, WEIGHTS, bound, decoding_alone, spec_of
+from benchmarking.limits import bound, decoding_alone, spec_of
 from benchmarking.measuring import Rate, allowed_cores, in_own_process, print_table, reference_machine, spread
 from exemplar_ray.data import decode_gpu as gpu_decoding
 from exemplar_ray.data.preprocess import GPU_DECODER
 from exemplar_ray.data.shards import Shard, discover, inspect
-from exemplar_ray.exemplars.gather import gather_shard
+from exemplar_ray.exemplars.gather import REFERENCE_THREADS, gather_shard
+from exemplar_ray.exemplars.gathered import GatheredShard
 from exemplar_ray.exemplars.merge import fold
-from exemplar_ray.exemplars.rerank.selection import Selection
+from exemplar_ray.exemplars.rerank.selection import Selection, rerank
 from exemplar_ray.exemplars.scan import scan_shard
-from exemplar_ray.exemplars.spec import ResolvedSpec
-from exemplar_ray.exemplars.topk import concatenate
-from exemplar_ray.network.models import load_network
-from exemplar_ray.network.trunk import Trunk
+from exemplar_ray.exemplars.settings import ScanSettings
+from exemplar_ray.exemplars.topk import Scores
+from exemplar_ray.network.loading import trunk_of
 
 KINDS = [("float32", "reference"), ("bfloat16", "fast"), ("float16", "fast"), ("bfloat16", GPU_DECODER)]
 PROCESSES = (1, 2, 4)
@@ -88,7 +88,7 @@ def gpu(shards: Sequence[str], work: Path, options: Namespace) -> None:
 
 def decoding_on(device: str, data: Sequence[bytes], seconds: float) -> Rate:
     """Decode and crop batches on the device, from memory."""
-    preprocess = spec_of("float32").preprocess
+    preprocess = spec_of("float32").network.preprocess
 
     def step() -> int:
         return len(gpu_decoding.decode_and_crop(data, preprocess, torch.device(device)))
@@ -98,7 +98,7 @@ def decoding_on(device: str, data: Sequence[bytes], seconds: float) -> Rate:
 
 def trunk_on(device: str, precision: str, seconds: float) -> Rate:
     """Score one batch of noise over and over, which lies on the device already."""
-    trunk = _trunk(spec_of(precision), device)
+    trunk = trunk_of(spec_of(precision).scan_trunk, device)
     noise = np.random.default_rng(0).integers(0, 256, (BATCH[device], 224, 224, 3), np.uint8)
     crops = torch.from_numpy(noise).to(device)
 
@@ -135,9 +135,9 @@ def _scan_some(data: Sequence[str], precision: str, decode: str, device: str, th
     """Scan shards once everybody is ready; return images, start and end in seconds of the machine's clock."""
     torch.set_num_threads(threads)
     spec = spec_of(precision, decode)
-    trunk = _trunk(spec, device)
+    trunk = trunk_of(spec.scan_trunk, device)
     shards = inspect(discover(data))[0]
-    scan = partial(scan_shard, trunk, spec, batch_size=BATCH[device], decode_threads=threads, max_skipped=0)
+    scan = partial(scan_shard, trunk, ScanSettings(spec, BATCH[device], threads))
     scan(shards[0], 0)
     _barrier.wait(_LONGEST_START)
     started = time.monotonic()
@@ -154,32 +154,23 @@ def exemplars(data: Sequence[str], precision: str, decode: str, device: str) -> 
     torch.set_num_threads(max(1, len(allowed_cores()) // 2))
     spec = spec_of(precision, decode)
     shards: list[Shard] = inspect(discover(data))[0]
-    trunk = _trunk(spec, device)
-    scanned = [
-        scan_shard(trunk, spec, shard, position, batch_size=BATCH[device], decode_threads=4, max_skipped=0)
-        for position, shard in enumerate(shards)
-    ]
+    trunk = trunk_of(spec.scan_trunk, device)
+    settings = ScanSettings(spec, BATCH[device], threads=4)
+    scanned = [scan_shard(trunk, settings, shard, position) for position, shard in enumerate(shards)]
     merged = fold(((p, one.part) for p, one in enumerate(scanned)), spec)
     selection = Selection(spec, merged, sum(one.scored for one in scanned))
-    reference = _trunk(spec_of("float32"), "cpu")
-    torch.set_num_threads(1)
-    while len((wanted := selection.wanted()).row):
-        by_shard = {int(p): wanted.take(wanted.shard == p) for p in np.unique(wanted.shard)}
-        gathered = {p: gather_shard(reference, spec, shards[p], candidates) for p, candidates in by_shard.items()}
-        selection.add(
-            scanned=concatenate(by_shard.values()),
-            exact=concatenate(one.exact for one in gathered.values()),
-            places=pa.concat_tables(one.places for one in gathered.values()),
-            images={p: one.images.drop_columns(["bytes"]) for p, one in gathered.items()},
-        )
+    reference = trunk_of(spec.reference_trunk, "cpu")
+    torch.set_num_threads(REFERENCE_THREADS)
+
+    def gather(wanted: dict[int, Scores]) -> tuple[dict[int, GatheredShard], dict[str, str]]:
+        gathered = {p: gather_shard(reference, spec, shards[p], candidates) for p, candidates in wanted.items()}
+        return {p: replace(one, images=one.images.drop_columns(["bytes"])) for p, one in gathered.items()}, {}
+
+    rerank(selection, gather)
     found = selection.result()
     scores = found.scores
     rows = zip(*(v.tolist() for v in (scores.channel, found.ranks, scores.shard, scores.row)), strict=True)
     return set(rows), len(selection.unsettled())
-
-
-def _trunk(spec: ResolvedSpec, device: str) -> Trunk:
-    return Trunk.of_run(spec, load_network(MODEL, WEIGHTS).module, torch.device(device), spec.precision)
 
 
 def _repeat(step: Callable[[], int], device: str, seconds: float) -> Rate:

@@ -20,10 +20,10 @@ from benchmarking.measuring import Rate, allowed_cores
 from exemplar_ray.data import decode as images
 from exemplar_ray.executor.malloc import keep_freed_memory
 from exemplar_ray.exemplars.resolve import resolve
-from exemplar_ray.exemplars.spec import ResolvedSpec, RunSpec
-from exemplar_ray.network.compiled_trunk import CompiledTrunk, compiled_trunk
-from exemplar_ray.network.models import find_architecture, load_network
-from exemplar_ray.network.trunk import Trunk
+from exemplar_ray.exemplars.spec import ExemplarsSpec, RunSpec
+from exemplar_ray.network.compiled_trunk import CompiledForm, CompiledTrunk, compiled_trunk
+from exemplar_ray.network.loading import trunk_of
+from exemplar_ray.network.models import find_architecture
 
 MODEL, WEIGHTS, BATCH = "inceptionv1", "random:0", 8
 # How many different images a decoding process goes through.
@@ -34,7 +34,7 @@ KINDS = {"exact": ("float32", "reference"), "screened": ("bfloat16", "fast")}
 
 
 @lru_cache
-def spec_of(precision: str, decode: str = "reference", **wanted: Any) -> ResolvedSpec:
+def spec_of(precision: str, decode: str = "reference", **wanted: Any) -> ExemplarsSpec:
     """Return what a run computes; the network is built once a process to find out.
 
     Args:
@@ -48,14 +48,10 @@ def crop_of(data: bytes, decode: str) -> np.ndarray:
     return images.decode_and_crop(data, find_architecture(MODEL).preprocess, decode)
 
 
-def trunk_of(spec: ResolvedSpec) -> CompiledTrunk:
+def scanning_trunk(spec: ExemplarsSpec) -> CompiledTrunk:
     """Load the trunk that a worker runs: compiled, for as many threads as torch uses here."""
-
-    def build() -> Trunk:
-        module = load_network(MODEL, WEIGHTS).module
-        return Trunk.of_run(spec, module, torch.device("cpu"), spec.precision)
-
-    return compiled_trunk(spec, BATCH, torch.get_num_threads(), build)[0]
+    form = CompiledForm(spec.scan_trunk, BATCH, torch.get_num_threads())
+    return compiled_trunk(form, lambda: trunk_of(spec.scan_trunk, "cpu"))[0]
 
 
 def decoding_alone(shards: Sequence[str], decode: str, seconds: float) -> Rate:
@@ -84,7 +80,7 @@ def _decoder(data: list[bytes], decode: str) -> Callable[[], int]:
 
 
 def _scorer(precision: str) -> Callable[[], int]:
-    trunk = trunk_of(spec_of(precision))
+    trunk = scanning_trunk(spec_of(precision))
     noise = np.random.default_rng(0).integers(0, 256, (BATCH, 224, 224, 3), np.uint8)
     crops = torch.from_numpy(noise)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarking.data import copies_of, shards_of_rows
-from benchmarking.limits import BATCH, spec_of, trunk_of
+from benchmarking.limits import BATCH, scanning_trunk, spec_of
 from benchmarking.measuring import (
     Rate,
     allowed_cores,
@@ -28,12 +28,14 @@ from benchmarking.measuring import (
 )
 from benchmarking.own_job import EXACT, SCREENED, first_runs, job
 from exemplar_ray.data.shards import Shard, discover, inspect
+from exemplar_ray.executor import item_task
+from exemplar_ray.executor.item_task import ItemTask
 from exemplar_ray.executor.malloc import keep_freed_memory
-from exemplar_ray.exemplars import tasks as worker
 from exemplar_ray.exemplars.parts import to_files
 from exemplar_ray.exemplars.samples import sample_rate
 from exemplar_ray.exemplars.scan import scan_shard
-from exemplar_ray.exemplars.tasks import ScanSettings
+from exemplar_ray.exemplars.scan_job import TASKS
+from exemplar_ray.exemplars.settings import ScanSettings
 
 # What is scanned by turns, and how it differs from a run as usual.
 WANTED: dict[str, dict[str, Any]] = {
@@ -94,20 +96,12 @@ def by_turns(shards: Sequence[str]) -> list[tuple[str, Rate]]:
     keep_freed_memory()
     torch.set_num_threads(1)
     specs = {name: spec_of("float32", **wanted) for name, wanted in WANTED.items()}
-    trunks = {name: trunk_of(spec) for name, spec in specs.items()}
+    trunks = {name: scanning_trunk(spec) for name, spec in specs.items()}
     rates = []
 
     def scan_one(name: str, shard: Shard, most_rows: int | None = None) -> int:
-        scanned = scan_shard(
-            trunks[name],
-            specs[name],
-            shard,
-            0,
-            batch_size=BATCH,
-            decode_threads=1,
-            max_skipped=0,
-            most_rows=most_rows,
-        )
+        settings = ScanSettings(specs[name], BATCH, threads=1, most_rows=most_rows)
+        scanned = scan_shard(trunks[name], settings, shard, 0)
         to_files(scanned.part, specs[name])
         return scanned.scored
 
@@ -136,23 +130,21 @@ def plain_processes(shards: Sequence[str], keep_memory: bool = True) -> Rate:
         ProcessPoolExecutor(**processes, initializer=_prepare, initargs=(keep_memory,)) as pool,
     ):
         settings = ScanSettings(
-            run_folder=folder,
-            fingerprint="without Ray",
-            batch_size=BATCH,
+            spec,
+            BATCH,
             threads=1,
-            use_gpu=False,
             compile="always",
-            max_skipped=0,
             sample_rate=sample_rate(sum(shard.rows for shard in several), spec.top_k),
         )
         # One each: all of them are there before the clock starts.
         list(pool.map(time.sleep, [2] * len(allowed_cores())))
         os.sync()
         started = time.perf_counter()
-        records = pool.map(worker.scan_and_commit, repeat(spec), several, range(len(several)), repeat(settings))
-        return Rate(sum(record["scored"] for record in records), time.perf_counter() - started)
+        task = ItemTask(f"{TASKS}:scan", folder, "without Ray")
+        records = pool.map(item_task.do_item, repeat(task), repeat(settings), enumerate(several))
+        return Rate(sum(record.facts["scored"] for record in records), time.perf_counter() - started)
 
 
 def _prepare(keep_memory: bool) -> None:
     if not keep_memory:
-        worker.keep_freed_memory = lambda: None
+        item_task.keep_freed_memory = lambda: None

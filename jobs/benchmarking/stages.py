@@ -13,15 +13,14 @@ import simplejpeg
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarking.limits import BATCH, crop_of, spec_of, trunk_of
+from benchmarking.limits import BATCH, crop_of, scanning_trunk, spec_of
 from benchmarking.measuring import UNTRAINED
 from exemplar_ray.data import decode as images
 from exemplar_ray.data.shards import ImageRow, ShardReader, discover
 from exemplar_ray.executor.malloc import keep_freed_memory
-from exemplar_ray.exemplars.parts import Part
-from exemplar_ray.exemplars.readouts import candidates_kept, series_of
+from exemplar_ray.exemplars.parts import Part, candidates_kept
 from exemplar_ray.exemplars.running_topk import RunningTopK
-from exemplar_ray.exemplars.spec import ResolvedSpec
+from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.exemplars.topk import NO_LABEL, TOP
 from exemplar_ray.network.compiled_trunk import CompiledTrunk
 
@@ -40,14 +39,14 @@ def stage_milliseconds(shards: Sequence[str], count: int, precision: str, decode
     keep_freed_memory()
     torch.set_num_threads(1)
     spec = spec_of(precision, decode)
-    trunk = trunk_of(spec)
+    trunk = scanning_trunk(spec)
     # The first batch is for what happens once: imports, memory.
     _time_stages(shards, BATCH, spec, trunk)
     # Whole batches: a scan pads its last one, which is work for images that are not there.
     return _time_stages(shards, max(count // BATCH, 1) * BATCH, spec, trunk)
 
 
-def _time_stages(shards: Sequence[str], count: int, spec: ResolvedSpec, trunk: CompiledTrunk) -> dict[str, float]:
+def _time_stages(shards: Sequence[str], count: int, spec: ExemplarsSpec, trunk: CompiledTrunk) -> dict[str, float]:
     seconds: dict[str, float] = {}
 
     def timed(stage: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -63,8 +62,8 @@ def _time_stages(shards: Sequence[str], count: int, spec: ResolvedSpec, trunk: C
     seconds["crop"] -= seconds["decode"]
     batches = torch.from_numpy(np.stack(pixels)).split(BATCH)
     pooled = timed("trunk", lambda: [trunk(batch) for batch in batches])
-    [series] = series_of(spec)
-    activations = torch.cat([values[series] for values in pooled])
+    [readout] = spec.readouts
+    activations = torch.cat([batch.activations[readout.key] for batch in pooled])
     labels = np.array([NO_LABEL if row.label is None else row.label for row in rows], np.int64)
     timed("top K and tallies", _rank_and_tally, spec, activations, labels)
     return {stage: 1000 * taken / len(rows) for stage, taken in seconds.items()}
@@ -82,7 +81,7 @@ def _read(shards: Sequence[str], count: int) -> list[ImageRow]:
     return list(islice(chain.from_iterable(ShardReader(shard).images() for shard in discover(shards)), count))
 
 
-def _rank_and_tally(spec: ResolvedSpec, activations: torch.Tensor, labels: np.ndarray) -> None:
+def _rank_and_tally(spec: ExemplarsSpec, activations: torch.Tensor, labels: np.ndarray) -> None:
     """Do what a scan does with activations, batch by batch and then in one block."""
     running = RunningTopK(activations.shape[1], candidates_kept(spec)[TOP], activations.device)
     for first in range(0, len(activations), BATCH):

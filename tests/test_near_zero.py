@@ -4,27 +4,27 @@ import json
 from collections import Counter
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import TINY_FLAGS, TINY_NETWORK, write_tiny_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_samples import gathered
 from test_spec import resolved
 
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.data.shards import ImageRow
-from exemplar_ray.exemplars.gathered import PLACES_SCHEMA
+from exemplar_ray.exemplars.collect import PartCollector
 from exemplar_ray.exemplars.merge import fold
 from exemplar_ray.exemplars.parts import from_files, to_files
-from exemplar_ray.exemplars.readouts import before_relu
-from exemplar_ray.exemplars.rerank.selection import Selection
-from exemplar_ray.exemplars.scan import _Collecting
-from exemplar_ray.exemplars.topk import TOP, concatenate, merge
+from exemplar_ray.exemplars.rerank.selection import Selection, rerank
+from exemplar_ray.exemplars.settings import ScanSettings
+from exemplar_ray.exemplars.topk import NEAR_ZERO, concatenate, merge
 from exemplar_ray.network.describe import describe_layers
 from exemplar_ray.network.layers import Layer
-from exemplar_ray.network.trunk import Trunk
+from exemplar_ray.network.statistics import STATISTICS, Statistic
+from exemplar_ray.network.trunk import Pooled, Trunk
 
 ROWS = 20
 TOP_K = 3
@@ -42,13 +42,13 @@ def scan(spec, seen, has_relu=True):
     """Collect what a scan saw before the ReLU, [images, channels], as parts of shards of `ROWS` images."""
     for position, first in enumerate(range(0, len(seen), ROWS)):
         values = torch.tensor(seen[first : first + ROWS], dtype=torch.float32)
-        pooled = {("mixed4a", "max"): values.clamp(min=0)}
-        if spec.screened:
-            before = values if has_relu else torch.full_like(values, torch.nan)
-            pooled["mixed4a", before_relu("max")] = before
-        with _Collecting(spec, position, 0.0, CPU) as collecting:
-            collecting.add(pooled, [ImageRow(row, None, None, None) for row in range(len(values))])
-            part, _ = collecting.result()
+        pre_relu = values if has_relu else torch.full_like(values, torch.nan)
+        pooled = Pooled(
+            {("mixed4a", "max"): values.clamp(min=0)}, {("mixed4a", "max"): pre_relu} if spec.screened else {}
+        )
+        with PartCollector(ScanSettings(spec, ROWS, threads=1), position, CPU) as collector:
+            collector.add(pooled, [ImageRow(row, None, None, None) for row in range(len(values))])
+            part, _ = collector.result()
         # As the merge finds it.
         yield position, from_files(to_files(part, spec), position, spec)
 
@@ -67,20 +67,19 @@ def select(truth, seen, has_relu=True, alike=0, **changes):
     spec = spec_of(truth.shape[1], **changes)
     selection = Selection(spec, fold(scan(spec, seen, has_relu), spec), len(truth))
     recomputed = Counter()
-    while len((wanted := selection.wanted()).row):
-        image = wanted.shard.astype(int) * ROWS + wanted.row
-        values = truth[image, wanted.channel]
-        exact = wanted._replace(activation=np.where(wanted.series == 0, np.maximum(values, 0), values).astype("f4"))
-        recomputed.update(set(image.tolist()))
-        places = pa.table({name: pa.nulls(len(image), PLACES_SCHEMA.field(name).type) for name in PLACES_SCHEMA.names})
-        rows = {int(p): np.unique(wanted.row[wanted.shard == p]) for p in np.unique(wanted.shard)}
-        images = {
-            p: pa.table(
-                {"row": r, "label": pa.nulls(len(r), pa.int64()), "hash": [hash_of(p * ROWS + i, alike) for i in r]}
-            )
-            for p, r in rows.items()
-        }
-        selection.add(wanted, exact, places, images)
+
+    def gather(wanted):
+        found = {}
+        for position, candidates in wanted.items():
+            image = position * ROWS + candidates.row
+            values = truth[image, candidates.channel]
+            exact = np.where(candidates.ranking == NEAR_ZERO, values, np.maximum(values, 0))
+            recomputed.update(set(image.tolist()))
+            hashes = [hash_of(position * ROWS + row, alike) for row in range(ROWS)]
+            found[position] = gathered(candidates, exact, [None] * ROWS, hashes)
+        return found, {}
+
+    assert rerank(selection, gather) == {}
     return selection, recomputed
 
 
@@ -179,12 +178,12 @@ def test_parts_hold_what_comes_near_only_of_channels_that_go_down_to_zero():
     truth = np.concatenate([far_below(), far_below(seed=2)], axis=1)
     truth[:15, 0], truth[:3, 1] = 1.0, 1.0
     parts = list(scan(spec, truth))
-    near = parts[0][1].scores.take(parts[0][1].scores.series == 1)
+    near = parts[0][1].scores.take(parts[0][1].scores.ranking == NEAR_ZERO)
     assert near.channel.tolist() == [1] * (TOP_K + 4)
     assert (near.activation < 0).all()
     # Together the shards know seven that excite the first channel, and none at 0 can be stronger.
     selection, _ = select(truth, truth)
-    assert set(selection._below_zero.nearest.channel.tolist()) == {1}
+    assert set(selection._extremes._near_zero.nearest.channel.tolist()) == {1}
 
 
 def test_an_image_is_recomputed_once_for_all_channels_that_may_ask_for_it():
@@ -215,16 +214,17 @@ def test_settled_is_never_wrong(truth, seed, error, margin):
         assert exemplars(selection) == expected(truth)[: len(truth)]
 
 
-def test_candidates_before_a_relu_are_merged_as_others_are():
+def test_candidates_near_zero_are_merged_as_others_are():
     spec = spec_of(1)
     parts = list(scan(spec, far_below()))
     near = concatenate(part.scores for _, part in parts)
-    near = near.take(near.series == 1)
+    near = near.take(near.ranking == NEAR_ZERO)
     folded = fold(parts, spec).scores
+    found = folded.take(folded.ranking == NEAR_ZERO).activation
     # No deeper than the first shard that could not keep more.
-    best = merge([near], {TOP: len(near.row)})
-    assert folded.take(folded.series == 1).activation.tolist() == best.activation[: sum(folded.series == 1)].tolist()
-    assert sum(folded.series == 1) >= TOP_K + 4
+    best = merge([near], {NEAR_ZERO: len(near.row)})
+    assert found.tolist() == best.activation[: len(found)].tolist()
+    assert len(found) >= TOP_K + 4
 
 
 # What networks give ------------------------------------------------------------------------
@@ -238,26 +238,30 @@ def test_a_trunk_says_how_near_an_image_comes_to_exciting_a_channel():
     crops = torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     statistics = ("mean", "max", "center")
     plain = Trunk(network, layers, statistics, TINY, CPU)(crops)
-    found = Trunk(network, layers, statistics, TINY, CPU, before_relus=True)(crops)
-    assert all(torch.equal(found[key], values) for key, values in plain.items())
+    found = Trunk(network, layers, statistics, TINY, CPU, pre_relu=True)(crops)
+    assert plain.pre_relu == {}
+    plain = plain.activations
+    assert found.activations.keys() == found.pre_relu.keys() == plain.keys()
+    assert all(torch.equal(found.activations[key], values) for key, values in plain.items())
     for statistic, of_map in (("mean", "max"), ("max", "max"), ("center", "center")):
-        near = found["mixed", before_relu(statistic)]
+        near = found.pre_relu["mixed", statistic]
         assert torch.equal(near, plain["mixed_pre_relu", of_map])
         assert torch.equal(near > 0, plain["mixed", statistic] > 0)
         assert (near < 0).any()
         for layer in ("mixed_pre_relu", "classifier"):
-            assert found[layer, before_relu(statistic)].isnan().all()
+            assert found.pre_relu[layer, statistic].isnan().all()
 
 
 def test_a_statistic_of_the_users_own_says_nothing_of_it(monkeypatch):
     from tiny_network import trained
 
-    monkeypatch.setitem(Trunk.__call__.__globals__["STATISTICS"], "spread", lambda maps: maps.std(dim=(2, 3)))
+    spread = Statistic("standard deviation of the channel's map", lambda maps: maps.std(dim=(2, 3)))
+    monkeypatch.setitem(STATISTICS, "spread", spread)
     network = trained().eval()
     layers = describe_layers(network, ("mixed",), "all", TINY)
     crops = torch.zeros((2, 32, 32, 3), dtype=torch.uint8)
-    found = Trunk(network, layers, ("spread",), TINY, CPU, before_relus=True)(crops)
-    assert found["mixed", before_relu("spread")].isnan().all()
+    found = Trunk(network, layers, ("spread",), TINY, CPU, pre_relu=True)(crops)
+    assert found.pre_relu["mixed", "spread"].isnan().all()
 
 
 ANSWER = ["layer", "statistic", "channel", "sample", "rank", "activation", "shard", "row", "percentile"]

@@ -10,7 +10,7 @@ import pytest
 BATCHES = """
 import resource, sys
 import numpy as np
-from exemplar_ray.memory import keep_freed_memory
+from exemplar_ray.executor.malloc import keep_freed_memory
 
 if sys.argv[1] == "kept":
     keep_freed_memory()

@@ -12,7 +12,7 @@ from exemplar_ray.network.describe import describe_layers
 from exemplar_ray.network.models import load_network
 from exemplar_ray.network.response_norm import FastResponseNorm, local_response_norm
 from exemplar_ray.network.statistics import STATISTICS, check_statistics
-from exemplar_ray.network.trunk import Trunk, to_input
+from exemplar_ray.network.trunk import PlainTrunk, Trunk, to_input
 
 TINY = Preprocess(mean=(117, 117, 117), resize=36, crop=32)
 CPU = torch.device("cpu")
@@ -36,7 +36,8 @@ def test_the_trunks_activations_are_those_of_the_whole_network(network):
         network.get_submodule(layer.name).register_forward_hook(lambda m, i, o, n=layer.name: outputs.update({n: o}))
     with torch.inference_mode():
         logits = network(crops.permute(0, 3, 1, 2).contiguous().float() - 117)
-    pooled = Trunk(network, layers, ("max", "mean"), TINY, CPU, plain=True)(crops)
+    pooled, pre_relu = PlainTrunk(network, layers, ("max", "mean"), TINY, CPU)(crops)
+    assert pre_relu == {}
     assert set(pooled) == {(layer.name, statistic) for layer in layers for statistic in ("max", "mean")}
     for name in ("conv1", "mixed"):
         assert torch.equal(pooled[name, "mean"], outputs[name].mean(dim=(2, 3)))
@@ -69,7 +70,8 @@ def test_wanted_channels_are_picked_in_order(network):
     crops = random_crops(3)
     everything = Trunk(network, describe_layers(network, ("mixed",), "all", TINY), ("mean",), TINY, CPU)(crops)
     some = Trunk(network, describe_layers(network, ("mixed",), "11,0-2", TINY), ("mean",), TINY, CPU)(crops)
-    assert torch.equal(some["mixed", "mean"], everything["mixed", "mean"][:, [0, 1, 2, 11]])
+    wanted = everything.activations["mixed", "mean"][:, [0, 1, 2, 11]]
+    assert torch.equal(some.activations["mixed", "mean"], wanted)
 
 
 def test_layers_are_described(network):
@@ -138,9 +140,9 @@ def test_the_faster_trunk_gives_what_the_plain_one_gives(model):
     layers = describe_layers(network.module, [name or "features.8"], "all", preprocess)
     crops = torch.randint(0, 256, (2, 224, 224, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     results = []
-    for plain in (True, False):
+    for kind in (PlainTrunk, Trunk):
         module = load_network(model, "random:1").module
-        results.append(Trunk(module, layers, ["mean", "max"], preprocess, torch.device("cpu"), plain=plain)(crops))
+        results.append(kind(module, layers, ["mean", "max"], preprocess, CPU)(crops).activations)
     for key, expected in results[0].items():
         torch.testing.assert_close(results[1][key], expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
 
@@ -159,14 +161,14 @@ class Overwriting(nn.Module):
         return self.last(self.logits(x).mul_(3))
 
 
-@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("kind", [PlainTrunk, Trunk])
 @pytest.mark.parametrize("statistic", ["mean", "max", "center"])
 @pytest.mark.parametrize("layer", ["maps", "logits"])
-def test_a_layers_activations_do_not_depend_on_what_works_in_place_after_it(layer, statistic, plain):
+def test_a_layers_activations_do_not_depend_on_what_works_in_place_after_it(layer, statistic, kind):
     torch.manual_seed(0)
     network, crops = Overwriting().eval(), random_crops(3)
     alone, several = (
-        Trunk(network, describe_layers(network, layers, "all", TINY), (statistic,), TINY, CPU, plain=plain)(crops)
+        kind(network, describe_layers(network, layers, "all", TINY), (statistic,), TINY, CPU)(crops).activations
         for layers in ((layer,), (layer, "last"))
     )
     assert torch.equal(several[layer, statistic], alone[layer, statistic])
