@@ -116,7 +116,7 @@ def _add_run_commands(commands: Any) -> None:
     sub.add_argument("--config", **config)
     add_keys(sub, RUN_KEYS)
 
-    text = "what a run would do, how long it would take and cost; scans 200 images to find out"
+    text = "what a run would do, how long it would take and cost; scans up to 200 images a task to find out"
     sub = _add(commands, "plan", _plan, text)
     sub.add_argument("--config", **config)
     sub.add_argument("--price", type=float, metavar="P", help="of one hour of all machines together")
@@ -248,7 +248,7 @@ def _figure(options: argparse.Namespace, settings: dict[str, Any], console: Cons
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
-        raise UsageError("figures need one more package: pip install 'exemplar-ray[figures]'") from error
+        raise UsageError("figures need one more package: pip install matplotlib") from error
 
     if options.out is None:
         raise UsageError("--out is missing: the figure's file, such as figure.pdf")

@@ -148,4 +148,4 @@ def test_what_only_figures_need_is_asked_for_in_one_line(tmp_path):
     program = "from exemplar_ray.cli import main; sys.exit(main(sys.argv[1:]) != 2)"
     arguments = ["report", tmp_path, "--figure", "mixed4a:0", "--out", tmp_path / "figure.png"]
     said = python_without("matplotlib", "sys.stderr = sys.stdout\n" + program, *arguments)
-    assert said.strip().endswith("figures need one more package: pip install 'exemplar-ray[figures]'")
+    assert said.strip().endswith("figures need one more package: pip install matplotlib")

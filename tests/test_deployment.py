@@ -111,7 +111,7 @@ def with_value(tree, path, value):
 
 @pytest.fixture
 def aws(monkeypatch, tmp_path):
-    """An AWS account on a server of ours; the head's role as Ray makes it, the workers' as docs/cluster/aws.md says."""
+    """An AWS account on a server of our own; the head's role as Ray makes it, the workers' as the docs do."""
     import boto3
 
     with object_store() as url:

@@ -22,7 +22,7 @@ from exemplar_ray.cli import main
 from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars.plan import Plan
 from exemplar_ray.network.models import load_network
-from exemplar_ray.report.publish import TABLES, public_uri
+from exemplar_ray.report.dataset_folder import TABLES, public_uri
 from exemplar_ray.runs.manifest import RUN
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 

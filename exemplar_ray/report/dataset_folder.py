@@ -1,0 +1,127 @@
+"""The folder that is published: a run folder without parts, and without what must not be seen.
+
+`open_run("hf://datasets/USER/NAME")` opens it. It does not tell where files lay on the machine that made it, nor that
+machine's name, nor what opens a storage.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from exemplar_ray.exemplars.plan import CHANNELS, CLASS_EXEMPLARS, CLASSES, EXEMPLARS, HISTOGRAMS, IMAGES, Plan
+from exemplar_ray.exemplars.spec import ExemplarsSpec
+from exemplar_ray.report.pages import write_report
+from exemplar_ray.report.provenance import without_secrets
+from exemplar_ray.results.run import Run
+from exemplar_ray.runs.manifest import RUN
+from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
+
+REPORT = "report"
+TABLES = {
+    EXEMPLARS: "the images of every channel, by rank: activation, where the image is, its class, what the network saw",
+    CHANNELS: "how every channel is distributed over all images searched",
+    CLASSES: "how much every class excites every channel",
+    CLASS_EXEMPLARS: "the strongest images of every class for every channel, numbers only",
+    HISTOGRAMS: "the histogram of every channel over all images searched",
+    IMAGES: "the images of all samples but `top`, each once, by `shard` and `row`",
+}
+"""What a result may consist of, and what it is; each is a subset of the data set under its name without ending."""
+RUN_ON_PAGES = "RUN"
+"""What commands on pages and card call the run folder."""
+
+
+def write_folder(run: Run, folder: Path, images: bool) -> dict[str, int]:
+    """Write tables, plan, summary and pages.
+
+    Args:
+        images: whether to publish the images.
+
+    Returns:
+        {table: how many rows it has}.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    source = RunFolder(run.uri)
+    tables = [table for table in TABLES if source.exists(table) and (images or table != IMAGES)]
+    for table in tables:
+        with source.open(table) as file, open(folder / table, "wb") as copy:
+            if table == EXEMPLARS and not images:
+                _copy_without_images(file, copy)
+            else:
+                shutil.copyfileobj(file, copy)
+    public = RunFolder(str(folder))
+    public.write_json(RUN, public_plan(run.plan).manifest().to_json())
+    public.write_json(SUMMARY, _public_summary(run))
+    write_report(str(folder), str(folder / REPORT), images=images, run_folder=RUN_ON_PAGES)
+    return {table: pq.read_metadata(folder / table).num_rows for table in tables}
+
+
+def _copy_without_images(source: Any, target: Any) -> None:
+    """Copy `exemplars.parquet` with the same columns and metadata, and null for every image."""
+    parquet = pq.ParquetFile(source)
+    schema = parquet.schema_arrow
+    index = schema.get_field_index("image")
+    others = [name for name in schema.names if name != "image"]
+    with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+        for group in range(parquet.num_row_groups):
+            table = parquet.read_row_group(group, columns=others)
+            nothing = pa.nulls(len(table), schema.field("image").type)
+            writer.write_table(table.add_column(index, schema.field("image"), nothing))
+
+
+def public_plan(plan: Plan) -> Plan:
+    """Return a plan that says nothing of the machine it was made on.
+
+    Local files go by the names that the result has for them. What opens a storage is taken out of its URIs. The
+    fingerprint stays what it is.
+    """
+    shards = [replace(shard, uri=public_uri(shard.uri, shard.name)) for shard in plan.shards]
+    return replace(plan, spec=_public_spec(plan.spec), shards=shards)
+
+
+def public_uri(uri: str, name: str | None = None) -> str:
+    """Return what others may see of a URI.
+
+    Args:
+        name: what a local file goes by; its own name if None.
+
+    >>> public_uri("/home/me/data/train-0.parquet"), public_uri("file:///home/me/train-0.parquet", "a/train-0.parquet")
+    ('train-0.parquet', 'a/train-0.parquet')
+    >>> public_uri("s3://key:sec/ret@bucket/train-0.parquet?token=abc")
+    's3://bucket/train-0.parquet'
+    >>> public_uri("hf://datasets/user/name@main/train-0.parquet")
+    'hf://datasets/user/name@main/train-0.parquet'
+    """
+    plain_uri = without_secrets(uri)
+    protocol, separator, path = plain_uri.partition("://")
+    # A chained URI ("zip://a::file://b") may have a local path in it.
+    if not separator or protocol in ("file", "local") or "::" in uri:
+        return name or posixpath.basename(path if separator else plain_uri)
+    return plain_uri
+
+
+def _public_spec(spec: ExemplarsSpec) -> ExemplarsSpec:
+    network = spec.network
+    path, _, factory = network.model.rpartition(":")
+    model = f"{Path(path).name}:{factory}" if network.model_source_sha256 else network.model
+    weights = network.weights
+    if weights != "pretrained" and not weights.startswith("random:"):
+        weights = public_uri(weights)
+    # A title ends in the file's name as it was given, with everything that came after it.
+    title = re.split(r"[?#]", network.weights_title, maxsplit=1)[0]
+    return replace(spec, network=replace(network, model=model, weights=weights, weights_title=title))
+
+
+def _public_summary(run: Run) -> dict[str, Any]:
+    title = _public_spec(run.plan.spec).network.weights_title
+    values = replace(run.summary, weights=title).to_json()
+    for shard in values["shards"]:
+        del shard["host"]
+    return values
