@@ -277,7 +277,7 @@ def watch(stop, peaks):
         peaks["driver"] = max(peaks["driver"], memory("RssAnon"))
         for process in driver.children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                if " ".join(process.cmdline()).startswith("ray::_call"):
+                if " ".join(process.cmdline()).startswith("ray::fold_group"):
                     peaks["task"] = max(peaks["task"], memory("RssAnon", process.pid))
 
 

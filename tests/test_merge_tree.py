@@ -197,7 +197,7 @@ def test_a_merging_worker_that_is_lost_changes_no_byte(many, undisturbed):
         while len(killed) < 2 and not over.wait(0.05):
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
-                    if " ".join(process.cmdline()).startswith("ray::_call") and process.pid not in killed:
+                    if " ".join(process.cmdline()).startswith("ray::fold_group") and process.pid not in killed:
                         process.kill()
                         killed.append(process.pid)
                         break

@@ -165,7 +165,9 @@ class Cluster:
             UsageError, TornPartError: a task raised one; nothing that follows would fare better. Or there is no such
                 module.
         """
-        task = _call.options(num_cpus=demand.cpus, num_gpus=demand.gpus)
+        # The name is for people: Ray's dashboard and the process list show it.
+        name = (imports or function).rpartition(":")[2]
+        task = _call.options(num_cpus=demand.cpus, num_gpus=demand.gpus, name=name)
         called = _Called(function, _folder_of(imports or function), self._log_level)
         # In a list, and the item as bytes: they may be of classes that a worker has to find first.
         stored = [ray.put(value) for value in shared]
