@@ -10,8 +10,12 @@ from test_spec import resolved
 
 from exemplar_ray.data.labels import ClassLabels
 from exemplar_ray.data.shards import Shard
-from exemplar_ray.exemplars.plan import CHANNELS, CLASSES, EXEMPLARS, HISTOGRAMS, Plan
+from exemplar_ray.exemplars.gathered import MAPS_SCHEMA
+from exemplar_ray.exemplars.plan import CHANNELS, CLASSES, EXEMPLARS, HISTOGRAMS, Plan, ScannedShard
+from exemplar_ray.exemplars.rerank.selected import Selected
+from exemplar_ray.exemplars.summary import Account, summarise
 from exemplar_ray.exemplars.tables.exemplars import exemplars_schema
+from exemplar_ray.exemplars.topk import Scores
 from exemplar_ray.network.layers import Axis, Layer, ReceptiveField
 from exemplar_ray.runs.manifest import RUN
 from exemplar_ray.runs.run_folder import SUMMARY
@@ -30,9 +34,10 @@ def write_run(folder, channels):
     plan = Plan(resolved(layers=(layer,), trained=True), [shard], labels, {"numpy": np.__version__})
     folder.mkdir()
     (folder / RUN).write_text(json.dumps(plan.manifest().to_json()))
-    summary = {key: [] for key in ("unsettled", "short_of_distinct", "not_finite", "skipped_images")}
-    summary |= {"fingerprint": plan.fingerprint, "complete": True, "partial": None, "scored": channels, "skipped": 0}
-    (folder / SUMMARY).write_text(json.dumps({**summary, "rows": channels, "shards": [{"name": shard.name}]}))
+    scanned = ScannedShard(channels, channels, 0, 1.0, "host", "cpu", (), ())
+    selected = Selected(Scores.empty(), [], np.empty(0, np.int32), [], MAPS_SCHEMA.empty_table(), 0.0, [], [], {}, [])
+    summary = summarise(plan, {0: scanned}, selected, Account(channels, settled_anew=None, partial=None))
+    (folder / SUMMARY).write_text(json.dumps(summary.to_json()))
 
     random = np.random.default_rng(0)
     names = {

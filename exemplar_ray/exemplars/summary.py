@@ -5,17 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from exemplar_ray.data.labels import ClassLabels
+from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars.plan import EXEMPLARS, Plan, ScannedShard
 from exemplar_ray.exemplars.rerank.selected import Certainty, Selected
 from exemplar_ray.exemplars.spec import Readout
 from exemplar_ray.network.layers import format_channels
 from exemplar_ray.runs.run_folder import SUMMARY
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,11 @@ class Summary:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Summary:
-        """Read back what `to_json` wrote."""
+        """Read back what `to_json` wrote; what other versions add to it is passed over.
+
+        Raises:
+            UsageError: something that every summary has is not there.
+        """
         entries = {
             "skipped_images": SkippedImage,
             "not_finite": NotFinite,
@@ -124,8 +134,11 @@ class Summary:
             "short_of_distinct": ShortChannel,
             "shards": ShardSummary,
         }
-        read = {name: [kind(**entry) for entry in values[name]] for name, kind in entries.items()}
-        return cls(**{**values, **read})
+        missing = [one.name for one in fields(cls) if one.name not in values and _is_required(one)]
+        if missing:
+            raise UsageError(f"{SUMMARY} lacks {', '.join(missing)}; exemplar-ray merge writes it anew")
+        read: dict[str, Any] = {name: [_take(kind, entry) for entry in values[name]] for name, kind in entries.items()}
+        return _take(cls, {**values, **read})
 
     def lines(self) -> list[str]:
         """Return what is to be said when the run is over."""
@@ -139,6 +152,16 @@ class Summary:
             channels = len(self.short_of_distinct)
             lines.append(f"{channels} channels have fewer distinct exemplars than asked for: see {SUMMARY}")
         return lines
+
+
+def _is_required(one: Field) -> bool:
+    return one.default is MISSING and one.default_factory is MISSING
+
+
+def _take(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Make a dataclass from those values that are its fields."""
+    names = {one.name for one in fields(kind)}
+    return kind(**{name: value for name, value in values.items() if name in names})
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What stands on a channel's page: its exemplars, sample by sample, and what is known of it over all images."""
+"""What stands on a channel's page: its exemplars by sample, its statistics over all images, its classes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ShownSample:
     exemplars: list[ShownExemplar]
     settled: bool
     strongest: bool
-    """Whether it shows the strongest, and so comes before all else."""
+    """Whether it shows the strongest. It then comes before all else."""
     short: bool
     """Whether candidates for `distinct` ran out before there were K."""
 
@@ -80,14 +80,14 @@ class ShownStatistic:
 
     name: str
     description: str
-    known: dict[str, Any]
+    channel_row: dict[str, Any]
     """Its row of `channels.parquet`."""
     quantiles: list[tuple[str, float]]
     samples: list[ShownSample]
     histogram: HistogramChart | None
     classes: list[ShownClass]
     not_finite: int
-    """Images that gave NaN or infinity, which are not ranked."""
+    """How many images gave NaN or infinity. They are not ranked."""
     screened: bool
     margin: str | None
     """How far the next image is below the K-th; None where the scan itself is exact."""
@@ -99,17 +99,19 @@ class ChannelPages:
     def __init__(self, plan: Plan, summary: Summary, pictures: Pictures | None) -> None:
         self._plan = plan
         self._pictures = pictures
-        self._unsettled = {(one.layer, one.statistic, one.channel, one.sample) for one in summary.unsettled}
-        self._short = {(one.layer, one.statistic, one.channel) for one in summary.short_of_distinct}
+        self._unsettled = {
+            (ranking.layer, ranking.statistic, ranking.channel, ranking.sample) for ranking in summary.unsettled
+        }
+        self._short = {(short.layer, short.statistic, short.channel) for short in summary.short_of_distinct}
         self._not_finite: Counter[tuple[str, str, int]] = Counter()
-        for one in summary.not_finite:
-            self._not_finite[one.layer, one.statistic, one.channel] += one.images
+        for entry in summary.not_finite:
+            self._not_finite[entry.layer, entry.statistic, entry.channel] += entry.images
 
     def statistic(
         self,
         layer: Layer,
         statistic: str,
-        known: dict[str, Any],
+        channel_row: dict[str, Any],
         rows: Sequence[dict[str, Any]],
         classes: pa.Table | None,
         histogram: pa.Table | None,
@@ -117,33 +119,33 @@ class ChannelPages:
         """Put together what one statistic says of a channel.
 
         Args:
-            known: the channel's row of `channels.parquet`.
-            rows: its rows of `exemplars.parquet`.
+            channel_row: its row of `channels.parquet`.
+            rows: the channel's rows of `exemplars.parquet`.
             classes: its rows of `classes.parquet`, None where there are none.
             histogram: its row of `histograms.parquet`, None where there is none.
         """
-        key = layer.name, statistic, known["channel"]
+        key = layer.name, statistic, channel_row["channel"]
         spec = self._plan.spec
         samples = [
             ShownSample(
                 name=name,
                 title=_TITLES.get(name) or f"Drawn around the {percentile_of(name)}th percentile",
-                exemplars=[self._exemplar(layer, row, known["images"]) for row in rows if row["sample"] == name],
+                exemplars=[self._exemplar(layer, row, channel_row["images"]) for row in rows if row["sample"] == name],
                 settled=(*key, name) not in self._unsettled,
                 strongest=name in (TOP, DISTINCT),
                 short=name == DISTINCT and key in self._short,
             )
-            for name in sorted(spec.shown_samples, key=_place)
+            for name in sorted(spec.shown_samples, key=_page_order)
         ]
-        marks = {s.name: [one.row["activation"] for one in s.exemplars] for s in samples}
+        marks = {sample.name: [exemplar.row["activation"] for exemplar in sample.exemplars] for sample in samples}
         margin = None
         if spec.screened:
-            margin = "no other image is left" if math.isinf(known["margin"]) else f"{known['margin']:.2g}"
+            margin = "no other image is left" if math.isinf(channel_row["margin"]) else f"{channel_row['margin']:.2g}"
         return ShownStatistic(
             name=statistic,
             description=words_of(statistic) if layer.map_size else "the channel's output",
-            known=known,
-            quantiles=[(name, known[name]) for name in _QUANTILES],
+            channel_row=channel_row,
+            quantiles=[(name, channel_row[name]) for name in _QUANTILES],
             samples=samples,
             histogram=_chart(histogram, marks),
             classes=strongest_classes(classes, self._plan.class_labels),
@@ -161,7 +163,7 @@ class ChannelPages:
         return ShownExemplar(
             row=row,
             class_text=row["class_name"] or row["synset_id"] or "",
-            # As many digits as tell one image from the next.
+            # The digits suffice to tell two images apart.
             percentile=f"{row['percentile']:.{max(0, math.ceil(math.log10(max(images, 1))) - 2)}f}",
             picture=picture,
             view_box=row["view_box"],
@@ -171,7 +173,9 @@ class ChannelPages:
 
 
 def strongest_classes(classes: pa.Table | None, labels: ClassLabels, most: int = MOST_CLASSES) -> list[ShownClass]:
-    """Return the classes with the highest mean, the highest first; of equal means the lower label first.
+    """Return the classes with the highest mean, the highest first.
+
+    Of equal means the lower label comes first.
 
     Args:
         classes: a channel's rows of `classes.parquet`.
@@ -200,8 +204,11 @@ def class_text(labels: ClassLabels, label: int) -> str:
     return labels.class_name(label) or f"class {label}"
 
 
-def _place(sample: str) -> tuple[int, int]:
-    """Sort samples for a page, from the strongest down: percentiles, then what is drawn from all, then the weakest."""
+def _page_order(sample: str) -> tuple[int, int]:
+    """Sort samples for a page, from the strongest down.
+
+    Percentiles follow the strongest. Then comes what is drawn from all images, then the weakest.
+    """
     order = {TOP: 0, DISTINCT: 1, RANDOM: 3, BOTTOM: 4}
     return (order[sample], 0) if sample in order else (2, -percentile_of(sample))
 

@@ -10,12 +10,12 @@ import numpy as np
 
 BARS = 60
 WIDTH, HEIGHT = 440, 130
-"""Of the bars' area; labels and marks are around it."""
+"""Of the bars' area. Labels and marks are around it."""
 
 
 @dataclass(frozen=True)
 class HistogramChart:
-    """A histogram of activations; x to the right, y downwards, the bars stand on y = HEIGHT."""
+    """A histogram of activations. x goes to the right, y downwards; the bars stand on y = HEIGHT."""
 
     outline: str
     """SVG path of the bars."""
@@ -24,7 +24,7 @@ class HistogramChart:
     highest: float
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
-    """Heights go by log(1 + images), as a channel's strongest images are few."""
+    """Heights go by log(1 + images): a channel's strongest images are few."""
     marks: list[tuple[str, str]]
     """(sample, SVG path of a tick for each of its exemplars, from 0 down to 7), in the order of results."""
 
@@ -57,7 +57,7 @@ def histogram_chart(
         return round(WIDTH * (value - lowest) / (highest - lowest), 1)
 
     outline = f"M0 {HEIGHT}" + "".join(
-        f"V{y(count)}H{(place + 1) * WIDTH / BARS:.1f}" for place, count in enumerate(counts.tolist())
+        f"V{y(count)}H{(bar + 1) * WIDTH / BARS:.1f}" for bar, count in enumerate(counts.tolist())
     )
     tens = [10**power for power in range(19) if 10**power <= counts.max()]
     return HistogramChart(
@@ -95,5 +95,5 @@ def round_values(lowest: float, highest: float, most: int = 5) -> list[float]:
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     first = math.ceil(lowest / step - 1e-9)
     last = math.floor(highest / step + 1e-9)
-    # + 0 turns -0 into 0; 12 digits hide that steps are binary fractions.
+    # + 0 turns -0 into 0. 12 digits hide that steps are binary fractions.
     return [float(f"{number * step:.12g}") + 0.0 for number in range(first, last + 1)]

@@ -1,7 +1,7 @@
 """The folder that is published: a run folder without parts, and without what must not be seen.
 
-`open_run("hf://datasets/USER/NAME")` opens it. It does not tell where files lay on the machine that made it, nor that
-machine's name, nor what opens a storage.
+`open_run("hf://datasets/USER/NAME")` opens it. It does not tell the name of the
+machine that made it, nor where files lay there, nor what opens a storage.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ TABLES = {
     HISTOGRAMS: "the histogram of every channel over all images searched",
     IMAGES: "the images of all samples but `top`, each once, by `shard` and `row`",
 }
-"""What a result may consist of, and what it is; each is a subset of the data set under its name without ending."""
+"""The tables that a result may consist of, and what they are. Each is a subset of the data set, under its name without
+ending."""
 RUN_ON_PAGES = "RUN"
 """What commands on pages and card call the run folder."""
 
@@ -64,7 +65,7 @@ def write_folder(run: Run, folder: Path, images: bool) -> dict[str, int]:
 
 
 def _copy_without_images(source: Any, target: Any) -> None:
-    """Copy `exemplars.parquet` with the same columns and metadata, and null for every image."""
+    """Copy `exemplars.parquet`. Columns and metadata stay the same; every image is null."""
     parquet = pq.ParquetFile(source)
     schema = parquet.schema_arrow
     index = schema.get_field_index("image")

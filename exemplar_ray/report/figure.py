@@ -1,7 +1,7 @@
-"""The figure for a paper: rows are channels, columns are ranks, as PDF, SVG or PNG. Needs no torch, no Ray.
+"""The figure for a paper: rows are channels, columns are ranks. It is a PDF, SVG or PNG. Needs no torch, no Ray.
 
-Lengths are whole pixels of 300 an inch, also in PDF and SVG, where they are only places: pictures go in there with
-every pixel that the network saw, and text as text.
+Lengths are whole pixels of 300 an inch. PDF and SVG use them for positions only: their pictures keep every pixel that
+the network saw, and their text stays text.
 """
 
 from __future__ import annotations
@@ -112,14 +112,14 @@ def write_figure(
     if any(row["image"] is None for row in rows):
         raise UsageError(f"'{run}' holds no images: it was published without them")
     with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
-        # What the font lacks is returned instead.
+        # The caller is told what the font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = _draw(finished, shown, rows, captions, as_vectors=ending != ".png")
         buffer = io.BytesIO()
         figure.savefig(buffer, format=ending[1:], dpi=DPI, metadata=_metadata(finished, shown, ending))
     folder, name = posixpath.split(out)
     RunFolder(folder or ".").write(name, buffer.getvalue())
-    # Text of an SVG finds its font where it is shown.
+    # An SVG's text finds its font where it is shown.
     return _lacking(_caption(row) for row in rows) if captions and ending != ".svg" else ""
 
 
@@ -142,9 +142,9 @@ def _shown(run: Run, which: str, ranks: str | None, statistic: str | None, sampl
     if len(wanted) > _MOST_CHANNELS:
         raise UsageError(f"a figure shows at most {_MOST_CHANNELS} channels, not {len(wanted)}; the pages show all")
     statistic = spec.statistics[0] if statistic is None else statistic
-    for kind, value, known in (("statistic", statistic, spec.statistics), ("sample", sample, spec.shown_samples)):
-        if value not in known:
-            raise UsageError(f"this run has no {kind} '{value}'; {near_matches(value, known)}")
+    for kind, value, offered in (("statistic", statistic, spec.statistics), ("sample", sample, spec.shown_samples)):
+        if value not in offered:
+            raise UsageError(f"this run has no {kind} '{value}'; {near_matches(value, offered)}")
     return _Shown(layer, wanted, _ranks(ranks, spec.top_k), statistic, sample)
 
 
@@ -177,27 +177,27 @@ def _draw(run: Run, shown: _Shown, rows: Sequence[Exemplar], captions: bool, as_
     for line, text in enumerate(warned):
         axes.text(0, line * _WARNING + 4, text, size=_LABEL_POINTS, weight="bold", color=_ALARM, va="top")
     unsettled = {
-        one.channel
-        for one in run.summary.unsettled
-        if (one.layer, one.statistic, one.sample) == (shown.layer.name, shown.statistic, shown.sample)
+        ranking.channel
+        for ranking in run.summary.unsettled
+        if (ranking.layer, ranking.statistic, ranking.sample) == (shown.layer.name, shown.statistic, shown.sample)
     }
-    found = {(row["channel"], row["rank"]): row for row in rows}
-    for place, channel in enumerate(shown.channels):
-        y = top + place * step
+    row_at = {(row["channel"], row["rank"]): row for row in rows}
+    for line, channel in enumerate(shown.channels):
+        y = top + line * step
         beside: dict[str, Any] = {"x": _LABELS - _GAP, "ha": "right"}
         axes.text(y=y + side / 2, s=str(channel), size=_LABEL_POINTS, color=_INK, va="center", **beside)
         if channel in unsettled:
             axes.text(y=y + side / 2 + 18, s="not settled", size=_SMALL_POINTS, color=_ALARM, va="top", **beside)
-        if not any((channel, rank) in found for rank in shown.ranks):
+        if not any((channel, rank) in row_at for rank in shown.ranks):
             axes.text(_LABELS, y + side / 2, "no exemplar", size=_SMALL_POINTS, color=_ALARM, va="center")
         for column, rank in enumerate(shown.ranks):
-            row = found.get((channel, rank))
+            row = row_at.get((channel, rank))
             if row is None:
                 continue
             x = _LABELS + column * (side + _GAP)
             seen = Image.fromarray(crop(decode(row["image"]["bytes"]), run.plan.spec.network.preprocess))
             if not as_vectors:
-                # Pixel for pixel what will stand there; matplotlib's own reduction is coarser.
+                # The pixels are those that will stand there: matplotlib's own reduction is coarser.
                 seen = seen.resize((side, side), Image.Resampling.LANCZOS)
             axes.imshow(np.asarray(seen), extent=(x, x + side, y + side, y), interpolation="none", aspect="auto")
             if captions:
@@ -217,8 +217,8 @@ def _caption(row: Exemplar) -> str:
 
 
 def _lacking(texts: Iterable[str]) -> str:
-    known = get_font(findfont(FontProperties(family=_FONT))).get_charmap()
-    return "".join(sorted({letter for text in texts for letter in text if ord(letter) not in known}))
+    drawable = get_font(findfont(FontProperties(family=_FONT))).get_charmap()
+    return "".join(sorted({letter for text in texts for letter in text if ord(letter) not in drawable}))
 
 
 def _shortened(text: str, width: int) -> str:
@@ -238,7 +238,7 @@ def _shortened(text: str, width: int) -> str:
 
 
 def _metadata(run: Run, shown: _Shown, ending: str) -> dict[str, str | None]:
-    """Return what the file says of itself: where its pictures come from. Nothing of the machine it was made on."""
+    """Return what the file says of itself: where its pictures come from, and nothing of the machine it was made on."""
     spec, network, summary = run.plan.spec, run.plan.spec.network, run.summary
     channels, ranks = format_channels(shown.channels), format_channels(shown.ranks)
     unsettled = f"{len(summary.unsettled)} rankings of the run are NOT SETTLED"
@@ -255,8 +255,8 @@ def _metadata(run: Run, shown: _Shown, ending: str) -> dict[str, str | None]:
     ]
     title = f"{network.model_title}, {shown.layer.name}:{channels}, {shown.statistic}"
     program = f"exemplar_ray {__version__}"
-    known = {"Title": title, {".pdf": "Subject"}.get(ending, "Description"): "; ".join(facts)}
+    entries = {"Title": title, {".pdf": "Subject"}.get(ending, "Description"): "; ".join(facts)}
     if ending == ".png":
-        return {**known, "Software": program}
-    # No dates, so that equal figures are equal files.
-    return {**known, "Creator": program, {".pdf": "CreationDate"}.get(ending, "Date"): None}
+        return {**entries, "Software": program}
+    # Dates are left out: equal figures are equal files.
+    return {**entries, "Creator": program, {".pdf": "CreationDate"}.get(ending, "Date"): None}

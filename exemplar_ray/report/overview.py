@@ -25,7 +25,7 @@ class Tile:
     active: float
     skew: float
     top_class: str
-    """Of the highest mean; empty where the data has no labels."""
+    """The class of the highest mean. Empty where the data has no labels."""
     top_label: int | None
     labels: list[int]
     """Class ids of the strongest images, each once."""
@@ -49,41 +49,44 @@ def tile_of(shown: ShownStatistic, picture: str | None, pictured: int) -> Tile:
         pictured: how many exemplars it shows.
     """
     [top] = [sample for sample in shown.samples if sample.name == TOP]
-    names = [one.class_text or one.row["image_path"] or "" for one in top.exemplars[:pictured]]
+    rows = [exemplar.row for exemplar in top.exemplars]
+    names = [exemplar.class_text or exemplar.row["image_path"] or "" for exemplar in top.exemplars[:pictured]]
     return Tile(
-        channel=shown.known["channel"],
+        channel=shown.channel_row["channel"],
         picture=picture,
         pictured="; ".join(names),
-        selectivity=shown.known["selectivity"],
-        active=shown.known["active_fraction"],
-        skew=skew(shown.known),
+        selectivity=shown.channel_row["selectivity"],
+        active=shown.channel_row["active_fraction"],
+        skew=skew(shown.channel_row),
         top_class=shown.classes[0].text if shown.classes else "",
         top_label=shown.classes[0].label if shown.classes else None,
-        labels=list(dict.fromkeys(one.row["label"] for one in top.exemplars if one.row["label"] is not None)),
+        labels=list(dict.fromkeys(row["label"] for row in rows if row["label"] is not None)),
         settled=top.settled,
     )
 
 
-def skew(known: dict[str, Any]) -> float:
-    """Return the quantile skewness (q99 + q01 - 2 q50) / (q99 - q01): 0 for a symmetric distribution, towards 1 for
-    one whose upper tail is long, towards -1 for the lower; NaN for a channel that is all but constant.
+def skew(channel_row: dict[str, Any]) -> float:
+    """Return the quantile skewness (q99 + q01 - 2 q50) / (q99 - q01).
+
+    It is 0 for a symmetric distribution. It goes towards 1 where the upper tail is long, towards -1 where the lower
+    one is. It is NaN for a channel that is all but constant.
 
     >>> skew({"q01": 0.0, "q50": 1.0, "q99": 10.0})
     0.8
     """
-    low, middle, high = (known[name] for name in ("q01", "q50", "q99"))
+    low, middle, high = (channel_row[name] for name in ("q01", "q50", "q99"))
     return (high + low - 2 * middle) / (high - low) if high > low else math.nan
 
 
 def known_classes(labels: ClassLabels, used: Iterable[int], synset_ids: dict[int, str]) -> list[KnownClass]:
-    """Return the classes that tiles name, by name.
+    """Return the classes that tiles name, sorted by name.
 
     Args:
         used: class ids.
         synset_ids: {class id: synset id} as the exemplars' paths tell, where the labels do not.
     """
-    known = [
+    classes = [
         KnownClass(label, class_text(labels, label), labels.synset_id(label, None) or synset_ids.get(label, ""))
         for label in sorted(used)
     ]
-    return sorted(known, key=lambda one: one.text.casefold())
+    return sorted(classes, key=lambda searchable: searchable.text.casefold())

@@ -7,8 +7,8 @@
     tiles/LAYER/STATISTIC/     the channels' small pictures
     assets/                    style and scripts
 
-A run's tables are gone through channel by channel, and files are written as they come, so that memory follows the
-size of a channel. Needs no torch, no Ray.
+A run's tables are read channel by channel, and files are written as they come. Memory therefore follows the size of a
+channel. Needs no torch, no Ray.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class _Report:
         index, *others = ((*which, tiles) for which, tiles in overviews.items())
         for overview in others:
             self._write_overview(*overview)
-        # Where the index is, the rest is.
+        # A report with an index is whole.
         self._writer.finish()
         self._write_overview(*index)
 
@@ -134,23 +134,23 @@ class _Report:
         """Go through what a statistic says of each of a layer's channels, with the strongest exemplars' rows."""
 
         def of_channels(table: str, besides: Sequence[str] = ()) -> Iterator[pa.Table | None]:
-            found = self._run.each_channel(table, layer.name, statistic, besides)
-            following = next(found, None)
+            by_channel = self._run.each_channel(table, layer.name, statistic, besides)
+            following = next(by_channel, None)
             for channel in layer.channels:
                 if following is not None and following[0] == channel:
                     yield following[1]
-                    following = next(found, None)
+                    following = next(by_channel, None)
                 else:
                     yield None
 
-        known = self._run.channels(layer=layer.name, statistic=statistic).to_pylist()
+        channel_rows = self._run.channels(layer=layer.name, statistic=statistic).to_pylist()
         exemplars = of_channels("exemplars", besides=() if self._pictures else ("image",))
         classes = of_channels("classes", besides=("class_name",))
-        histograms = of_channels("histograms") if self._run.has_histograms else repeat(None, len(known))
-        for of_channel, table, of_classes, histogram in zip(known, exemplars, classes, histograms, strict=True):
+        histograms = of_channels("histograms") if self._run.has_histograms else repeat(None, len(channel_rows))
+        for channel_row, table, of_classes, histogram in zip(channel_rows, exemplars, classes, histograms, strict=True):
             rows = table.to_pylist() if table is not None else []
             self._take_in(rows)
-            shown = self._pages.statistic(layer, statistic, of_channel, rows, of_classes, histogram)
+            shown = self._pages.statistic(layer, statistic, channel_row, rows, of_classes, histogram)
             yield shown, [row for row in rows if row["sample"] == TOP]
 
     def _take_in(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -165,7 +165,7 @@ class _Report:
         pictured = [row for row in rows[: TILE_SIDE**2] if row.get("image")]
         name = None
         if self._pictures and pictured:
-            name = f"{_TILES}/{self._folders[layer.name]}/{shown.name}/{shown.known['channel']}.jpg"
+            name = f"{_TILES}/{self._folders[layer.name]}/{shown.name}/{shown.channel_row['channel']}.jpg"
             self._pictures.write_tile(name, pictured)
         return tile_of(shown, name, len(pictured))
 
@@ -180,8 +180,8 @@ class _Report:
             folder=root + self._folders[layer.name],
             tiles=tiles,
             classes=known_classes(self._run.plan.class_labels, used, self._synset_ids),
-            layer_tabs=[(one.name, root + self._overview_name(one, statistic)) for one in self._spec.layers],
-            statistic_tabs=[(one, root + self._overview_name(layer, one)) for one in self._spec.statistics],
+            layer_tabs=[(other.name, root + self._overview_name(other, statistic)) for other in self._spec.layers],
+            statistic_tabs=[(other, root + self._overview_name(layer, other)) for other in self._spec.statistics],
         )
         self._write_page(name, page)
 
@@ -195,7 +195,7 @@ class _Report:
 
 
 def folder_names(layers: Sequence[str]) -> dict[str, str]:
-    """Return a folder's name for each layer: safe on every file system, and no two alike, whatever their case.
+    """Return a folder's name for each layer: safe on every file system, and no two alike in any case.
 
     >>> folder_names(["mixed4a", "a/b", "a b", "A_b", "images", ".."])
     {'mixed4a': 'mixed4a', 'a/b': 'a_b', 'a b': 'a_b-2', 'A_b': 'A_b-3', 'images': 'images-2', '..': '_.'}
@@ -226,7 +226,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _number(value: float | None, digits: int = 4) -> str:
-    """Write a number with so many digits, a dash where there is none."""
+    """Write a number with so many digits; a dash stands for none."""
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}g}"
 
 
@@ -236,10 +236,10 @@ def _boxed(box: Sequence[float] | None) -> str:
 
 
 def _text(value: Any) -> str:
-    """Write what came with the data without control characters, some of which no page may hold."""
+    """Write what came with the data, without control characters: no page may hold some of them."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "�", str(value))
 
 
 def _isolated(value: Any) -> str:
-    """Write what came with the data into an attribute: its direction of writing ends where it ends (FSI ... PDI)."""
+    """Write what came with the data into an attribute. Its direction of writing ends with it (FSI ... PDI)."""
     return f"\u2068{_text(value)}\u2069" if value else ""

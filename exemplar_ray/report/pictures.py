@@ -1,6 +1,6 @@
 """Pictures of a report: every distinct image once, a small one of each channel, and maps as bytes.
 
-All views of an exemplar are made from the one stored picture, in the browser (`static/channel.js`).
+The browser makes all views of an exemplar from its stored picture (`static/channel.js`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LONGEST_SIDE = 640
 """Pictures with a longer side are reduced to this many pixels."""
 _LARGEST_ORIGINAL = 64_000
 _QUALITY = 85
-# What browsers show as the network's preprocessing does; other kinds and modes are encoded anew.
+# Browsers show these as the network's preprocessing does. Other kinds and modes are encoded anew.
 _SHOWN_AS_THEY_ARE = {"JPEG": ".jpg", "PNG": ".png"}
 _PLAIN_MODES = ("RGB", "L")
 _ORIENTATION = 0x0112
@@ -63,14 +63,14 @@ class Pictures:
 
     def __init__(self, writer: ReportWriter) -> None:
         self._writer = writer
-        self._known: dict[tuple[str, int], Picture] = {}
+        self._pictures: dict[tuple[str, int], Picture] = {}
         self._written: set[str] = set()
         self._thumbnails: OrderedDict[str, Image.Image] = OrderedDict()
         self._lock = Lock()
 
     def add(self, shard: str, row: int, data: bytes) -> None:
-        """Take in the bytes of the image in a row of a shard; it is written if it is new."""
-        if (shard, row) in self._known:
+        """Take in the bytes of the image in a row of a shard. A new image is written."""
+        if (shard, row) in self._pictures:
             return
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
@@ -78,14 +78,14 @@ class Pictures:
         encoded_anew = ending is None or max(width, height) > LONGEST_SIDE or len(data) > _LARGEST_ORIGINAL
         digest = hashlib.sha256(data).hexdigest()[:24]
         name = f"images/{digest[:2]}/{digest}{'.jpg' if encoded_anew else ending}"
-        self._known[shard, row] = Picture(name, width, height, encoded_anew)
+        self._pictures[shard, row] = Picture(name, width, height, encoded_anew)
         if name not in self._written:
             self._written.add(name)
             self._writer.write(name, (lambda: _encoded_anew(data)) if encoded_anew else data)
 
     def get(self, shard: str, row: int) -> Picture | None:
         """Return the picture of an image; None if the run's result does not hold it."""
-        return self._known.get((shard, row))
+        return self._pictures.get((shard, row))
 
     def write_tile(self, name: str, exemplars: Sequence[dict[str, Any]]) -> None:
         """Write a channel's small picture: its strongest exemplars as the network saw them, row by row."""
@@ -93,34 +93,36 @@ class Pictures:
 
     def _tile(self, exemplars: Sequence[dict[str, Any]]) -> bytes:
         side = min(TILE_SIDE, math.ceil(math.sqrt(len(exemplars))))
-        # As large with one picture as with four.
+        # A picture is as large alone as with three others.
         tile = Image.new("RGB", (side * _THUMBNAIL, math.ceil(len(exemplars) / side) * _THUMBNAIL), (128, 128, 128))
-        for place, row in enumerate(exemplars):
-            tile.paste(self._thumbnail(row), (place % side * _THUMBNAIL, place // side * _THUMBNAIL))
+        for index, row in enumerate(exemplars):
+            tile.paste(self._thumbnail(row), (index % side * _THUMBNAIL, index // side * _THUMBNAIL))
         return _jpeg(tile)
 
     def _thumbnail(self, row: dict[str, Any]) -> Image.Image:
-        name = self._known[row["shard"], row["row"]].name
+        name = self._pictures[row["shard"], row["row"]].name
         with self._lock:
-            found = self._thumbnails.get(name)
-            if found is not None:
+            thumbnail = self._thumbnails.get(name)
+            if thumbnail is not None:
                 self._thumbnails.move_to_end(name)
-                return found
+                return thumbnail
         image = decode(row["image"]["bytes"])
         size = (_THUMBNAIL, _THUMBNAIL)
         x0, y0, x1, y1 = row["view_box"]
         box = (max(x0, 0), max(y0, 0), min(x1, image.width), min(y1, image.height))
-        made = image.resize(size, Image.Resampling.LANCZOS, box, reducing_gap=2.0)
+        thumbnail = image.resize(size, Image.Resampling.LANCZOS, box, reducing_gap=2.0)
         with self._lock:
-            self._thumbnails[name] = made
+            self._thumbnails[name] = thumbnail
             if len(self._thumbnails) > _MOST_THUMBNAILS:
                 self._thumbnails.popitem(last=False)
-        return made
+        return thumbnail
 
 
 def _is_plain(image: Image.Image) -> bool:
-    """Whether a browser shows the same pixels that the network was given: no palette, no transparency, no
-    animation, and not turned, as browsers follow EXIF and the preprocessing does not."""
+    """Whether a browser shows the pixels that the network was given: no palette, no transparency, no animation.
+
+    The image must not be turned either: browsers follow EXIF, the preprocessing does not.
+    """
     turned = image.getexif().get(_ORIENTATION, 1) != 1
     return image.mode in _PLAIN_MODES and getattr(image, "n_frames", 1) == 1 and not turned
 
@@ -142,9 +144,9 @@ def _jpeg(image: Image.Image) -> bytes:
 
 @dataclass(frozen=True)
 class MapOverlay:
-    """An activation map to be laid over a picture, stretched to `box`: cells are then centred on what their units see.
+    """An activation map to be laid over a picture, stretched to `box`. Cells are then centred on what their units see.
 
-    The browser goes from cell to cell linearly. Beyond the outermost cells' centres their values go on.
+    The browser goes from cell to cell linearly. The outermost cells' values go on beyond their centres.
     """
 
     box: Box
@@ -158,13 +160,13 @@ class MapOverlay:
 def map_overlay(row: dict[str, Any], layer: Layer, framing: Framing) -> MapOverlay | None:
     """Make the overlay of an exemplar; None where its layer has no map.
 
-    A unit's place is the centre of its receptive field. Where fields are not known, or every unit may see the
-    whole image, the map is spread over the crop instead.
+    A unit lies at the centre of its receptive field. The map is spread over the crop where fields are not known, or
+    every unit may see the whole image.
     """
     if row["activation_map"] is None:
         return None
     values = np.array(row["activation_map"], np.float32).reshape(row["map_height"], row["map_width"])
-    # What was too large for float16 is stored as infinity.
+    # A value too large for float16 is stored as infinity.
     values = np.clip(values, -_LARGEST_HALF, _LARGEST_HALF)
     field = layer.field
     (top, bottom, above, below), (left, right, before, after) = (

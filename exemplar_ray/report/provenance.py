@@ -1,4 +1,4 @@
-"""Where a result comes from, for people to read: stands on every page."""
+"""Where a result comes from, in words. It stands on every page."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.exemplars.plan import Plan
 from exemplar_ray.exemplars.spec import RunSpec, margin_of
 from exemplar_ray.exemplars.summary import Summary
-from exemplar_ray.network.layers import format_channels
+from exemplar_ray.network.layers import Layer, format_channels
 from exemplar_ray.network.statistics import STATISTICS
 from exemplar_ray.results.run import Run
 
-# More shards than this are given as one pattern.
+# More shards than these are given as one pattern.
 _MOST_SHARDS_NAMED = 3
 _MOST_UNSETTLED_NAMED = 100
 
@@ -38,12 +38,12 @@ class Provenance:
 
 
 def words_of(statistic: str) -> str:
-    """Say what a statistic is; one that this version does not know goes by its name."""
+    """Say what a statistic is. Its name stands for one that this version does not know."""
     return STATISTICS[statistic].words if statistic in STATISTICS else statistic
 
 
 def provenance_of(run: Run, run_folder: str) -> Provenance:
-    """Put together what a run's pages say of where they come from; the command calls the run folder `run_folder`."""
+    """Put together what a run's pages say of where they come from. Their command calls the run folder `run_folder`."""
     spec, network, summary = run.plan.spec, run.plan.spec.network, run.summary
     searched = f"{summary.scored:,} images searched in {_count(len(summary.shards), 'shard')}"
     skipped = f"{summary.skipped:,} skipped" if summary.skipped else "none skipped"
@@ -68,10 +68,7 @@ def provenance_of(run: Run, run_folder: str) -> Provenance:
         ("weights' SHA-256", network.weights_sha256),
         ("preprocessing", describe_preprocess(network.preprocess)),
         ("statistics", "; ".join(f"{name}: {words_of(name)}" for name in spec.statistics)),
-        (
-            "layers",
-            "; ".join(f"{one.name}: {len(one.channels)} of {one.channel_count} channels" for one in spec.layers),
-        ),
+        ("layers", "; ".join(map(_channels_of, spec.layers))),
         ("data", ", ".join(_patterns([without_secrets(shard.uri) for shard in run.plan.shards]))),
         ("images", f"{searched}; {skipped}"),
         ("scan", scan),
@@ -111,25 +108,25 @@ def without_secrets(uri: str) -> str:
     """
     if "://" not in uri:
         return uri
-    protocol, _, place = re.split(r"[?#]", uri, maxsplit=1)[0].partition("://")
-    server = place.split("/")[0]
-    # A secret may itself have slashes: what looks like the start of one goes on up to the last @.
+    protocol, _, path = re.split(r"[?#]", uri, maxsplit=1)[0].partition("://")
+    server = path.split("/")[0]
+    # A secret may itself have slashes. Its end is the last @.
     if "@" in server or re.search(r":(?!\d*$)", server):
-        place = place.rpartition("@")[2]
-    return f"{protocol}://{place}"
+        path = path.rpartition("@")[2]
+    return f"{protocol}://{path}"
 
 
 def command_of(plan: Plan, out: str) -> str:
-    """Return the command that makes such a run: what `run.json` holds, with what is as by default left out.
+    """Return the command that makes such a run, as far as `run.json` tells.
 
-    Left out are what opens a storage (users, passwords and queries in URIs), and what is not recorded: where class
-    names came from, how many skipped images were allowed, and what changes the speed only. Many shards stand as a
-    pattern.
+    It leaves out what is as by default. It leaves out what opens a storage: users, passwords and queries in URIs. It
+    cannot tell what is not recorded: where class names came from, how many skipped images were allowed, and what
+    changes the speed only. A pattern stands for many shards.
     """
     spec = plan.spec
     channels = "all"
     if any(len(layer.channels) < layer.channel_count for layer in spec.layers):
-        # One text for all layers: that of the largest is not cut off at a smaller layer's last channel.
+        # The largest layer's text stands for all: it is not cut off at a smaller layer's last channel.
         channels = format_channels(max((layer.channels for layer in spec.layers), key=len))
     asked = {
         "data": _patterns([without_secrets(shard.uri) for shard in plan.shards]),
@@ -150,13 +147,13 @@ def command_of(plan: Plan, out: str) -> str:
         "decode": spec.decode,
         "margin": spec.margin,
     }
-    # These stand there in any case: a default may change.
+    # The command names these in any case: their defaults may change.
     usual = {**asdict(RunSpec()), "model": None, "weights": None, "layer": None}
     usual["margin"] = margin_of(RunSpec(top_k=spec.top_k, precision=spec.precision, decode=spec.decode))
     words = ["exemplar-ray", "run"]
     for key, value in asked.items():
-        known = usual.get(key)
-        if value == (list(known) if isinstance(known, tuple) else known):
+        default = usual.get(key)
+        if value == (list(default) if isinstance(default, tuple) else default):
             continue
         flag = "--" + key.replace("_", "-")
         if isinstance(value, bool):
@@ -175,7 +172,7 @@ def _flow(values: dict[str, Any]) -> str:
 def _plain(value: Any) -> Any:
     """Write whole numbers as such, tuples as lists."""
     if isinstance(value, tuple):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -187,17 +184,22 @@ def _patterns(uris: list[str]) -> list[str]:
     """
     if len(uris) <= _MOST_SHARDS_NAMED:
         return list(uris)
-    # Letters, not folders, are to be compared.
+    # commonprefix compares letters, as is wanted here, not folders.
     start = os.path.commonprefix(uris)  # noqa: RUF071
     end = os.path.commonprefix([uri[len(start) :][::-1] for uri in uris])[::-1]  # noqa: RUF071
     return [f"{start}*{end}"]
 
 
+def _channels_of(layer: Layer) -> str:
+    return f"{layer.name}: {len(layer.channels)} of {layer.channel_count} channels"
+
+
 def _unsettled(summary: Summary) -> list[str]:
     """Name the rankings that screening left in doubt."""
-    several = len({one.statistic for one in summary.unsettled}) > 1
+    several = len({ranking.statistic for ranking in summary.unsettled}) > 1
     return [
-        f"{one.layer}:{one.channel} {one.statistic + ' ' if several else ''}{one.sample}" for one in summary.unsettled
+        f"{ranking.layer}:{ranking.channel} {ranking.statistic + ' ' if several else ''}{ranking.sample}"
+        for ranking in summary.unsettled
     ]
 
 

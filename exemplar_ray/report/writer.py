@@ -9,16 +9,16 @@ from typing import Self
 
 from exemplar_ray.storage.folder import Folder
 
-# Object stores answer slowly and take many requests at once; encoding pictures lets go of the interpreter's lock.
+# Object stores answer slowly and take many requests at once. Encoding pictures lets go of the interpreter's lock.
 _THREADS = 16
-# So many files may wait to be written, and are in memory.
+# So many files wait at most, in memory.
 _MOST_WAITING = 64
 
 
 class ReportWriter:
-    """Writes a report's files in threads; leaving its `with` block waits for all of them.
+    """Writes a report's files in threads. Leaving its `with` block waits for all of them.
 
-    Unlike a run folder's, these files may be lost when the machine stops: the report is made again.
+    The files may be lost when the machine stops, unlike a run folder's: the report is made again.
     """
 
     def __init__(self, folder: Folder) -> None:

@@ -37,8 +37,10 @@ class Exemplar(dict):
 
     @property
     def unit(self) -> Image.Image | None:
-        """The receptive field of the one unit whose value `activation` is (`max`: the one that fired most,
-        `center`: the middle one); None for `mean`, which is of all units."""
+        """The receptive field of the unit whose value `activation` is; None for `mean`, which is of all units.
+
+        That is the unit that fired most for `max`, the middle one for `center`.
+        """
         return cut(self.image, self["unit_box"]) if self["unit_box"] is not None else None
 
 

@@ -20,12 +20,12 @@ from exemplar_ray.results.exemplar import Exemplar
 
 _THUMBNAIL = 112
 _QUALITY = 80
-# Of the strongest, and of all other samples together.
+# So many of the strongest are shown, and so many of all other samples together.
 _MOST_EXEMPLARS = 20
 _MOST_CLASSES = 5
 _BOX = f"width:{_THUMBNAIL}px;overflow-wrap:anywhere"
 _FAINT = "opacity:.7;font-size:.85em"
-# Readable on white and on black, as the notebook's background is not known.
+# The notebook's background is not known. This is readable on white and on black.
 _ALARM = "color:#e0432f;font-weight:bold"
 
 
@@ -34,7 +34,7 @@ def channel_html(
 ) -> str:
     """Return how a channel shows itself.
 
-    The HTML holds small copies of the crops, so that a saved notebook shows them without the run.
+    The HTML holds small copies of the crops: a saved notebook shows them without the run.
 
     Args:
         statistics: its row of `channels.parquet`.
@@ -50,7 +50,9 @@ def channel_html(
         facts.append(f"selectivity {statistics['selectivity']:.2f}")
     layer, statistic, channel = (statistics[name] for name in ("layer", "statistic", "channel"))
     key = (layer, statistic, channel)
-    doubtful = [one.sample for one in summary.unsettled if (one.layer, one.statistic, one.channel) == key]
+    doubtful = [
+        ranking.sample for ranking in summary.unsettled if (ranking.layer, ranking.statistic, ranking.channel) == key
+    ]
     parts = [
         f"<strong>{_text(layer)}:{channel}</strong> {_text(plan.spec.network.model_title)}, {_text(statistic)}",
         *_warnings(plan, summary, doubtful),
@@ -79,7 +81,7 @@ def _pictures(exemplars: Sequence[Exemplar], sample: str, most: int) -> str:
 
 def _picture(row: Exemplar) -> str:
     name = _class_of(row)
-    place = f"{row['shard']}, row {row['row']}" + (f", {row['image_path']}" if row["image_path"] else "")
+    origin = f"{row['shard']}, row {row['row']}" + (f", {row['image_path']}" if row["image_path"] else "")
     alternative = f"{name or 'no class'}, rank {row['rank']}, {row['sample']}, activation {_number(row['activation'])}"
     size = f'width="{_THUMBNAIL}" height="{_THUMBNAIL}"'
     if row["image"] is None:
@@ -87,7 +89,7 @@ def _picture(row: Exemplar) -> str:
     else:
         shown = f'<img {size} style="display:block;margin:0" src="{_thumbnail(row.view)}" alt="{_text(alternative)}">'
     return (
-        f'<div style="{_BOX}" title="{_text(place)}">{shown}<div>{_number(row["activation"])}</div>'
+        f'<div style="{_BOX}" title="{_text(origin)}">{shown}<div>{_number(row["activation"])}</div>'
         f'<div style="{_FAINT};line-height:1.2">{_text(name)}</div></div>'
     )
 
@@ -108,7 +110,7 @@ def run_html(plan: Plan, summary: Summary) -> str:
     return _framed(
         [
             f"<strong>{_text(network.model_title)}</strong>",
-            *_warnings(plan, summary, [one.sample for one in summary.unsettled]),
+            *_warnings(plan, summary, [ranking.sample for ranking in summary.unsettled]),
             f"<div>{_text(network.weights_title)} (sha256 {network.weights_sha256[:12]})</div>",
             f"<div>{_text(searched)}</div>",
             f"<div>{_text(shown)}</div>",
@@ -124,7 +126,7 @@ def _warnings(plan: Plan, summary: Summary, doubtful: Iterable[str]) -> list[str
     said += [f"PARTIAL RESULT: only {summary.partial}"] if summary.partial else []
     samples = ", ".join(dict.fromkeys(doubtful))
     said += [f"NOT SETTLED: {samples}; the scan's error may hide an exemplar there"] if samples else []
-    return [f'<div style="{_ALARM}">{_text(one)}</div>' for one in said]
+    return [f'<div style="{_ALARM}">{_text(warning)}</div>' for warning in said]
 
 
 def _class_of(row: dict[str, Any]) -> str:
@@ -156,7 +158,7 @@ def _number(value: float) -> str:
 
 
 def _text(value: Any) -> str:
-    """Write what came with the data: escaped, on one line, and its direction of writing ends where it ends."""
+    """Write what came with the data, escaped and on one line. Its direction of writing ends with it."""
     plain = re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "�", " ".join(str(value).split()))
     foreign = re.search(r"[\u0590-\u08ff\u200e\u200f\u202a-\u202e\u2066-\u2069]", plain)
     return html.escape(f"\u2068{plain}\u2069" if foreign else plain)

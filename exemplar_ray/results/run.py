@@ -25,7 +25,7 @@ from exemplar_ray.results.exemplar import Exemplar
 from exemplar_ray.results.notebook_html import channel_html, run_html
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 
-# What is read at a time where a table is gone through: so many images.
+# So many images are read at a time where a table is gone through.
 _ROWS_PER_BATCH = 256
 
 
@@ -37,8 +37,10 @@ class StoredImages:
         self._index: dict[tuple[str, int], tuple[int, int]] | None = None
 
     def fill(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Put in the images that rows of `exemplars.parquet` lack, if they were not left out when the run was
-        published."""
+        """Put in the images that rows of `exemplars.parquet` lack.
+
+        There are none to put in where a run was published without images.
+        """
         lacking = [row for row in rows if row["image"] is None]
         if not lacking or not self._folder.exists(IMAGES):
             return
@@ -47,21 +49,21 @@ class StoredImages:
             index = self._indexed(parquet)
             by_group: dict[int, list[tuple[int, dict[str, Any]]]] = {}
             for row in lacking:
-                group, place = index[row["shard"], row["row"]]
-                by_group.setdefault(group, []).append((place, row))
+                group, row_in_group = index[row["shard"], row["row"]]
+                by_group.setdefault(group, []).append((row_in_group, row))
             for group, wanted in by_group.items():
                 images = parquet.read_row_group(group, columns=["image"])["image"]
-                for place, row in wanted:
-                    row["image"] = images[place].as_py()
+                for row_in_group, row in wanted:
+                    row["image"] = images[row_in_group].as_py()
 
     def _indexed(self, parquet: pq.ParquetFile) -> dict[tuple[str, int], tuple[int, int]]:
-        """Return {(shard, row): (row group, place in it)}."""
+        """Return {(shard, row): (row group, row in it)}."""
         if self._index is None:
             self._index = {}
             for group in range(parquet.num_row_groups):
                 names = parquet.read_row_group(group, columns=["shard", "row"]).to_pydict()
-                for place, key in enumerate(zip(names["shard"], names["row"], strict=True)):
-                    self._index[key] = group, place
+                for row_in_group, key in enumerate(zip(names["shard"], names["row"], strict=True)):
+                    self._index[key] = group, row_in_group
         return self._index
 
 
@@ -85,7 +87,7 @@ class Run:
         return self._folder.uri
 
     def channel(self, layer: str, channel: int, statistic: str | None = None) -> Channel:
-        """Return what there is of a channel; in a notebook it shows itself.
+        """Return what there is of a channel. It shows itself in a notebook.
 
         Args:
             statistic: the run's first if None.
@@ -161,7 +163,7 @@ class Run:
     def each_channel(
         self, table: str, layer: str, statistic: str, besides: Sequence[str] = ()
     ) -> Iterator[tuple[int, pa.Table]]:
-        """Go through one of the run's tables channel by channel, in order, with little of it in memory at a time.
+        """Go through one of the run's tables channel by channel, in order. Little of it is in memory at a time.
 
         Args:
             table: `exemplars`, `histograms` or `classes`.
@@ -178,7 +180,7 @@ class Run:
             for batch in _batches(parquet, groups, columns):
                 rows = pa.Table.from_batches([batch])
                 wanted = pc.and_(pc.equal(rows["layer"], layer), pc.equal(rows["statistic"], statistic))
-                # Nearly always all of them, and filtering copies the images.
+                # Filtering copies the images, and nearly always all rows are wanted.
                 rows = rows if pc.all(wanted).as_py() else rows.filter(wanted)
                 if waiting is not None:
                     rows = pa.concat_tables([waiting, rows])
@@ -206,11 +208,11 @@ class Run:
         """Read rows of one of the run's tables; without `columns`, all columns but those in `besides`."""
         with self._folder.open(name) as file:
             parquet = pq.ParquetFile(file)
-            known = parquet.schema_arrow.names
-            wanted = list(columns) if columns is not None else [c for c in known if c not in besides]
+            names = parquet.schema_arrow.names
+            wanted = list(columns) if columns is not None else [column for column in names if column not in besides]
             for column in [*wanted, *equal]:
-                if column not in known:
-                    raise UsageError(f"{name} has no column '{column}'; {near_matches(column, known)}")
+                if column not in names:
+                    raise UsageError(f"{name} has no column '{column}'; {near_matches(column, names)}")
             read = list(dict.fromkeys([*wanted, *equal]))
             values = {column: _several(value) for column, value in equal.items()}
             table = parquet.read_row_groups(self._groups_with(parquet, values), columns=read)
@@ -220,12 +222,12 @@ class Run:
 
     def _groups_with(self, parquet: pq.ParquetFile, equal: dict[str, list]) -> list[int]:
         """Return the row groups that can hold the wanted rows, by their statistics."""
-        places = {parquet.metadata.schema.column(i).path: i for i in range(parquet.metadata.num_columns)}
+        indices = {parquet.metadata.schema.column(i).path: i for i in range(parquet.metadata.num_columns)}
 
         def may_hold(group: int) -> bool:
             row_group = parquet.metadata.row_group(group)
             for name, values in equal.items():
-                statistics = row_group.column(places[name]).statistics if name in places else None
+                statistics = row_group.column(indices[name]).statistics if name in indices else None
                 if statistics is None or not statistics.has_min_max:
                     continue
                 if not any(statistics.min <= value <= statistics.max for value in values):
@@ -244,7 +246,7 @@ class Channel:
 
     def __init__(self, run: Run, layer: str, channel: int, statistic: str | None = None) -> None:
         spec = run.plan.spec
-        layers = {one.name: one for one in spec.layers}
+        layers = {searched.name: searched for searched in spec.layers}
         if layer not in layers:
             raise UsageError(f"this run has no layer '{layer}'; {near_matches(layer, layers)}")
         if channel not in layers[layer].channels:
@@ -276,7 +278,7 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     """Read row groups in order, a few rows at a time."""
     for group in groups:
-        # Asked for several row groups at once, pyarrow keeps what it has read of all of them.
+        # pyarrow keeps what it has read of all the row groups that one call asks for.
         yield from parquet.iter_batches(_ROWS_PER_BATCH, [group], columns)
 
 

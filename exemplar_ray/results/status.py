@@ -71,15 +71,17 @@ def _total(state: State[Mapping[str, Any]], name: str) -> int:
 
 
 def _rows(state: State[Mapping[str, Any]]) -> list[str]:
-    """Say how many rows were read; nothing of a job that reads none, or has not begun."""
+    """Say how many rows were read, and what became of them; nothing where items have none."""
     rows = _total(state, "rows")
+    if state.completed and not rows:
+        return []
     return [f"rows: {rows} read = {_total(state, 'scored')} scored + {_total(state, 'skipped')} skipped"]
 
 
 def _result(folder: RunFolder, manifest: Manifest, state: State) -> tuple[str, bool]:
     """Say where the result is, and whether it is complete."""
     summary = folder.read_json(SUMMARY) or {}
-    # Summaries did not always say so.
+    # Earlier summaries do not say so.
     name = summary.get("result", EXEMPLARS)
     if summary.get("fingerprint") != manifest.fingerprint or not folder.exists(name):
         return "result: none yet; run the same command again to go on", False

@@ -11,7 +11,7 @@ Every process that reads shards would list it once, a request for each 1,000 fil
     1,500 files               1 info, 2 tree, 1,500 resolve      1 info, 1,500 resolve
 
 The driver has listed the folder before, so these answers say nothing new. Requests to list have a rate limit of their
-own, lower than that of reading, which the workers behind one address share.
+own, lower than that of reading. Workers without a token share it behind one address.
 """
 
 from __future__ import annotations
