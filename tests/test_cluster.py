@@ -62,6 +62,12 @@ def test_a_task_that_fails_brings_along_what_it_had_logged():
     assert "log_and_fail" in outcome.details
 
 
+@pytest.mark.parametrize("function", ["__main__:task", "no_such_module:task"])
+def test_a_task_that_no_worker_can_import_is_refused(function):
+    with Cluster(Resources()) as cluster, pytest.raises(UsageError, match="for a worker to import; put the task into"):
+        list(cluster.map(function, [("a", 1)]))
+
+
 def test_a_mistake_of_the_users_ends_them_all():
     with Cluster(Resources()) as cluster, pytest.raises(UsageError, match="usage"):
         list(cluster.map("test_cluster:log_and_fail", [("a", "usage")]))

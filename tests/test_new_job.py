@@ -124,6 +124,16 @@ def test_a_folder_of_another_identity_or_another_job_is_refused(tiny_data, tmp_p
     assert (status, "mean-colour" in text) == (2, True), text
 
 
+def test_what_cannot_be_done_is_refused_before_anything_is(tiny_data, tmp_path):
+    with pytest.raises(UsageError, match="hf://datasets/user/name/run' is on the Hugging Face Hub"):
+        run(MeanColour([str(tiny_data)]), "hf://datasets/user/name/run")
+    nothing = MeanColour([str(tiny_data)])
+    nothing.items = []
+    with pytest.raises(UsageError, match="mean-colour: there are no items"):
+        run(nothing, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_killed_worker_costs_another_attempt_and_nothing_else(tiny_data, tmp_path):
     outcome, _ = run(KilledOnce([str(tiny_data)], tmp_path / "killed"), tmp_path / "run")
     assert (tmp_path / "killed").exists()

@@ -271,11 +271,15 @@ class _Called:
 
 def _folder_of(function: str) -> str | None:
     """Return the folder that the driver imports a `module:function` from; None for those of this package, which
-    workers have, too."""
+    workers have, too.
+
+    Raises:
+        UsageError: there is no such module; a program's or notebook's own (`__main__`) is none that can be imported.
+    """
     package = function.split(":")[0].split(".")[0]
     if package == __package__.split(".")[0]:
         return None
-    spec = importlib.util.find_spec(package)
+    spec = None if package == "__main__" else importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise UsageError(f"there is no module '{package}' for a worker to import; put the task into a file of its own")
     file = Path(spec.origin)

@@ -17,6 +17,7 @@ from exemplar_ray.executor.progress import ProgressDisplay, say
 from exemplar_ray.runs.manifest import Manifest
 from exemplar_ray.runs.records import CompletionRecord, FailureRecord, State
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder, TornPartError
+from exemplar_ray.storage.hub_uri import refuse_writing
 
 _DO_ITEM = "exemplar_ray.executor.item_task:do_item"
 
@@ -44,7 +45,7 @@ def run_job(job: Job, out: str, cluster: Cluster, console: Console) -> JobOutcom
         UsageError: the folder is of another run, or a task says that nothing can be done; nothing was computed.
     """
     started = time.monotonic()
-    folder, manifest = RunFolder(out), job.manifest()
+    folder, manifest = _open(job, out)
     state = folder.adopt(manifest, job.keep)
     if not state.unfinished and _is_answered(job, folder, manifest):
         say(console, f"nothing to do: every {manifest.items[0].kind} is done and the result is written")
@@ -71,7 +72,7 @@ def reduce_job(job: Job, out: str, cluster: Cluster, console: Console, allow_par
         UsageError: nothing of it is done.
     """
     started = time.monotonic()
-    folder, manifest = RunFolder(out), job.manifest()
+    folder, manifest = _open(job, out)
     state = folder.state(manifest, job.keep)
     if (unfinished := _unfinished(manifest, state)) and not allow_partial:
         return _outcome(manifest, False, unfinished)
@@ -79,6 +80,18 @@ def reduce_job(job: Job, out: str, cluster: Cluster, console: Console, allow_par
         kind = manifest.items[0].kind
         raise UsageError(f"no {kind} of '{out}' is scanned yet, so there is nothing to merge; run it first")
     return _reduce(job, Context(cluster, folder, manifest, state.completed, console), started, {})
+
+
+def _open(job: Job, out: str) -> tuple[RunFolder, Manifest]:
+    """Return the run folder and what it is for.
+
+    Raises:
+        UsageError: it cannot be written to, or the job has no items.
+    """
+    refuse_writing(out)
+    if not job.items:
+        raise UsageError(f"{job.name}: there are no items, so there is nothing to do")
+    return RunFolder(out), job.manifest()
 
 
 def _unfinished(manifest: Manifest, state: State) -> dict[str, str]:
