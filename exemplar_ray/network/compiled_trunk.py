@@ -33,7 +33,7 @@ from exemplar_ray.network.trunk import Pooled, Trunk, reference_precision
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05, "float16": 0.01}
 
 # The modules beside this one whose code decides what goes into the library.
-_TRACED = ("compiled_trunk", "hooks", "models", "pre_relu", "response_norm", "statistics", "trunk")
+_TRACED = ("compiled_trunk", "hooks", "models", "pre_relu", "response_norm", "spec", "statistics", "trunk")
 
 
 class CannotCompileError(Exception):
