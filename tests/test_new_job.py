@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mean_colour_job
@@ -132,6 +133,13 @@ def test_what_cannot_be_done_is_refused_before_anything_is(tiny_data, tmp_path):
     with pytest.raises(UsageError, match="mean-colour: there are no items"):
         run(nothing, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_whole_wait_counts_from_when_the_invocation_began(tiny_data, tmp_path):
+    with Cluster(Resources()) as cluster:
+        job, quiet = MeanColour([str(tiny_data)]), Console(file=io.StringIO())
+        assert run_job(job, str(tmp_path / "run"), cluster, quiet, started=time.monotonic() - 1000).complete
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["this_invocation"]["seconds"] > 1000
 
 
 def test_a_killed_worker_costs_another_attempt_and_nothing_else(tiny_data, tmp_path):

@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 import ray
 
 from exemplar_ray.errors import UsageError
+from exemplar_ray.executor.named_function import named_function
 from exemplar_ray.executor.resources import Demand, Resources, batch_size_of, demand_of
 from exemplar_ray.executor.task_log import log_of, logged
 from exemplar_ray.runs.run_folder import TornPartError
@@ -294,9 +295,7 @@ def _call(called: _Called, item: bytes, shared: list[ray.ObjectRef]) -> Any:
         # Last: what a job brings along, or a machine has installed, goes first.
         sys.path.append(called.folder)
     with logged(logging.getLogger(_LOGGER), called.log_level):
-        module, _, name = called.function.partition(":")
-        function = getattr(importlib.import_module(module), name)
-        return function(*ray.get(shared), ray.cloudpickle.loads(item))
+        return named_function(called.function)(*ray.get(shared), ray.cloudpickle.loads(item))
 
 
 @ray.remote(max_retries=0, max_calls=0)

@@ -15,7 +15,7 @@ from exemplar_ray.executor.item_task import ItemTask
 from exemplar_ray.executor.job import Context, Job, Reduced
 from exemplar_ray.executor.progress import ProgressDisplay, say
 from exemplar_ray.runs.manifest import Manifest
-from exemplar_ray.runs.records import CompletionRecord, FailureRecord, State
+from exemplar_ray.runs.records import CompletionRecord, FailureRecord, State, now
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder, TornPartError
 from exemplar_ray.storage.hub_uri import refuse_writing
 
@@ -33,18 +33,19 @@ class JobOutcome:
     """{item's name: the reason why it has no part, or could not be reduced}"""
 
 
-def run_job(job: Job, out: str, cluster: Cluster, console: Console) -> JobOutcome:
+def run_job(job: Job, out: str, cluster: Cluster, console: Console, started: float | None = None) -> JobOutcome:
     """Run or rerun a job: do the items that have no part, then reduce.
 
     Where items fail there is no result yet: the parts stay, and running again goes on.
 
     Args:
         out: the run folder, local or remote.
+        started: `time.monotonic()` when this invocation began, if that was earlier: the summary says how long it took.
 
     Raises:
         UsageError: the folder is of another run, or a task says that nothing can be done; nothing was computed.
     """
-    started = time.monotonic()
+    started = time.monotonic() if started is None else started
     folder, manifest = _open(job, out)
     state = folder.adopt(manifest, job.keep)
     if not state.unfinished and _is_answered(job, folder, manifest):
@@ -65,13 +66,24 @@ def run_job(job: Job, out: str, cluster: Cluster, console: Console) -> JobOutcom
     return _reduce(job, Context(cluster, folder, manifest, completed, console), started, cost)
 
 
-def reduce_job(job: Job, out: str, cluster: Cluster, console: Console, allow_partial: bool = False) -> JobOutcome:
+def reduce_job(
+    job: Job,
+    out: str,
+    cluster: Cluster,
+    console: Console,
+    allow_partial: bool = False,
+    started: float | None = None,
+) -> JobOutcome:
     """Reduce what a run folder has, without doing any item.
+
+    Args:
+        allow_partial: even if items are missing; the result says so.
+        started: see `run_job`.
 
     Raises:
         UsageError: nothing of it is done.
     """
-    started = time.monotonic()
+    started = time.monotonic() if started is None else started
     folder, manifest = _open(job, out)
     state = folder.state(manifest, job.keep)
     if (unfinished := _unfinished(manifest, state)) and not allow_partial:
@@ -167,7 +179,7 @@ def _failure_record(item: Any, reason: str, outcome: Outcome[int]) -> FailureRec
         details=outcome.details,
         log=list(outcome.log),
         attempts=outcome.attempts,
-        finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        finished=now(),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import socket
 import time
@@ -10,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from exemplar_ray.executor.malloc import keep_freed_memory
+from exemplar_ray.executor.named_function import named_function
 from exemplar_ray.runs.manifest import Item
-from exemplar_ray.runs.records import CompletionRecord
+from exemplar_ray.runs.records import CompletionRecord, now
 from exemplar_ray.runs.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
@@ -44,8 +44,7 @@ def do_item(task: ItemTask, settings: Any, given: tuple[int, Item]) -> Completio
         return record
     _log.info("%s %s begins", item.kind, item.name)
     keep_freed_memory()
-    module, _, name = task.function.partition(":")
-    made = getattr(importlib.import_module(module), name)(settings, given)
+    made = named_function(task.function)(settings, given)
     record = CompletionRecord(
         fingerprint=task.fingerprint,
         item_kind=item.kind,
@@ -53,7 +52,7 @@ def do_item(task: ItemTask, settings: Any, given: tuple[int, Item]) -> Completio
         facts=dict(made.facts),
         seconds=round(time.perf_counter() - started, 3),
         host=socket.gethostname(),
-        finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        finished=now(),
     )
     _log.info("%s %s done in %.1f s", item.kind, item.name, record.seconds)
     return folder.commit(position, made.files, record)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from exemplar_ray.runs.manifest import Item, Manifest
 from exemplar_ray.runs.records import CompletionRecord
-from exemplar_ray.runs.run_folder import RunFolder
+from exemplar_ray.runs.run_folder import RunFolder, whole_record
 
 if TYPE_CHECKING:
     from exemplar_ray.executor.cluster import Cluster
@@ -90,7 +90,7 @@ class Job(ABC):
     items: Sequence[Item]
     settings: Any = None
     verb: str = "map"
-    keep: Callable[[CompletionRecord], Any] = staticmethod(lambda record: record)
+    keep: Callable[[CompletionRecord], Any] = staticmethod(whole_record)
     """What the driver keeps of a completion record, of which there may be very many."""
 
     @abstractmethod

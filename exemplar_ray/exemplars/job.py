@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import metadata
@@ -75,6 +76,7 @@ def run(
     Raises:
         UsageError: something that was asked for cannot be done; nothing was computed.
     """
+    started = time.monotonic()
     options = options or RunOptions()
     table = read_class_labels(options.class_labels) if options.class_labels else {}
     refuse_writing(out)
@@ -84,7 +86,7 @@ def run(
     with Cluster(resources, options.log_level) as cluster:
         plan = Plan(resolve_spec(cluster, spec), shards, ClassLabels(names, table), _versions(), revisions)
         job = ExemplarsJob(plan, cluster, options.max_skipped, options.settle)
-        return run_job(job, out, cluster, console)
+        return run_job(job, out, cluster, console, started)
 
 
 def merge(
@@ -106,12 +108,13 @@ def merge(
     Raises:
         UsageError: there is no run, or nothing of it is scanned.
     """
+    started = time.monotonic()
     options = options or RunOptions()
     refuse_writing(out)
     plan = Plan.read(RunFolder(out))
     with Cluster(resources, options.log_level) as cluster:
         job = ExemplarsJob(plan, cluster, settle=options.settle)
-        return reduce_job(job, out, cluster, console, allow_partial)
+        return reduce_job(job, out, cluster, console, allow_partial, started)
 
 
 def resolve_spec(cluster: Cluster, spec: RunSpec) -> ExemplarsSpec:

@@ -92,10 +92,14 @@ class Plan:
         Raises:
             UsageError: there is none, it is of another job, or it was written by another version.
         """
-        values = folder.read_run()
+        return cls.of_run(folder.read_run(), folder.uri)
+
+    @classmethod
+    def of_run(cls, values: Mapping[str, Any], uri: str) -> Plan:
+        """Take the plan from what a run folder's `run.json` holds; see `read`."""
         if job_of(values) != JOB:
-            raise UsageError(f"'{folder.uri}' is a run folder of the job {job_of(values)}, which has no exemplars")
-        refuse_other_format(values, FORMAT_VERSION, folder.uri)
+            raise UsageError(f"'{uri}' is a run folder of the job {job_of(values)}, which has no exemplars")
+        refuse_other_format(values, FORMAT_VERSION, uri)
         return cls.from_json(values)
 
 

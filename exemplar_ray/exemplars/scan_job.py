@@ -12,6 +12,7 @@ from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, Plan, ScannedShard
 from exemplar_ray.exemplars.samples import sample_rate
 from exemplar_ray.exemplars.settings import ScanSettings
 from exemplar_ray.exemplars.spec import ExemplarsSpec
+from exemplar_ray.runs.manifest import Manifest
 from exemplar_ray.runs.records import CompletionRecord
 
 TASKS = "exemplar_ray.exemplars.tasks"
@@ -60,9 +61,9 @@ class ScanJob(Job):
         """Return what decides the result."""
         return self.plan.identity()
 
-    def details(self) -> dict[str, Any]:
-        """Return the rest of the plan."""
-        return self.plan.details()
+    def manifest(self) -> Manifest:
+        """Return what the run folder is for: the plan."""
+        return self.plan.manifest()
 
     def reduce(self, context: Context) -> Reduced:
         """Leave the parts as they are."""

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, Plan
-from exemplar_ray.runs.manifest import Manifest, read_manifest
+from exemplar_ray.runs.manifest import Manifest, job_of, read_manifest
 from exemplar_ray.runs.records import CompletionRecord, State
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 
@@ -46,11 +46,12 @@ def describe(run_folder: str) -> tuple[list[str], bool]:
 
 def _read(folder: RunFolder) -> tuple[Manifest, str]:
     """Return what the folder is for, and that in a line."""
-    manifest = read_manifest(folder.read_run())
-    if manifest.job != JOB:
+    values = folder.read_run()
+    if job_of(values) != JOB:
+        manifest = read_manifest(values)
         identity = "; ".join(f"{key}: {value}" for key, value in manifest.identity.items() if key != "data")
         return manifest, f"{manifest.job}: {identity}"
-    plan = Plan.read(folder)
+    plan = Plan.of_run(values, folder.uri)
     spec, network = plan.spec, plan.spec.network
     untrained = "" if network.trained else " — UNTRAINED"
     layers = ", ".join(f"{layer.name} ({len(layer.channels)} channels)" for layer in spec.layers)

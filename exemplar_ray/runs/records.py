@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -108,3 +109,8 @@ class State(Generic[Kept]):
     def unfinished(self) -> list[int]:
         """What a run has to do: failed items are tried again."""
         return sorted([*self.failed, *self.pending])
+
+
+def now() -> str:
+    """Return the time as records have it: UTC, ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -189,7 +189,8 @@ def _row_group(
 ) -> pa.Table:
     inside = slice(rows.start, rows.stop)
     scores = selected.scores.take(np.array(rows))
-    readouts = [plan.spec.readouts[number] for number in scores.readout.tolist()]
+    of_run = plan.spec.readouts
+    readouts = [of_run[number] for number in scores.readout.tolist()]
     keys = list(zip(scores.shard.tolist(), scores.row.tolist(), strict=True))
     described = [images.described(*key) for key in keys]
     maps = selected.maps.slice(rows.start, len(rows))
