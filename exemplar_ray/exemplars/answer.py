@@ -23,9 +23,9 @@ from exemplar_ray.exemplars.summary import Account, summarise
 from exemplar_ray.exemplars.tables.channels import (
     channels_table,
     class_exemplars_table,
-    classes_table,
     histograms_table,
     percentiles,
+    write_classes,
 )
 from exemplar_ray.exemplars.tables.exemplars import ImageSpool, write_exemplars, write_images
 from exemplar_ray.exemplars.topk import Scores
@@ -133,10 +133,11 @@ def _write_exemplars(plan: Plan, context: Context, merged: Part, selected: Selec
 
 
 def _write_tables(plan: Plan, context: Context, merged: Part, selected: Selected) -> None:
-    tables = {CHANNELS: channels_table(plan, merged, selected.certainty), CLASSES: classes_table(plan, merged)}
-    tables[HISTOGRAMS] = histograms_table(plan, merged)
+    tables = {CHANNELS: channels_table(plan, merged, selected.certainty), HISTOGRAMS: histograms_table(plan, merged)}
     if plan.spec.class_top_k:
         tables[CLASS_EXEMPLARS] = class_exemplars_table(plan, merged)
     for name, table in tables.items():
         with context.folder.writing(name) as path:
             pq.write_table(table, path, compression="zstd")
+    with context.folder.writing(CLASSES) as path:
+        write_classes(path, plan, merged)
