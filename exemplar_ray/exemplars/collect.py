@@ -15,7 +15,17 @@ from exemplar_ray.exemplars.running_topk import RunningTopK
 from exemplar_ray.exemplars.samples import SampledImages, priority
 from exemplar_ray.exemplars.settings import ScanSettings
 from exemplar_ray.exemplars.spec import ExemplarsSpec, Readout
-from exemplar_ray.exemplars.topk import BOTTOM, NEAR_ZERO, NO_LABEL, OF_CLASS, TOP, Scores, concatenate, has_label, merge
+from exemplar_ray.exemplars.topk import (
+    BOTTOM,
+    NEAR_ZERO,
+    NO_LABEL,
+    OF_CLASS,
+    TOP,
+    Scores,
+    concatenate,
+    has_label,
+    merge,
+)
 from exemplar_ray.network.trunk import OfReadouts, Pooled
 
 ROWS_PER_BLOCK = 1024

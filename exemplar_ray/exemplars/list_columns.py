@@ -1,4 +1,4 @@
-"""List columns of any length. Arrow's lists have 32-bit offsets: what is longer stands in several chunks. Numpy only."""
+"""List columns of any length: Arrow's lists have 32-bit offsets, so longer ones are several chunks. Numpy only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def list_column(lengths: np.ndarray, values: np.ndarray, null: np.ndarray | None
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     if len(lengths) and int(np.max(lengths)) > MOST_VALUES:
         raise ValueError(f"a list has more than {MOST_VALUES} values")
-    chunks, start = [], 0
+    chunks: list[pa.ListArray] = []
+    start = 0
     while start < len(lengths) or not chunks:
         end = int(np.searchsorted(offsets, offsets[start] + MOST_VALUES, side="right")) - 1
         within = (offsets[start : end + 1] - offsets[start]).astype(np.int32)

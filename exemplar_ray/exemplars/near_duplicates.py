@@ -66,20 +66,20 @@ def pick_distinct(
     for start in range(0, len(hashes), _ROWS_PER_BLOCK):
         end = min(start + _ROWS_PER_BLOCK, len(hashes))
         # Of the block to those picked before it, and then to one another.
-        before = _near(words[start:end], words[picked]).any(axis=1)
+        before = np.any(_near(words[start:end], words[picked]), axis=1)
         near = _near(words[start:end], words[start:end])
         first_here = len(picked)
         for i, label in enumerate(labels[start:end], start):
             if len(picked) == count:
                 return picked
-            has_class = label is not None and label >= 0
-            full = most_of_a_class is not None and has_class and of_class.get(label, 0) >= most_of_a_class
+            of = None if label is None or label < 0 else label
+            full = most_of_a_class is not None and of is not None and of_class.get(of, 0) >= most_of_a_class
             here = [one - start for one in picked[first_here:]]
             if full or before[i - start] or near[i - start, here].any():
                 continue
             picked.append(i)
-            if has_class:
-                of_class[label] = of_class.get(label, 0) + 1
+            if of is not None:
+                of_class[of] = of_class.get(of, 0) + 1
     return picked
 
 

@@ -15,13 +15,15 @@ from exemplar_ray.exemplars.rerank.selected import Selected
 from exemplar_ray.exemplars.samples import TOP
 from exemplar_ray.exemplars.spec import Readout
 from exemplar_ray.exemplars.tables.image_spool import ImageSpool
-from exemplar_ray.exemplars.tables.image_writer import image_writer, images_once, with_images_once
-from exemplar_ray.exemplars.tables.row_groups import row_groups
+from exemplar_ray.exemplars.tables.image_writer import image_column, image_writer, with_images_once
+from exemplar_ray.exemplars.tables.row_groups import row_groups, share_stored
 from exemplar_ray.network.statistics import STATISTICS
 from exemplar_ray.network.unit_boxes import field_box
 from exemplar_ray.prefetch import map_ahead
 
 ROWS_PER_GROUP = 100
+
+_WORTH_LOOKING_UP = 0.75
 
 
 def write_exemplars(
@@ -37,28 +39,30 @@ def write_exemplars(
         partial: None, or what the result leaves out, for the file's metadata.
     """
     schema = exemplars_schema(plan, partial)
-    dictionaries = ["layer", "statistic", "sample", "shard", "class_name"]
-    with image_writer(path, schema, _compression(schema), dictionaries) as writer:
+    groups, once = _groups(plan, selected, images)
+    shown = ["layer", "statistic", "sample", "shard", "class_name"]
+    with image_writer(path, schema, _compression(schema), shown, once) as writer:
         # One row group is put together while the one before is written.
         for group in map_ahead(
-            lambda rows: _row_group(schema, plan, selected, percentiles, rows, images),
-            _groups(plan, selected, images),
-            threads=1,
-            ahead=1,
+            lambda rows: _row_group(schema, plan, selected, percentiles, rows, images), groups, threads=1, ahead=1
         ):
-            writer.write_table(group)
+            writer(group)
 
 
-def _groups(plan: Plan, selected: Selected, images: ImageSpool) -> list[range]:
-    """Return the rows of each row group."""
+def _groups(plan: Plan, selected: Selected, images: ImageSpool) -> tuple[list[range], bool]:
+    """Return the rows of each row group, and whether its images are to stand there once each.
+
+    They are where that saves much: what has to be looked up takes a little longer to read.
+    """
     keys = zip(selected.scores.shard.tolist(), selected.scores.row.tolist(), strict=True)
     # Only the strongest carry their images.
     shown = [key if sample == TOP else None for key, sample in zip(keys, selected.samples, strict=True)]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(shown)) if key is not None}
-    image = np.array([numbers.get(key, -1) for key in shown], np.int64)
+    image = np.array([-1 if key is None else numbers[key] for key in shown], np.int64)
     sizes = np.array([0 if key is None else images.size(*key) for key in shown], np.int64)
     map_bytes = images.map_bytes(selected.maps["map_number"].to_pylist()) if len(shown) else sizes
-    return row_groups(image, sizes, map_bytes, ROWS_PER_GROUP * len(plan.spec.shown_samples))
+    groups = row_groups(image, sizes, map_bytes, ROWS_PER_GROUP * len(plan.spec.shown_samples))
+    return groups, share_stored(image, sizes, groups) < _WORTH_LOOKING_UP
 
 
 def write_images(path: str, plan: Plan, selected: Selected, images: ImageSpool) -> None:
@@ -187,7 +191,7 @@ def _row_group(
         "label": [image["label"] for image in described],
         "synset_id": [labels.synset_id(image["label"], image["path"]) for image in described],
         "class_name": [labels.class_name(image["label"]) for image in described],
-        "image": images_once(
+        "image": image_column(
             [key if sample == TOP else None for key, sample in zip(keys, selected.samples[inside], strict=True)],
             images.image,
         ),

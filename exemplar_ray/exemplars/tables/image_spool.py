@@ -20,7 +20,7 @@ class ImageSpool:
     """Gathered images and maps in a file without a name; only what is asked for is in memory."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="exemplar_ray-images-")
+        self._file = tempfile.TemporaryFile(prefix="exemplar_ray-images-")  # noqa: SIM115
         self._at: dict[tuple[int, int], tuple[int, int]] = {}
         self._described: dict[tuple[int, int], dict[str, Any]] = {}
         # Of each map where it begins, and how many numbers it has.

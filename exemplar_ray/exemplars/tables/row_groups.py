@@ -6,6 +6,8 @@ group takes in more rows, as long as it costs a reader of one channel little. Nu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 # What a row group may hold where its images repeat: rows, in multiples of the usual; bytes of images, each once, and of
@@ -37,13 +39,21 @@ def row_groups(image: np.ndarray, image_bytes: np.ndarray, other_bytes: np.ndarr
         others = np.cumsum(other_bytes[window])
         most = max(1, int(np.searchsorted(unpacked, _MOST_UNPACKED, side="right")))
         usual = min(step, most)
-        limits = (max(_MOST_BYTES, int(size[usual - 1])) for size in (each_once, others))
-        wide = min(most, *(int(np.searchsorted(s, n, "right")) for s, n in zip((each_once, others), limits, strict=True)))
+        wide = most
+        for size in (each_once, others):
+            wide = min(wide, int(np.searchsorted(size, max(_MOST_BYTES, int(size[usual - 1])), side="right")))
         shown = int(unpacked[wide - 1] - others[wide - 1])
         repeats = shown > 0 and shown >= _SHOWN_AGAIN * int(each_once[wide - 1])
         groups.append(range(start, start + (wide if repeats else usual)))
         start = groups[-1].stop
     return groups
+
+
+def share_stored(image: np.ndarray, image_bytes: np.ndarray, groups: Sequence[range]) -> float:
+    """Return what is left of the bytes of images if each stands once in a row group: 1 if none repeats."""
+    shown_before = _last_shown(image)
+    starts = np.repeat([group.start for group in groups], [len(group) for group in groups])
+    return float(image_bytes[shown_before < starts].sum() / max(1, image_bytes.sum()))
 
 
 def _last_shown(image: np.ndarray) -> np.ndarray:

@@ -3,14 +3,15 @@
 A part stores means and maxima as whole multiples of a step, at most `STEPS` of them, since a shard
 of ImageNet has a thousand classes: they are off by at most `ERROR` times the largest of the channel's classes.
 
-Many classes of many channels are too much for a worker's memory. What is larger than `roomy.MOST_IN_MEMORY` is kept in a
-file, and gone through a block of channels at a time.
+Many classes of many channels are too much for a worker's memory. What is larger than `roomy.MOST_IN_MEMORY` is kept in
+a file, and gone through a block of channels at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -118,7 +119,7 @@ class Classes:
         # Sums over a single column are rounded otherwise than over several.
         count = max(1, min(-(-classes * channels // CELLS_PER_BLOCK), channels // 2))
         edges = [channels * i // count for i in range(count + 1)]
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in pairwise(edges):
             which = slice(start, end)
             counts = self.counts if self.counts.shape[1] == 1 else self.counts[:, which]
             yield which, Classes(self.labels, counts, self.total[:, which], self.maximum[:, which])
