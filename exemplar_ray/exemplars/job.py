@@ -21,8 +21,9 @@ from exemplar_ray.executor.driver import JobOutcome, reduce_job, run_job
 from exemplar_ray.executor.job import Context, Reduced
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.answer import answer
-from exemplar_ray.exemplars.plan import Plan
+from exemplar_ray.exemplars.plan import EXEMPLARS, Plan
 from exemplar_ray.exemplars.rescan import rescan_exactly
+from exemplar_ray.exemplars.room_for_maps import refuse_more_maps_than_room
 from exemplar_ray.exemplars.scan_job import TASKS, ScanJob
 from exemplar_ray.exemplars.spec import ExemplarsSpec, RunOptions, RunSpec
 from exemplar_ray.exemplars.summary import labels_digest
@@ -85,6 +86,8 @@ def run(
     shards, names = inspect(discover(data, revisions))
     with Cluster(resources, options.log_level) as cluster:
         plan = Plan(resolve_spec(cluster, spec), shards, ClassLabels(names, table), _versions(), revisions)
+        if not RunFolder(out).exists(EXEMPLARS):
+            refuse_more_maps_than_room(plan)
         job = ExemplarsJob(plan, cluster, options.max_skipped, options.settle)
         return run_job(job, out, cluster, console, started)
 
