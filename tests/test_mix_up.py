@@ -131,6 +131,38 @@ def test_a_number_that_recomputing_does_not_give_is_not_ranked(changes):
     assert np.isfinite(selected.largest_error)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_channel_of_which_screening_saw_no_number_is_in_doubt():
+    """Float16 ends at 65,504."""
+    values = np.random.default_rng(0).permutation(400).reshape(200, 2).astype(np.float32)
+    seen = values.copy()
+    seen[:, 1] = np.inf
+    spec, merged = scanned_once(seen, precision="float16", samples=("top", "bottom"))
+    selection = Selection(spec, merged, len(values))
+    hashes = [bytes([i]) * 32 for i in range(200)]
+
+    def gather(wanted):
+        return {p: gathered(one, values[one.row, one.channel], [0] * 200, hashes) for p, one in wanted.items()}, {}
+
+    assert rerank(selection, gather) == {}
+    assert selection.unsettled() == [(0, 1)]
+    assert selection.result().unsettled == [(0, 1, "top")]
+    exact = scanned_once(values, samples=("top", "bottom"))[1].scores
+    selection.replace(exact.take(exact.channel == 1), {(0, 1): 200})
+    assert rerank(selection, gather) == {}
+    selected = selection.result()
+    assert selected.unsettled == []
+    assert selected.certainty[0].settled.all()
+    assert selected.scores.activation[selected.scores.channel == 1].max() == values[:, 1].max()
+    # A channel that gives no number in full precision, either, has none.
+    selection = Selection(spec, merged, len(values))
+    assert rerank(selection, gather) == {}
+    selection.replace(exact.take(exact.channel == 2), {(0, 1): 0})
+    assert rerank(selection, gather) == {}
+    assert selection.result().unsettled == []
+    assert selection.result().certainty[0].settled.all()
+
+
 def test_negative_labels_are_none_in_what_is_gathered(tmp_path):
     from conftest import encode, random_picture
 

@@ -149,7 +149,7 @@ def _shown(run: Run, which: str, ranks: str | None, statistic: str | None, sampl
 
 
 def _ranks(text: str | None, top_k: int) -> range:
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text if text is not None else f"1-{min(top_k, _USUAL_RANKS)}")
+    match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", text if text is not None else f"1-{min(top_k, _USUAL_RANKS)}")
     ranks = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
     if not ranks or ranks[0] < 1 or ranks[-1] > top_k:
         raise UsageError(f"ranks are '1-{min(top_k, _USUAL_RANKS)}' or '1', from 1 to {top_k}, not '{text}'")

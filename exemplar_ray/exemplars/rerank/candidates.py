@@ -20,8 +20,8 @@ class ScannedChannels:
     """What the scan knows of every channel over all images, beside its candidates.
 
     `finite` is int64 [channels] for each readout: how many images gave a finite number. `ranges` is float32
-    [channels] for each readout: the largest magnitude. `scored` is how many images were scored. `rescanned` are the
-    pairs that an exact scan has told more of.
+    [channels] for each readout: the largest magnitude, 0 where there is none. `scored` is how many images were scored.
+    `rescanned` are the pairs that an exact scan has told more of.
     """
 
     def __init__(self, spec: ExemplarsSpec, merged: Part, scored: int) -> None:
@@ -29,7 +29,8 @@ class ScannedChannels:
         self.readouts = spec.readouts
         self.screened = spec.screened
         self.finite = [tally.images.copy() for tally in moments]
-        self.ranges = [np.maximum(np.abs(tally.minimum), np.abs(tally.maximum)) for tally in moments]
+        ranges = [np.maximum(np.abs(tally.minimum), np.abs(tally.maximum)) for tally in moments]
+        self.ranges = [np.where(tally.images > 0, one, 0) for one, tally in zip(ranges, moments, strict=True)]
         self.scored = scored
         self.rescanned: set[Pair] = set()
 

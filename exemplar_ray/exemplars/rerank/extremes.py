@@ -213,9 +213,20 @@ class Extremes:
     def unsettled(self) -> list[Unsettled]:
         """Return whose strongest or weakest are in doubt."""
         firsts = self.candidates.scores.take(self.candidates.firsts[~self.bounded().settled])
-        return [
+        doubts = [
             Unsettled(int(readout), int(channel), _SAMPLES[int(ranking)])
             for readout, channel, ranking in zip(firsts.readout, firsts.channel, firsts.ranking, strict=True)
+        ]
+        return doubts + [Unsettled(*pair, samples.TOP) for pair in self._without_numbers()]
+
+    def _without_numbers(self) -> list[Pair]:
+        """Return the channels of which screening saw no number at all, as where a narrow type overflows."""
+        channels = self._channels
+        return [
+            (number, channel)
+            for number, (finite, readout) in enumerate(zip(channels.finite, channels.readouts, strict=True))
+            for channel in np.array(readout.layer.channels)[finite == 0].tolist()
+            if channels.screened and channels.scored and (number, channel) not in channels.rescanned
         ]
 
     def certainty(self) -> list[Certainty]:
@@ -226,6 +237,8 @@ class Extremes:
             count = len(finite)
             settled = (finite == channels.scored) | (not channels.screened)
             result.append(Certainty(settled, np.zeros(count), np.full(count, np.inf)))
+        for pair in channels.rescanned:
+            result[pair[0]].settled[channels.index(pair)] = True
         for group in np.flatnonzero(ranked.scores.ranking[ranked.firsts] == TOP):
             pair = ranked.pair(group)
             of_readout, channel = result[pair[0]], channels.index(pair)
