@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib import metadata
 from typing import Any
 
 from rich.console import Console
 
-from exemplar_ray._version import __version__
 from exemplar_ray.data.labels import ClassLabels, read_class_labels
 from exemplar_ray.data.preprocess import GPU_DECODER
 from exemplar_ray.data.shards import discover, inspect
@@ -28,10 +25,9 @@ from exemplar_ray.exemplars.spec import ExemplarsSpec, RunOptions, RunSpec
 from exemplar_ray.exemplars.summary import labels_digest
 from exemplar_ray.runs.manifest import RUN
 from exemplar_ray.runs.run_folder import RunFolder
+from exemplar_ray.runs.versions import versions
 from exemplar_ray.storage.hub import resolve_revisions
 from exemplar_ray.storage.hub_uri import refuse_writing
-
-_VERSIONED_PACKAGES = ("ray", "torch", "torchvision", "torch-lucent", "pyarrow", "numpy", "pillow")
 
 
 class ExemplarsJob(ScanJob):
@@ -84,7 +80,7 @@ def run(
     revisions = resolve_revisions(data, (RunFolder(out).read_json(RUN) or {}).get("revisions", {}))
     shards, names = inspect(discover(data, revisions))
     with Cluster(resources, options.log_level) as cluster:
-        plan = Plan(resolve_spec(cluster, spec), shards, ClassLabels(names, table), _versions(), revisions)
+        plan = Plan(resolve_spec(cluster, spec), shards, ClassLabels(names, table), versions(), revisions)
         job = ExemplarsJob(plan, cluster, options.max_skipped, options.settle)
         return run_job(job, out, cluster, console, started)
 
@@ -125,7 +121,7 @@ def resolve_spec(cluster: Cluster, spec: RunSpec) -> ExemplarsSpec:
 
     Raises:
         UsageError: see `resolve.resolve`; or the GPU is to decode, and there is none; or the workers that
-            built the model were lost, all of them.
+            built the model were lost, all of them, or had no memory, or no answer from where its weights are.
     """
     if spec.decode == GPU_DECODER and not cluster.demand.gpus:
         raise UsageError("decode gpu needs a GPU a task, and this run has none; give --gpus-per-task, or --decode fast")
@@ -134,19 +130,8 @@ def resolve_spec(cluster: Cluster, spec: RunSpec) -> ExemplarsSpec:
     # The other workers get ready meanwhile.
     cluster.prepare(TASKS)
     [outcome] = cluster.map(f"{TASKS}:resolve", [("model", spec)])
-    if outcome.lost:
+    if outcome.lost or outcome.transient:
         raise UsageError(f"the model cannot be built: {outcome.error}")
     if outcome.error:
         raise RuntimeError(f"the model cannot be built: {outcome.error}\n{outcome.details}")
     return outcome.value
-
-
-def _versions() -> dict[str, str]:
-    """Return the driver's versions; the lock file keeps the workers' equal."""
-    versions = {"exemplar_ray": __version__, "python": platform.python_version()}
-    for package in _VERSIONED_PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
