@@ -17,6 +17,7 @@ from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.interruption import interruptible
 from exemplar_ray.executor.progress import say
 from exemplar_ray.executor.resources import Resources
+from exemplar_ray.executor.terminal import printable, rerun_command, said_of
 from exemplar_ray.exemplars.spec import RunOptions, RunSpec
 from exemplar_ray.keys import Key
 
@@ -45,42 +46,34 @@ class _Parser(argparse.ArgumentParser):
         return flags.union(*(command._flags() for choices in commands for command in choices.values()))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, script: Sequence[str] = ()) -> int:
     """Run one command and return the exit status.
 
     0: complete; 1: finished but incomplete; 2: bad usage or a refused run folder;
     130: interrupted.
+
+    Args:
+        arguments: those of the command line if None.
+        script: where a program of its own gives the arguments, the words that it was started with.
     """
-    console = Console()
-    errors = Console(stderr=True)
-    try:
-        with interruptible():
-            options = build_parser().parse_args(arguments)
-            return options.command(options, console)
-    except UsageError as error:
-        say(errors, "exemplar-ray: error: " + " ".join(str(error).split()))
-        return BAD_USAGE
-    except PermissionError as error:
-        say(
-            errors,
-            "exemplar-ray: error: access denied: "
-            + " ".join(str(error).split())
-            + "; check permissions or credentials",
-        )
-        return BAD_USAGE
-    except OSError as error:
-        # Not a bug: a folder that cannot be written, a full disk, a server that is gone.
-        say(errors, f"exemplar-ray: error: {type(error).__name__}: " + " ".join(str(error).split()))
-        return BAD_USAGE
-    except Exception as error:
-        # No credentials, no region: the user's, but no OSErrors. Not imported, as `status` of a local run needs no AWS.
-        if type(error).__module__ != "botocore.exceptions":
-            raise
-        say(errors, "exemplar-ray: error: " + " ".join(str(error).split()) + "; check `aws configure`")
-        return BAD_USAGE
-    except KeyboardInterrupt:
-        say(errors, "exemplar-ray: interrupted; finished shards are kept, run the same command to go on")
-        return INTERRUPTED
+    with printable(sys.stdout, sys.stderr):
+        console = Console()
+        errors = Console(stderr=True)
+        try:
+            with interruptible():
+                given = sys.argv[1:] if arguments is None else list(arguments)
+                options = build_parser().parse_args(given)
+                options.rerun = rerun_command(given, script)
+                return options.command(options, console)
+        except KeyboardInterrupt:
+            say(errors, "exemplar-ray: interrupted; finished shards are kept, run the same command to go on")
+            return INTERRUPTED
+        except Exception as error:
+            line = said_of(error)
+            if line is None:
+                raise
+            say(errors, f"exemplar-ray: error: {line}")
+            return BAD_USAGE
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -185,7 +178,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         console,
         pick(RunOptions, settings),
     )
-    return _finish(outcome, settings["out"], "exemplar-ray " + shlex.join(sys.argv[1:]), console)
+    return _finish(outcome, settings["out"], options.rerun, console)
 
 
 def _plan(options: argparse.Namespace, console: Console) -> int:
@@ -207,7 +200,19 @@ def _merge(options: argparse.Namespace, console: Console) -> int:
 
     run_options = pick(RunOptions, vars(options))
     outcome = job.merge(options.run, pick(Resources, vars(options)), console, options.allow_partial, run_options)
-    return _finish(outcome, options.run, "the run command", console)
+    rerun = "" if outcome.complete else _run_command(options)
+    return _finish(outcome, options.run, rerun, console)
+
+
+def _run_command(options: argparse.Namespace) -> str:
+    """Return the command that scans what a run folder lacks, as far as its `run.json` tells."""
+    from exemplar_ray.exemplars.plan import Plan
+    from exemplar_ray.report.provenance import command_of
+    from exemplar_ray.runs.run_folder import RunFolder
+
+    given = vars(options)
+    resources = [word for key in ("address", "retries") if key in given for word in (f"--{key}", str(given[key]))]
+    return " ".join([command_of(Plan.read(RunFolder(options.run)), options.run), *map(shlex.quote, resources)])
 
 
 def _finish(outcome: JobOutcome, run_folder: str, rerun: str, console: Console) -> int:

@@ -17,10 +17,12 @@ from PIL import Image, UnidentifiedImageError
 
 from exemplar_ray.data.framing import Framing
 from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.storage.transient import is_out_of_memory
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
-# Pillow's decoders raise these on bytes that are no image or a broken one.
+# Pillow's decoders raise these on bytes that are no image or a broken one. No MemoryError: it is the machine's, and
+# which images a run leaves out must not depend on that.
 _UNDECODABLE = (
     OSError,  # truncated, unknown format
     SyntaxError,  # broken PNG or TIFF structure
@@ -31,7 +33,6 @@ _UNDECODABLE = (
     EOFError,
     OverflowError,
     RuntimeError,
-    MemoryError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -54,6 +55,7 @@ def decode(data: bytes | None) -> Image.Image:
 
     Raises:
         UndecodableImageError: there are no bytes, or Pillow cannot decode them whole.
+        MemoryError: there is no memory for it now.
     """
     if not data:
         raise UndecodableImageError("no image bytes" if data is None else "empty image bytes")
@@ -64,6 +66,8 @@ def decode(data: bytes | None) -> Image.Image:
         # Pillow's own message names a place in memory.
         raise UndecodableImageError("not an image of any known format") from error
     except _UNDECODABLE as error:
+        if is_out_of_memory(error):
+            raise MemoryError(str(error)) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UndecodableImageError(reason) from error
 

@@ -17,6 +17,7 @@ from exemplar_ray.data import decode as images
 from exemplar_ray.data.decode import UndecodableImageError
 from exemplar_ray.data.framing import Framing
 from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.storage.transient import is_out_of_memory
 
 _END_OF_JPEG = b"\xff\xd9"
 # Larger ones would not fit many at a time.
@@ -69,7 +70,9 @@ def _decode(data: Sequence[bytes], device: torch.device) -> list[Tensor | None]:
     encoded = [torch.from_numpy(np.frombuffer(bytearray(one), np.uint8)) for one in data]
     try:
         return list(decode_jpeg(encoded, ImageReadMode.RGB, device))
-    except RuntimeError:
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         # One faulty image fails the call for all.
         return [None] if len(data) == 1 else [_decode([one], device)[0] for one in data]
 

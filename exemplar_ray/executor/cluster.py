@@ -100,7 +100,7 @@ class Cluster:
         else:
             self._connect()
         try:
-            self._watch = Watch(ray.get_runtime_context().gcs_address)
+            self._watch = Watch(ray.get_runtime_context().gcs_address, _raylet())
             self._size_tasks(ray.cluster_resources())
         except UsageError:
             self.__exit__()
@@ -155,8 +155,10 @@ class Cluster:
         self.slots = self.demand.slots(totals)
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if not self.demand.fits(machines):
-            if not _may_grow():
+            if not (self._joined or self._address):
                 self.demand.refuse_impossible(machines)
+            if not _may_grow():
+                self.demand.refuse_impossible(machines, "any machine of this cluster")
             self.waits_for = (
                 f"no machine of this cluster has what a task asks for ({self.demand.words}): tasks wait until one joins"
             )
@@ -301,6 +303,15 @@ def _why_not(address: str, error: Exception) -> str:
         )
     what = f"connect to Ray at '{address}'" if address != "local" else "start Ray on this machine"
     return f"cannot {what}: {str(error) or type(error).__name__}"
+
+
+def _raylet() -> str | None:
+    """Return the address of Ray's process on this machine; None for a client, which has none."""
+    if ray.util.client.ray.is_connected():
+        return None
+    here = ray.get_runtime_context().get_node_id()
+    addresses = [(n["NodeManagerAddress"], n["NodeManagerPort"]) for n in ray.nodes() if n["NodeID"] == here]
+    return "{}:{}".format(*addresses[0]) if addresses else None
 
 
 def _may_grow() -> bool:

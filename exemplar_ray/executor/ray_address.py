@@ -100,37 +100,57 @@ def _is_head(place: tuple[str, int]) -> bool:
 
 
 class Watch:
-    """Looks now and then whether a Ray is still there, while nothing is heard of it."""
+    """Looks now and then whether a Ray is still there, while nothing is heard of it.
+
+    Args:
+        head: the address of its head.
+        raylet: the address of its process on this machine, if it is known.
+    """
 
     EVERY_SECONDS = 5.0
-    # Ray itself ends the process on the spot after 60 s without its head.
+    # A head may come back. Without it Ray itself ends the process on the spot after 60 s.
     MOST_SECONDS = 30.0
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    def __init__(self, head: str, raylet: str | None = None) -> None:
+        self._head, self._raylet = head, raylet
         self._looked = self._seen = time.monotonic()
 
     def look(self) -> None:
         """Look, if it is time to.
 
         Raises:
-            LostRayError: it has not been there for a while.
+            LostRayError: it is not there any more, or has not been for a while.
         """
         now = time.monotonic()
-        place = host_and_port(self._address)
-        if place is None or now - self._looked < self.EVERY_SECONDS:
+        if now - self._looked < self.EVERY_SECONDS:
             return
         self._looked = now
-        try:
+        error = _refusal(self._raylet)
+        if error is not None:
+            # It does not come back, and Ray ends this process soon after it.
+            raise self._lost(error) from error
+        error = _refusal(self._head)
+        if error is None:
+            self._seen = time.monotonic()
+        elif time.monotonic() - self._seen > self.MOST_SECONDS:
+            raise self._lost(error) from error
+
+    def _lost(self, error: OSError) -> LostRayError:
+        return LostRayError(
+            f"the Ray at '{self._head}' is lost ({error.strerror or error}); finished shards are kept, run the same "
+            "command to go on once there is a Ray again"
+        )
+
+
+def _refusal(address: str | None) -> OSError | None:
+    """Return why nobody can be reached at an address; None if somebody can."""
+    place = host_and_port(address or "")
+    try:
+        if place is not None:
             socket.create_connection(place, _CONNECT_SECONDS).close()
-        except OSError as error:
-            if time.monotonic() - self._seen > self.MOST_SECONDS:
-                raise LostRayError(
-                    f"the Ray at '{self._address}' is lost ({getattr(error, 'strerror', None) or error}); finished "
-                    "shards are kept, run the same command to go on once there is a Ray again"
-                ) from error
-            return
-        self._seen = time.monotonic()
+    except OSError as error:
+        return error
+    return None
 
 
 class LostRayError(UsageError):

@@ -77,8 +77,11 @@ class Demand:
         """Whether one of the machines has as much as one task asks for; each as `ray.nodes` says what it has."""
         return any(machine.get("CPU", 0) >= self.cpus and machine.get("GPU", 0) >= self.gpus for machine in machines)
 
-    def refuse_impossible(self, machines: Sequence[Mapping[str, float]]) -> None:
+    def refuse_impossible(self, machines: Sequence[Mapping[str, float]], where: str = "this machine") -> None:
         """Refuse what no machine of a Ray that does not grow has: a task would wait for it for ever.
+
+        Args:
+            where: what the machines are together, or the one that there is.
 
         Raises:
             UsageError: no machine has as much as one task asks for.
@@ -86,7 +89,6 @@ class Demand:
         if self.fits(machines):
             return
         most = {kind: max((machine.get(kind, 0) for machine in machines), default=0) for kind in ("CPU", "GPU")}
-        where = "this machine" if len(machines) == 1 else f"any of the {len(machines)} machines"
         for kind, count in (("CPU", self.cpus), ("GPU", self.gpus)):
             if count > most[kind]:
                 raise UsageError(

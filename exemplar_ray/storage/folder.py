@@ -127,9 +127,9 @@ class Folder:
             durable: wait until a local disk has it, so that it outlasts the machine's sudden end.
         """
         if not self._local:
-            patiently(lambda: self._fs.pipe_file(self._path(name), content))
+            _asked(lambda: self._fs.pipe_file(self._path(name), content))
             return
-        patiently(lambda: self._write_local(name, content, durable))
+        _asked(lambda: self._write_local(name, content, durable))
         if durable:
             _fsync(os.path.dirname(self._path(name)))
 
@@ -139,12 +139,11 @@ class Folder:
         Most of what writing takes is waiting for the disk, or for the object store's answers.
         """
         if not self._local:
-            patiently(lambda: self._fs.pipe({self._path(name): content for name, content in files.items()}))
+            _asked(lambda: self._fs.pipe({self._path(name): content for name, content in files.items()}))
             return
         with ThreadPoolExecutor(len(files)) as pool:
             written = [
-                pool.submit(patiently, partial(self._write_local, name, content, True))
-                for name, content in files.items()
+                pool.submit(_asked, partial(self._write_local, name, content, True)) for name, content in files.items()
             ]
         for one in written:
             one.result()
@@ -167,7 +166,7 @@ class Folder:
         with tempfile.TemporaryDirectory(prefix="exemplar_ray-") as folder:
             local = os.path.join(folder, posixpath.basename(name))
             yield local
-            patiently(lambda: self._fs.put_file(local, self._path(name)))
+            _asked(lambda: self._fs.put_file(local, self._path(name)))
 
     def open(self, name: str) -> Any:
         """Open a file for reading in binary mode."""
@@ -199,7 +198,7 @@ class Folder:
 
 
 def _asked(question: Callable[[], Value]) -> Value:
-    """Ask a storage, patiently.
+    """Ask a storage for something, or have it do something, patiently.
 
     Raises:
         FileNotFoundError, NotADirectoryError: it says that there is no such thing.

@@ -41,7 +41,7 @@ _TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504, 509}
 # What object stores say of such things with another status.
 _TRANSIENT_CODES = {"RequestTimeout", "RequestTimeoutException", "SlowDown", "Throttling", "ThrottlingException"}
 
-# What allocators say that raise something else than MemoryError: torch's for CPUs and GPUs, C++, CUDA's libraries.
+# What allocators say that raise no MemoryError: torch's for CPUs and GPUs, C++, CUDA's libraries, Pillow's decoders.
 _OUT_OF_MEMORY = (
     "out of memory",
     "not enough memory",
@@ -80,7 +80,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, a machine's or a GPU's: this error says so, or the one that it was raised from."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
-    if isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY):
+    if isinstance(error, (RuntimeError, OSError)) and any(words in str(error) for words in _OUT_OF_MEMORY):
         return True
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 
