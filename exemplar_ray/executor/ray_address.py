@@ -76,8 +76,7 @@ def is_same(one: str, other: str) -> bool:
         return False
     hosts = [_addresses(place[0]) for place in places if place is not None]
     # Ray calls this machine by its address in the network.
-    local = [bool(found & _addresses("localhost") or found & _addresses(socket.gethostname())) for found in hosts]
-    return bool(hosts[0] & hosts[1]) or all(local)
+    return bool(hosts[0] & hosts[1]) or all(any(map(_is_here, found)) for found in hosts)
 
 
 def _addresses(host: str) -> set[str]:
@@ -85,6 +84,16 @@ def _addresses(host: str) -> set[str]:
         return {str(found[4][0]) for found in socket.getaddrinfo(host, None)}
     except (OSError, UnicodeError):
         return {host}
+
+
+def _is_here(address: str) -> bool:
+    """Whether an IP address is one of this machine's: only those can be listened at."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as listener:
+            listener.bind((address, 0))
+    except (OSError, UnicodeError):
+        return False
+    return True
 
 
 def _is_head(place: tuple[str, int]) -> bool:
