@@ -96,4 +96,5 @@ def trunk_of(spec: TrunkSpec, device: str) -> Trunk:
         torch.device(device),
         spec.precision,
         spec.pre_relu,
+        spec.network.channels_last,
     )
