@@ -59,7 +59,7 @@ def question_network(
     refuse_unknown_layers(layout, names)
     _refuse_unknown_modules(module, names)
     if images is None:
-        images = _noise(preprocess.crop)
+        images = noise(preprocess.crop)
     inquiry = Inquiry(module, names, preprocess, images)
     inquiry.look_alone()
     inquiry.look_watching()
@@ -75,7 +75,9 @@ def question_network(
         layouts={name: why for name, (_, why) in layouts.items() if why},
         same_for_both=inquiry.same_for_both,
     )
-    return Questioned(tuple(_layer(inquiry.found[name], name, layouts[name][0], channels) for name in names), answers)
+    return Questioned(
+        tuple(described_layer(inquiry.found[name], name, layouts[name][0], channels) for name in names), answers
+    )
 
 
 def _refuse_unknown_modules(module: nn.Module, names: Sequence[str]) -> None:
@@ -85,7 +87,7 @@ def _refuse_unknown_modules(module: nn.Module, names: Sequence[str]) -> None:
             raise UsageError(f"unknown layer '{name}'; {near_matches(name, modules)}")
 
 
-def _noise(crop: int) -> Tensor:
+def noise(crop: int) -> Tensor:
     """Return two images of coarse noise, uint8 [2, crop, crop, 3]: fine noise is all the same to a network."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand((2, 3, 8, 8), generator=generator) * 255
@@ -93,7 +95,12 @@ def _noise(crop: int) -> Tensor:
     return fine.round().to(torch.uint8)
 
 
-def _layer(found: Found, name: str, layout: str, channels: str) -> Layer:
+def described_layer(found: Found, name: str, layout: str, channels: str) -> Layer:
+    """Return a layer as it was found.
+
+    Raises:
+        UsageError: a channel is out of range.
+    """
     shape, grid = found.shape, found.grid
     count = shape[1] if layout in (NCHW, VECTOR) else shape[-1]
     size: tuple[int, ...] | None = (grid.height, grid.width) if grid else None

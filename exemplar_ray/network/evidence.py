@@ -22,6 +22,7 @@ from exemplar_ray.network.layers import NCHW, NHWC, TOKENS
 
 # How far a response must move along an axis, as a share of its length, to have followed the corner.
 _MOVED = 0.04
+_MOVED_ALONE = 0.3
 # Along other axes it may move by so much of that.
 _STAYED = 0.5
 
@@ -123,11 +124,13 @@ def from_content(seen: Responses) -> str | None:
     """Return the layout along whose map the response moves with the corner; None if it moves along none, or `another
     order` where it moves along other axes."""
     lengths = [along.shape[1] for along in seen.along]
+    of_one_unit = [layout for layout, axes in _MAP_AXES.items() if all(lengths[axis - 1] == 1 for axis in axes)]
+    if of_one_unit:
+        # Of a map of one unit only the channels are left, wherever the response moves among them.
+        return of_one_unit[0]
     down, right = ([_movement(along, axis) for along in seen.along] for axis in (0, 1))
     if max(map(abs, (*down, *right))) < _MOVED:
-        # Of a map of one unit only the channels are left.
-        units = {layout for layout, axes in _MAP_AXES.items() if all(lengths[axis - 1] == 1 for axis in axes)}
-        return next(iter(units)) if len(units) == 1 else NCHW if len(units) == 2 else None
+        return None
     fitting = [layout for layout, (y, x) in _MAP_AXES.items() if _follows(down, right, lengths, y - 1, x - 1)]
     return fitting[0] if len(fitting) == 1 else ANOTHER_ORDER
 
@@ -147,12 +150,12 @@ def _movement(along: Tensor, direction: int) -> float:
 
 def _follows(down: Sequence[float], right: Sequence[float], lengths: Sequence[int], y: int, x: int) -> bool:
     """Whether the response moves along axis y with the corner's height, along x with its width, and else stays."""
-    moved = [down[y] if lengths[y] > 1 else None, right[x] if lengths[x] > 1 else None]
-    known = [movement for movement in moved if movement is not None]
-    if not known or min(known) < _MOVED:
+    moved = [movement for movement, axis in ((down[y], y), (right[x], x)) if lengths[axis] > 1]
+    # One axis alone tells little: channels, too, may answer more to what is above.
+    if min(moved) < (_MOVED if len(moved) == 2 else _MOVED_ALONE):
         return False
     others = [right[y], down[x], *(m[k] for m in (down, right) for k in range(3) if k not in (y, x))]
-    return max(map(abs, others)) <= _STAYED * min(known)
+    return max(map(abs, others)) <= _STAYED * min(moved)
 
 
 def grid_from_content(seen: Responses) -> Grid | None:

@@ -1,13 +1,14 @@
 """Which axes of a tensor are an image's map, followed through operations that move, join and divide axes. No torch.
 
 A tensor's axes are groups of atoms. An atom is a size and, where it is the map's, a name: "y" or "x". A view only
-groups the atoms anew, as long as it divides none of the map's: [images, height, width, channels] seen as
-[images * height * width, channels] and back, as linear layers do, loses nothing.
+groups the atoms anew: [images, height, width, channels] seen as [images * height * width, channels] and back, as
+linear layers do, loses nothing. An atom that a view divides, as cutting a map into windows does, becomes two, "y>0" and
+"y>1", which are one again where they come to stand one behind the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -53,7 +54,7 @@ class Axes:
             return None
         named = [atom for atom in self.groups[place] if atom[1] is not None]
         alone = len(named) == 1 and all(size == 1 for size, name in self.groups[place] if name is None)
-        return named[0][1] if alone else None
+        return named[0][1] if alone and named[0][1] in ("y", "x") else None
 
     def is_of_map(self, place: int) -> bool:
         """Whether an axis has one of the map's in it."""
@@ -64,14 +65,22 @@ class Axes:
         return [name for size, name in self.groups[place] if size > 1] == ["y", "x"]
 
     def without(self, *names: str) -> Axes:
-        """Return the same, with some of the map's axes not known as such any more."""
-        return Axes(tuple(tuple((s, None if n in names else n) for s, n in group) for group in self.groups))
+        """Return the same, with some of the map's axes, or of their parts, not known as such any more."""
+        gone = set(names)
+        return Axes(
+            tuple(tuple((s, n if n and n.split(">")[0] not in gone else None) for s, n in g) for g in self.groups)
+        )
 
-    def unnamed(self, places: Iterable[int]) -> Axes:
-        """Return the same after units were mixed along some axes."""
-        gone = {place % len(self.groups) for place in places}
-        names = {name for place in gone for _, name in self.groups[place] if name is not None}
-        return self.without(*names)
+    def names_at(self, places: Iterable[int]) -> set[str]:
+        """Return of which of the map's axes there is anything in some axes: "y", "x"."""
+        return {name.split(">")[0] for place in places for _, name in self.groups[place] if name is not None}
+
+    def named(self, names: Mapping[int, str]) -> Axes:
+        """Return the same, where an axis at a place is known to be the map's."""
+        groups = list(self.groups)
+        for place, name in names.items():
+            groups[place] = ((self.shape[place], name),)
+        return Axes(tuple(groups))
 
     def permuted(self, order: Sequence[int]) -> Axes:
         """Return the axes in another order."""
@@ -117,24 +126,27 @@ class Axes:
         return Axes(tuple(groups))
 
     def agreeing_with(self, other: Axes) -> Axes:
-        """Return the axes that two tensors of one shape have in common."""
-        names = {name for axes in (self, other) for group in axes.groups for _, name in group if name is not None}
-        differing = [name for name in names if self._place_of(name) != other._place_of(name)]
-        merged = self.without(*differing)
-        # Joined axes are only the same if they are joined in the same order.
-        joined = [
-            place
-            for place, (one, another) in enumerate(zip(merged.groups, other.without(*differing).groups, strict=True))
-            if one != another and any(name for _, name in one) and merged.name_at(place) is None
-        ]
-        return merged.unnamed(joined)
+        """Return the axes of what two tensors of one shape are combined to, element by element: those that are known of
+        either, and that the other does not contradict."""
+        mine, others = ({name: self_._places_of(name) for name in "yx"} for self_ in (self, other))
+        agreed = Axes(
+            tuple(
+                theirs if any(n for _, n in theirs) and not any(n for _, n in own) else own
+                for own, theirs in zip(self.groups, other.groups, strict=True)
+            )
+        )
+        return agreed.without(*(n for n in "yx" if mine[n] and others[n] and mine[n] != others[n]))
 
-    def _place_of(self, name: str) -> int | None:
-        places = [place for place, group in enumerate(self.groups) if any(name == named for _, named in group)]
-        return places[0] if places else None
+    def _places_of(self, name: str) -> tuple[tuple[int, tuple[Atom, ...]], ...]:
+        """Return which axes have anything of one of the map's in them, and how."""
+        return tuple(
+            (place, group)
+            for place, group in enumerate(self.groups)
+            if any(n is not None and n.split(">")[0] == name for _, n in group)
+        )
 
     def regrouped(self, shape: Sequence[int]) -> Axes | None:
-        """Return the axes of a view of another shape; None if it divides one of the map's."""
+        """Return the axes of a view of another shape; None where they cannot be told."""
         atoms = [atom for group in self.groups for atom in group if atom[0] != 1 or atom[1] is not None]
         groups: list[tuple[Atom, ...]] = []
         for size in shape:
@@ -144,12 +156,13 @@ class Axes:
             groups.append(group)
         if groups:
             groups[-1] = (*groups[-1], *atoms)
-        return Axes(tuple(group or ((1, None),) for group in groups)) if prod(s for s, _ in atoms) == 1 else None
+        return (
+            Axes(tuple(_whole(group) or ((1, None),) for group in groups)) if prod(s for s, _ in atoms) == 1 else None
+        )
 
 
 def _taken(atoms: list[Atom], size: int) -> tuple[tuple[Atom, ...] | None, list[Atom]]:
-    """Take atoms from the front until they make up a size; return them, and the rest. None where that would divide one
-    of the map's."""
+    """Take atoms from the front until they make up a size; return them, and the rest. None where they do not."""
     group: list[Atom] = []
     rest = list(atoms)
     if size == 1:
@@ -162,8 +175,23 @@ def _taken(atoms: list[Atom], size: int) -> tuple[tuple[Atom, ...] | None, list[
             group.append((length, name))
             continue
         missing = size // have
-        if name is not None or size % have or length % missing:
+        if size % have or length % missing:
             return None, rest
-        group.append((missing, None))
-        rest.insert(0, (length // missing, None))
+        group.append((missing, name and f"{name}>0"))
+        rest.insert(0, (length // missing, name and f"{name}>1"))
     return tuple(group), rest
+
+
+def _whole(group: tuple[Atom, ...]) -> tuple[Atom, ...]:
+    """Join parts of an axis that stand one behind the other again."""
+    joined: list[Atom] = []
+    for size, name in group:
+        joined.append((size, name))
+        while len(joined) > 1 and _are_parts(joined[-2][1], joined[-1][1]):
+            (first, part), (second, _) = joined[-2:]
+            joined[-2:] = [(first * second, str(part).removesuffix(">0"))]
+    return tuple(joined)
+
+
+def _are_parts(one: str | None, other: str | None) -> bool:
+    return bool(one and other) and one == f"{str(other).removesuffix('>1')}>0" and str(other).endswith(">1")

@@ -55,10 +55,11 @@ class Inquiry:
 
     def __init__(self, module: nn.Module, names: Sequence[str], preprocess: Preprocess, images: Tensor) -> None:
         self.module = module
-        self._names = names
+        self.names = names
         self._preprocess = preprocess
-        self._images = images
+        self.images = images
         self.found: dict[str, Found] = {}
+        self.known_responses: dict[str, evidence.Responses] = {}
         self._again: dict[str, Tensor] = {}
         self.repeated_difference = 0.0
         self.batch_difference = 0.0
@@ -66,29 +67,28 @@ class Inquiry:
 
     def look_alone(self) -> None:
         """Look at the first image, alone, to the end of the network."""
-        side = self._preprocess.crop
         try:
-            outputs = look(self.module, self._names, self._input(self._images[:1]), _copy, to_the_end=True)
+            outputs = look(self.module, self.names, self.input_of(self.images[:1]), copy, to_the_end=True)
         except FailsError as error:
-            raise UsageError(f"the model fails on a {side} x {side} image: {error}") from error
-        for name in self._names:
-            output = _only_output(name, outputs, 1)
+            raise UsageError(self.failure(error)) from error
+        for name in self.names:
+            output = only_output(name, outputs, 1)
             self.found[name] = Found(tuple(output.shape), output)
 
     def look_watching(self) -> None:
         """Look again, and follow every operation."""
-        x = self._input(self._images[:1])
+        x = self.input_of(self.images[:1])
         watched = WatchedOperations(x)
 
         def take(_name: str, output: Tensor) -> tuple[Tensor, Any]:
             return output.detach().clone(), watched.followed(output)
 
         try:
-            outputs = look(self.module, self._names, x, take, watching=watched)
+            outputs = look(self.module, self.names, x, take, watching=watched)
         except FailsError:
             # It cannot be followed; it runs all the same.
             outputs = self._again_unwatched(x)
-        for name in self._names:
+        for name in self.names:
             [(output, followed)] = outputs[name]
             self._again[name] = output
             if followed is not None:
@@ -97,15 +97,15 @@ class Inquiry:
 
     def _again_unwatched(self, x: Tensor) -> Look:
         try:
-            return look(self.module, self._names, x, lambda name, output: (_copy(name, output), None))
+            return look(self.module, self.names, x, lambda name, output: (copy(name, output), None))
         except FailsError as error:
             raise UsageError(f"the model fails on an image that it took before: {error}") from error
 
     def look_at_a_smaller_one(self) -> str | None:
         """Look at an image of less height, and still less width; return why the network refuses it, None if it does
         not."""
-        height, width = _smaller(self._preprocess.crop)
-        small = nn.functional.interpolate(self._input(self._images[:1]), (height, width), mode="bilinear")
+        height, width = smaller(self._preprocess.crop)
+        small = nn.functional.interpolate(self.input_of(self.images[:1]), (height, width), mode="bilinear")
         shapes: dict[str, tuple[int, ...]] = {}
 
         def take(name: str, output: Any) -> None:
@@ -114,11 +114,11 @@ class Inquiry:
 
         refusal = None
         try:
-            look(self.module, self._names, small, take)
+            look(self.module, self.names, small, take)
         except FailsError as error:
             refusal = str(error)
         for name, shape in shapes.items():
-            if len(self.found[name].shape) > 2:
+            if name in self.found and len(self.found[name].shape) > 2:
                 self.vote(name, SIZE, evidence.from_sizes(self.found[name].shape, shape))
         return refusal
 
@@ -129,19 +129,19 @@ class Inquiry:
         Raises:
             UsageError: the network is no function of the image.
         """
-        x = self._input(self._images[[1, 0]])
+        x = self.input_of(self.images[[1, 0]])
         fast = self._together_fast(x)
         try:
-            outputs = fast or look(self.module, self._names, x, _copy)
+            outputs = fast or look(self.module, self.names, x, copy)
         except FailsError as error:
             raise UsageError(f"the model fails on a batch of two images, each of which it takes: {error}") from error
-        batch = {name: _only_output(name, outputs, 2) for name in self._names}
+        batch = {name: only_output(name, outputs, 2) for name in self.names}
         self._judge_repetition(batch)
         differences = self._batch_differences(batch)
         if fast and max(differences.values(), default=0) > 0:
             # Something in it goes by how its input lies in memory.
-            plain = look(self.module, self._names, x, _copy)
-            of_plain = self._batch_differences({name: _only_output(name, plain, 2) for name in self._names})
+            plain = look(self.module, self.names, x, copy)
+            of_plain = self._batch_differences({name: only_output(name, plain, 2) for name in self.names})
             if max(of_plain.values()) == 0:
                 fast, differences = None, of_plain
         for name, apart in differences.items():
@@ -152,7 +152,7 @@ class Inquiry:
     def _together_fast(self, x: Tensor) -> Look | None:
         try:
             with channels_last_in_memory(self.module) as memory_format, FastResponseNorm():
-                return look(self.module, self._names, x.contiguous(memory_format=memory_format), _copy)
+                return look(self.module, self.names, x.contiguous(memory_format=memory_format), copy)
         except FailsError:
             return None
 
@@ -178,12 +178,14 @@ class Inquiry:
         }
 
     def responses(self, names: Sequence[str], to_the_end: bool = False) -> dict[str, evidence.Responses]:
-        """Look at the image with other content in each of its corners."""
+        """Look at the image with other content in each of its corners; return how layers respond, as far as they do."""
+        if set(names) <= self.known_responses.keys():
+            return {name: self.known_responses[name] for name in names}
         side = self._preprocess.crop
         tokens = [found.shape[1] for name, found in self.found.items() if len(found.shape) == 3]
         # A token's own part of the image, where there are tokens; else enough for a small map's corner.
         size = max(1, side // max(4, int(max(tokens, default=16) ** 0.5)))
-        image = self._images[0]
+        image = self.images[0]
         together = torch.cat([image[None], evidence.with_other_corners(image, size)])
 
         def take(_name: str, output: Any) -> evidence.Responses | None:
@@ -191,33 +193,48 @@ class Inquiry:
                 return None
             return evidence.responses(output[:1], output[1:]) if output.is_floating_point() else None
 
-        looked = look(self.module, names, self._input(together), take, to_the_end)
+        try:
+            looked = look(self.module, names, self.input_of(together), take, to_the_end)
+        except FailsError:
+            return {}
         return {name: seen[0] for name, seen in looked.items() if seen and seen[0] is not None}
 
+    def failure(self, error: FailsError) -> str:
+        """Say that the network takes no such image."""
+        side = self._preprocess.crop
+        return f"the model fails on a {side} x {side} image: {error}"
+
     def module_of(self, name: str) -> nn.Module:
+        """Return the module that a layer's name means."""
         modules = [known for known, _ in self.module.named_modules()]
         return self.module.get_submodule(split_name(name, modules)[0])
 
     def vote(self, name: str, what: str, vote: str | None) -> None:
+        """Note what speaks for a layout of a layer."""
         if vote is not None:
             self.found[name].votes[what] = vote
 
-    def _input(self, images: Tensor) -> Tensor:
+    def input_of(self, images: Tensor) -> Tensor:
+        """Return the network's input for some images."""
         return to_input(images, self._preprocess)
 
 
-def _copy(_name: str, output: Any) -> Any:
+def copy(_name: str, output: Any) -> Any:
     """Take a copy of a tensor, and of anything else the name of its kind."""
     return output.detach().clone() if isinstance(output, Tensor) else type(output).__name__
 
 
-def _only_output(name: str, looked: Look, images: int) -> Tensor:
+def only_output(name: str, looked: Look, images: int) -> Tensor:
     """Return what a layer gave for so many images.
 
     Raises:
         UsageError: it did not run just once, or gave no numbers that can be read.
     """
-    outputs = looked[name]
+    return the_output(name, looked[name], images)
+
+
+def the_output(name: str, outputs: list[Any], images: int) -> Tensor:
+    """Do `only_output` for one layer."""
     if outputs == ["NoneType"] and name.endswith(SUFFIX):
         layer = name.removesuffix(SUFFIX)
         raise UsageError(f"layer '{layer}' does not end in a ReLU, so there is no '{name}'; name '{layer}', or another")
@@ -238,7 +255,7 @@ def _only_output(name: str, looked: Look, images: int) -> Tensor:
     return output
 
 
-def _smaller(crop: int) -> tuple[int, int]:
+def smaller(crop: int) -> tuple[int, int]:
     """Return a height and a lesser width below a crop's, in steps that most networks take."""
     step = 32 if crop >= 128 else 4 if crop >= 16 else 1
     return max(step, crop * 6 // 7 // step * step), max(step, crop * 5 // 7 // step * step)

@@ -24,6 +24,7 @@ _ROUNDING = 1e-5
 _SHARE_OF_DIFFERENCE = 1e-3
 
 NOISE = "noise, as no image was at hand"
+AS_GIVEN = "as given"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,17 @@ class Answers:
     """{layer: how its output lies, and what told}"""
     same_for_both: tuple[str, ...] = ()
     """Layers that gave the same for both images."""
+
+    @property
+    def given_layouts(self) -> list[str]:
+        """Return the layers whose layout is as the user gave it."""
+        return [layer for layer, why in self.layouts.items() if AS_GIVEN in why]
+
+    def news(self) -> list[str]:
+        """Return of `lines` those that tell of something that is not as usual."""
+        return [line for line in self.lines()[2:] if "found by" not in line] + (
+            [f"the network was questioned with {self.asked_with}"] if self.asked_with.startswith("noise") else []
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` reads them back."""

@@ -13,7 +13,7 @@ Where paths join, the field is the union.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -123,15 +123,20 @@ def _lost(tensor: Tensor) -> Followed:
 
 
 def _settled(followed: Followed, tensor: Tensor) -> Followed:
-    """Hold together what is said of a tensor: an axis without a field is none of the map's any more, and one that is
-    none has no field."""
+    """Hold together what is said of a tensor: what has no such axis has no field along it."""
     field, axes = followed
     if axes.shape != tuple(tensor.shape):
         return _lost(tensor)
-    y = field.y if axes.has("y") else None
-    x = field.x if axes.has("x") else None
-    axes = axes.without(*(name for name, axis in (("y", y), ("x", x)) if axis is None))
-    return Followed(ReceptiveField(y, x), axes)
+    return Followed(_only_of(field, {name for name in "yx" if axes.has(name)}), axes)
+
+
+def _only_of(field: ReceptiveField, names: Collection[str]) -> ReceptiveField:
+    return ReceptiveField(field.y if "y" in names else None, field.x if "x" in names else None)
+
+
+def _mixed(followed: Followed, places: Iterable[int]) -> Followed:
+    """Return the same after units were mixed along some axes: along these they see everything."""
+    return Followed(_only_of(followed.field, {"y", "x"} - followed.axes.names_at(places)), followed.axes)
 
 
 _Known = dict[int, tuple[tuple[int, ...], Followed]]
@@ -150,8 +155,8 @@ def _after(
     first = known.get(id(args[0])) if args and isinstance(args[0], Tensor) else None
     if name in _WINDOWS and first is not None:
         # A convolution mixes what it takes for channels.
-        axes = first[1].axes.unnamed((-3,)) if name == "convolution" and len(first[0]) > 2 else first[1].axes
-        return _windowed(Followed(first[1].field, axes), _WINDOWS[name](args), result)
+        given = _mixed(first[1], (-3,)) if name == "convolution" and len(first[0]) > 2 else first[1]
+        return _windowed(given, _WINDOWS[name](args), result)
     if name == "constant_pad_nd" and first is not None:
         return _padded(first[1], args[1], result)
     if name == "slice" and first is not None:
@@ -163,6 +168,8 @@ def _after(
         return _pointwise({id(args[1]): source}, result) if source else _lost(result)
     if name in ("cat", "stack"):
         return _joined(name, args, known, result)
+    if name in _MIXES and first is not None and not number:
+        return _mixed(first[1], _MIXES[name](args))
     if name in _MOVES and first is not None:
         moved = _MOVES[name](first[1].axes, args, kwargs, result, number)
         return Followed(first[1].field, moved) if moved is not None else _lost(result)
@@ -178,7 +185,9 @@ def _windowed(followed: Followed, windows: tuple[Any, ...] | None, result: Tenso
     """Return what a convolution or a pooling gives."""
     field, axes = followed
     if windows is None:
-        return _lost(result)
+        # A transposed convolution: its units see more than is followed here, along the same axes.
+        transposed = axes.resized(result.shape, (-3, -2, -1)) if result.dim() == 4 else None
+        return Followed(_WHOLE, transposed) if transposed is not None else _lost(result)
     # The last two entries are the map's; a pooling over 3 axes has the channels' before them.
     spread = [_spread(values) for values in windows]
     fields = {"y": field.y, "x": field.x}
@@ -187,7 +196,12 @@ def _windowed(followed: Followed, windows: tuple[Any, ...] | None, result: Tenso
         if name is not None:
             fields[name] = _seen_through(fields[name], *(values[place] for values in spread))
     after = axes.resized(result.shape, places=(-3, -2, -1) if result.dim() > 2 else (-2, -1))
-    return Followed(ReceptiveField(fields["y"], fields["x"]), after) if after is not None else _lost(result)
+    if after is None:
+        after = Axes.unknown(result.shape)
+    if result.dim() == 4 and min(spread[0][-2:]) > 1 and not after.names_at(range(4)):
+        # What moves over two axes makes a map of them, wherever they come from.
+        return Followed(_WHOLE, after.named({2: "y", 3: "x"}))
+    return Followed(ReceptiveField(fields["y"], fields["x"]), after)
 
 
 def _padded(followed: Followed, padding: Sequence[int], result: Tensor) -> Followed:
@@ -219,11 +233,17 @@ def _sliced(followed: Followed, args: tuple[Any, ...], result: Tensor) -> Follow
 def _pointwise(known: _Known, result: Tensor) -> Followed:
     """Return what comes of tensors that are combined element by element, smaller ones repeated."""
     shape = tuple(result.shape)
-    aligned = [followed.axes.repeated(shape) for _, followed in known.values()]
-    axes = aligned[0]
-    for other in aligned[1:]:
-        axes = axes.agreeing_with(other)
-    return Followed(_union([followed.field for _, followed in known.values()]), axes)
+    return _combined([Followed(what.field, what.axes.repeated(shape)) for _, what in known.values()])
+
+
+def _combined(several: Sequence[Followed]) -> Followed:
+    """Return what tensors of one shape are combined to."""
+    axes = several[0].axes
+    for other in several[1:]:
+        axes = axes.agreeing_with(other.axes)
+    return Followed(
+        _union([_only_of(what.field, {name for name in "yx" if what.axes.has(name)}) for what in several]), axes
+    )
 
 
 def _joined(name: str, args: tuple[Any, ...], known: _Known, result: Tensor) -> Followed:
@@ -235,10 +255,7 @@ def _joined(name: str, args: tuple[Any, ...], known: _Known, result: Tensor) -> 
     aligned = [axes for piece in pieces if (axes := piece.axes.resized(result.shape, (dim,))) is not None]
     if len(aligned) < len(pieces) or any(axes.is_of_map(dim) for axes in aligned):
         return _lost(result)
-    axes = aligned[0]
-    for other in aligned[1:]:
-        axes = axes.agreeing_with(other)
-    return Followed(_union([piece.field for piece in pieces]), axes)
+    return _combined([Followed(piece.field, axes) for piece, axes in zip(pieces, aligned, strict=True)])
 
 
 # Each of the following takes the axes of the first argument, the arguments, and a result of the operation, the
@@ -282,18 +299,8 @@ def _reduced(axes: Axes, args: tuple[Any, ...], kwargs: Any, result: Tensor, num
     dims = args[1] if len(args) > 1 and args[1] is not None else range(len(axes.shape))
     dims = [dims] if isinstance(dims, int) else list(dims) or range(len(axes.shape))
     if result.dim() == len(axes.shape):
-        return axes.unnamed(dims).resized(tuple(result.shape), dims)
+        return axes.without(*axes.names_at(dims)).resized(tuple(result.shape), dims)
     return axes.dropped(dims)
-
-
-def _mixed_along(axes: Axes, args: tuple[Any, ...], kwargs: Any, result: Tensor, number: int) -> Axes | None:
-    return axes.unnamed((args[1],))
-
-
-def _normalised(axes: Axes, args: tuple[Any, ...], kwargs: Any, result: Tensor, number: int) -> Axes | None:
-    if number:
-        return None
-    return axes.unnamed([-1 - i for i in range(len(args[1]))])
 
 
 # What moves axes, groups them anew, or mixes along some; None: nothing is known any more.
@@ -306,8 +313,15 @@ _MOVES: dict[str, Callable[[Axes, tuple[Any, ...], Any, Tensor, int], Axes | Non
     **dict.fromkeys(("split", "split_with_sizes", "chunk"), _split),
     "index_select": _indexed,
     **dict.fromkeys(("mean", "sum", "amax", "amin"), _reduced),
-    **dict.fromkeys(("_softmax", "_log_softmax"), _mixed_along),
-    "native_layer_norm": _normalised,
+}
+
+# What mixes units along some axes, and leaves them where they are: from the arguments to the axes.
+_MIXES: dict[str, Callable[[tuple[Any, ...]], Iterable[int]]] = {
+    **dict.fromkeys(("_softmax", "_log_softmax"), lambda args: [args[1]]),
+    "native_layer_norm": lambda args: [-1 - i for i in range(len(args[1]))],
+    "roll": lambda args: args[2] if len(args) > 2 and args[2] else range(args[0].dim()),
+    "flip": lambda args: args[1],
+    "native_group_norm": lambda args: range(1, args[0].dim()),
 }
 
 # Products with weights, by which argument the activations are: its last axis becomes a new one.

@@ -12,6 +12,7 @@ from exemplar_ray.network.evidence import ANOTHER_ORDER, Grid
 from exemplar_ray.network.inquiry import CONTENT, Found, Inquiry
 from exemplar_ray.network.layers import NCHW, NHWC, TOKENS, VECTOR
 from exemplar_ray.network.layouts import AUTO
+from exemplar_ray.network.questions import AS_GIVEN
 
 
 def tell_layout(inquiry: Inquiry, name: str, given: str) -> tuple[str, str]:
@@ -29,11 +30,12 @@ def tell_layout(inquiry: Inquiry, name: str, given: str) -> tuple[str, str]:
     if len(found.shape) == 3:
         return TOKENS, _tell_tokens(inquiry, name, word, prefix)
     if word == AUTO and not found.votes:
-        inquiry.vote(name, CONTENT, evidence.from_content(inquiry.responses([name])[name]))
+        seen = inquiry.responses([name]).get(name)
+        inquiry.vote(name, CONTENT, evidence.from_content(seen) if seen else None)
     votes = {what: vote for what, vote in found.votes.items() if vote != word}
     if word != AUTO:
         against = "".join(f"; {what} speaks for {vote}" for what, vote in votes.items())
-        return word, f"{word}, as given{against}"
+        return word, f"{word}, {AS_GIVEN}{against}"
     layout = _agreed(name, found, inquiry.module_of(name))
     return layout, "" if layout == NCHW else f"{layout}, found by {', '.join(found.votes)}"
 
@@ -51,8 +53,9 @@ def _tell_tokens(inquiry: Inquiry, name: str, word: str, prefix: str) -> str:
             raise UsageError(
                 f"layer '{name}' gives {found.shape[1]} tokens, which without {prefix} make up no square map"
             )
-        return f"tokens, {_in_words(found.grid)}, as given"
-    found.grid = evidence.grid_from_content(inquiry.responses([name])[name]) or _grid_of_others(inquiry, found.shape[1])
+        return f"tokens, {_in_words(found.grid)}, {AS_GIVEN}"
+    seen = inquiry.responses([name]).get(name)
+    found.grid = (evidence.grid_from_content(seen) if seen else None) or _grid_of_others(inquiry, found.shape[1])
     if found.grid is None:
         why = "its tokens do not answer to the image's corners as those of a map do"
         raise UsageError(_cannot_be_told(name, found, why))
@@ -89,7 +92,10 @@ def _agreed(name: str, found: Found, module: nn.Module) -> str:
     if not layouts:
         raise UsageError(_cannot_be_told(name, found, "no axis answers to the image's size or content"))
     if layouts == {ANOTHER_ORDER}:
-        raise UsageError(_cannot_be_told(name, found, "its map's axes stand in no order that is known"))
+        raise UsageError(
+            f"layer '{name}' gives a tensor of shape {list(found.shape)}, whose axes are not channels and one map, in "
+            "any order that is known; name another layer"
+        )
     if len(layouts) > 1:
         told = "; ".join(f"{what} speaks for {vote}" for what, vote in found.votes.items())
         raise UsageError(_cannot_be_told(name, found, told))
