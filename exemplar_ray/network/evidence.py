@@ -11,7 +11,7 @@ What kind of layer it is contradicts at most: a convolution names its channels f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import isqrt
 from typing import NamedTuple
 
@@ -25,6 +25,13 @@ _MOVED = 0.04
 _MOVED_ALONE = 0.3
 # Along other axes it may move by so much of that.
 _STAYED = 0.5
+
+# How near to the image's corners the tokens that answer to them must lie in a map, and how much nearer than in the next
+# best way to lay them out, as a share of what is more than by chance.
+_NEAR, _CLEARLY = 0.52, 0.05
+# Class and register tokens are few.
+_MOST_LEFT_OVER = 8
+_LONGEST = 4
 
 _MAP_AXES = {NCHW: (2, 3), NHWC: (1, 2)}
 
@@ -129,10 +136,8 @@ def from_content(seen: Responses) -> str | None:
         # Of a map of one unit only the channels are left, wherever the response moves among them.
         return of_one_unit[0]
     down, right = ([_movement(along, axis) for along in seen.along] for axis in (0, 1))
-    if max(map(abs, (*down, *right))) < _MOVED:
-        return None
     fitting = [layout for layout, (y, x) in _MAP_AXES.items() if _follows(down, right, lengths, y - 1, x - 1)]
-    return fitting[0] if len(fitting) == 1 else ANOTHER_ORDER
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _movement(along: Tensor, direction: int) -> float:
@@ -159,18 +164,62 @@ def _follows(down: Sequence[float], right: Sequence[float], lengths: Sequence[in
 
 
 def grid_from_content(seen: Responses) -> Grid | None:
-    """Return where the tokens of a map stand, for an output [images, tokens, channels]: each corner of the image must
-    be answered most by the token that stands for it. None if they do not fit together."""
+    """Return where the tokens of a map stand, for an output [images, tokens, channels]; None if that cannot be told.
+
+    Of all ways to lay the tokens out, with some left over before or behind, row by row or column by column, it is the
+    one in which the tokens that answer to a corner of the image lie nearest to that corner.
+    """
     tokens = seen.along[0]
     if not bool((tokens.sum(dim=1) > 0).all()):
         return None
-    first, top_right, bottom_left, last = tokens.argmax(dim=1).tolist()
-    width = top_right - first + 1
-    if width < 1 or (bottom_left - first) % width:
+    scored = sorted(((_nearness(tokens, way), way) for way in _ways(tokens.shape[1])), reverse=True)
+    if not scored or scored[0][0] < _NEAR:
         return None
-    height = (bottom_left - first) // width + 1
-    fits = height >= 1 and height * width > 1 and last == first + height * width - 1 == tokens.shape[1] - 1
-    return Grid(first, height, width) if fits else None
+    (best, way), others = scored[0], scored[1:]
+    if others and best - others[0][0] < _CLEARLY * (best - 0.5):
+        return None
+    return way.grid if way.by_rows and not way.left_over else None
+
+
+class _Way(NamedTuple):
+    """One way to lay tokens out."""
+
+    grid: Grid
+    by_rows: bool
+    left_over: int
+    """Tokens behind those of the map."""
+
+
+def _ways(tokens: int) -> Iterator[_Way]:
+    """Yield the ways to lay so many tokens out as a map that is not very long."""
+    for prefix in range(min(_MOST_LEFT_OVER, tokens) + 1):
+        for left_over in range(min(_MOST_LEFT_OVER, tokens - prefix) + 1):
+            of_map = tokens - prefix - left_over
+            for height in range(2, of_map // 2 + 1):
+                width = of_map // height
+                if height * width == of_map and max(height, width) <= _LONGEST * min(height, width):
+                    grid = Grid(prefix, height, width)
+                    yield from (_Way(grid, by_rows, left_over) for by_rows in (True, False))
+
+
+def _nearness(tokens: Tensor, way: _Way) -> float:
+    """Return how near the tokens that answer to the image's corners lie to these: 1 if they are the corners, 0.5 if all
+    answer alike.
+
+    Args:
+        tokens: float64 [4, tokens]: the responses.
+    """
+    prefix, height, width = way.grid
+    of_map = tokens[:, prefix : prefix + height * width]
+    maps = of_map.unflatten(1, (height, width)) if way.by_rows else of_map.unflatten(1, (width, height)).mT
+    # Of no place, so near to every corner by chance.
+    outside = tokens.sum(dim=1) - of_map.sum(dim=1)
+    y, x = torch.linspace(0, 1, height, dtype=tokens.dtype), torch.linspace(0, 1, width, dtype=tokens.dtype)
+    nearness = []
+    for corner, (down, right) in enumerate(_CORNERS):
+        near = 1 - ((y - down).abs()[:, None] + (x - right).abs()[None]) / 2
+        nearness.append(float((maps[corner] * near).sum() + 0.5 * outside[corner]) / float(tokens[corner].sum()))
+    return sum(nearness) / len(nearness) if min(nearness) > 0.5 else 0.0
 
 
 def square_grid(tokens: int, prefix: int) -> Grid | None:

@@ -110,7 +110,7 @@ def _cannot_be_told(name: str, found: Found, why: str) -> str:
     choices = f"{NCHW} or {NHWC}" if len(found.shape) == 4 else "tokens:1, with the number of tokens before the map's"
     return (
         f"layer '{name}' gives a tensor of shape {list(found.shape)}, and which axis is its channels cannot be told: "
-        f"{why}; say it with --layout ({choices}), or name another layer"
+        f"{why}; name another layer, or say it with --layout ({choices}) if you know"
     )
 
 
