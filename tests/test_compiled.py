@@ -14,6 +14,7 @@ from conftest import TINY_FLAGS, TINY_NETWORK
 
 from exemplar_ray.exemplars.resolve import resolve
 from exemplar_ray.exemplars.spec import RunSpec
+from exemplar_ray.exemplars.to_resolve import ToResolve
 from exemplar_ray.network import compiled_trunk as compiled
 from exemplar_ray.network.compiled_trunk import CannotCompileError, CompiledForm, compiled_trunk
 from exemplar_ray.network.loading import trunk_of
@@ -32,7 +33,8 @@ def cache(tmp_path, monkeypatch):
 
 def resolved(factory="trained", **changes):
     changes = {"layer": ("conv1", "mixed", "mixed_pre_relu", "classifier"), "statistic": ("max", "mean"), **changes}
-    return resolve(RunSpec(model=TINY_NETWORK.replace(":trained", f":{factory}"), preprocess=PREPROCESS, **changes))
+    spec = RunSpec(model=TINY_NETWORK.replace(":trained", f":{factory}"), preprocess=PREPROCESS, **changes)
+    return resolve(ToResolve(spec)).spec
 
 
 def form_of(spec, batch_size=4, threads=1):
