@@ -7,7 +7,7 @@ from typing import Any
 
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.network.describe import describe_layers
-from exemplar_ray.network.models import load_network
+from exemplar_ray.network.models import find_architecture, load_network
 from exemplar_ray.network.spec import NetworkSpec
 
 
@@ -26,10 +26,10 @@ def resolve_network(
     Raises:
         UsageError: the model, its weights, a layer, a channel or the preprocessing cannot be had.
     """
-    network = load_network(model, weights)
-    settled = Preprocess.of(network.architecture.preprocess, preprocess)
+    settled = Preprocess.of(find_architecture(model, weights).preprocess, preprocess)
+    network = load_network(model, weights, image_size=settled.crop)
     return NetworkSpec(
-        model=model,
+        model=network.model,
         model_title=network.architecture.title,
         model_source_sha256=network.architecture.source_sha256,
         weights=weights,
