@@ -142,7 +142,7 @@ def _libraries(is_users: bool) -> list[str]:
     there, all that is installed.
     """
     if is_users:
-        folders = {Path(entry) for entry in sys.path if "-packages" in entry}
+        folders = {Path(entry) for entry in sys.path if entry.endswith("-packages")}
         return sorted(found.name for folder in folders for found in folder.glob("*.dist-info"))
     versions = []
     for name in _LIBRARIES:

@@ -158,7 +158,8 @@ def _refuse_unless_random(maker: _Maker, module: nn.Module, seed: int) -> None:
     """A factory that loads its own weights would show a trained network as an untrained one."""
     if weights_sha256(module) == weights_sha256(maker.build(seed + 1)):
         raise UsageError(
-            f"'{maker.model}' has the same weights whatever the seed, so it loads its own: use --weights pretrained"
+            f"'{maker.model}' has the same weights whatever the seed, so it loads its own: use --weights pretrained "
+            "(if its file makes them where it is imported, make them in the function)"
         )
 
 
@@ -172,11 +173,15 @@ def _refuse_unless_weights_are_fixed(maker: _Maker, module: nn.Module) -> None:
         # A file that cannot be run twice in a process, as it registers something, is called twice.
         with suppress(UsageError):
             other = replace(maker, architecture=maker.architecture.run_again(1))
-    if weights_sha256(module) != weights_sha256(other.build(1)):
-        raise UsageError(
-            f"'{maker.model}' builds other weights each time, so it loads none: "
-            "use --weights random:SEED, or --weights FILE with a state dict"
-        )
+    digest = weights_sha256(module)
+    if digest == weights_sha256(other.build(1)):
+        return
+    where = "builds other weights each time"
+    if other is not maker and digest == weights_sha256(maker.build(1)):
+        where = "makes other weights each time that its file is imported (make them in the function)"
+    raise UsageError(
+        f"'{maker.model}' {where}, so it loads none: use --weights random:SEED, or --weights FILE with a state dict"
+    )
 
 
 # InceptionV1 -----------------------------------------------------------------------------

@@ -268,10 +268,11 @@ def _add(digest: Any, name: str, entry: object) -> None:
     """Add one entry of a state dict. Quantised modules keep packed weights there, which are no plain tensors."""
     if isinstance(entry, Tensor) and entry.is_quantized:
         scheme = entry.qscheme()
-        digest.update(f"{name} {scheme}\n".encode())
-        per_channel = scheme in (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
-        scale = (entry.q_per_channel_scales(), entry.q_per_channel_zero_points(), entry.q_per_channel_axis())
-        _add(digest, f"{name}.scale", scale if per_channel else (entry.q_scale(), entry.q_zero_point()))
+        if scheme in (torch.per_channel_affine, torch.per_channel_affine_float_qparams):
+            scale = (entry.q_per_channel_scales(), entry.q_per_channel_zero_points(), entry.q_per_channel_axis())
+        else:
+            scale = (entry.q_scale(), entry.q_zero_point())
+        _add(digest, f"{name} {scheme}", scale)
         _add(digest, name, entry.int_repr())
     elif isinstance(entry, Tensor):
         digest.update(f"{name} {entry.dtype} {tuple(entry.shape)}\n".encode())
