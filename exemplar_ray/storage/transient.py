@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 # OSErrors that trying again does not mend.
 _PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
-# Errors of connections that are no OSErrors, by the names of their classes: none of these libraries is imported for
+# Errors of connections that are no OSErrors, and of a GPU's memory that is no MemoryError, by the names of their classes: none of these libraries is imported for
 # that. A class counts with all that inherit from it.
 _OF_CONNECTIONS = {
     "aiohttp.client_exceptions.ClientConnectionError",
@@ -30,6 +30,7 @@ _OF_CONNECTIONS = {
     "http.client.HTTPException",
     "httpx.TransportError",
     "httpx2.TransportError",
+    "torch.OutOfMemoryError",
     "urllib3.exceptions.HTTPError",
 }
 
