@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,7 +101,8 @@ def write_images(
         for path in written:
             path.unlink(missing_ok=True)
         if is_new:
-            target.rmdir()
+            with suppress(OSError):
+                target.rmdir()
         raise
     return written, rows
 
@@ -175,13 +178,13 @@ def _from_hub(
     image_column, label_column = columns.image, columns.label_column
     if chosen is not None and chosen.label is not None and columns.label is None and chosen.label != NO_LABELS:
         raise UsageError(f"'{source}' has no column '{chosen.label}' (--label-column)")
-    if notes is not None:
-        notes += describe([columns])
     names = class_names(schema, label_column)
     numbers: dict[str, int] | None = None
     if label_column is not None and label_kind(schema.field(label_column).type) == TEXT:
         names = sorted({row[label_column] for row in data.select_columns([label_column])} - {None, ""})
         numbers = {name: number for number, name in enumerate(names)}
+    if notes is not None:
+        notes += describe([replace(columns, names=tuple(names or ()))])
     data = data.cast_column(image_column, datasets.Image(decode=False))
 
     def label(row: dict[str, Any]) -> int | None:
