@@ -12,8 +12,8 @@ import torch
 
 from exemplar_ray.errors import UsageError
 from exemplar_ray.network.compiled_trunk import CannotCompileError, CompiledForm, CompiledTrunk, compiled_trunk
-from exemplar_ray.network.models import load_network
-from exemplar_ray.network.spec import TrunkSpec
+from exemplar_ray.network.models import Network, load_network
+from exemplar_ray.network.spec import NetworkSpec, TrunkSpec
 from exemplar_ray.network.trunk import Trunk
 
 _log = logging.getLogger(__name__)
@@ -80,14 +80,7 @@ def trunk_of(spec: TrunkSpec, device: str) -> Trunk:
     Raises:
         UsageError: the weights here are others.
     """
-    started = time.perf_counter()
-    network = load_network(spec.network.model, spec.network.weights, check_factory=False)
-    if network.weights_sha256 != spec.network.weights_sha256:
-        raise UsageError(
-            f"the weights of '{spec.network.model}' on {socket.gethostname()} are not the run's: "
-            f"{network.weights_sha256[:12]} there, {spec.network.weights_sha256[:12]} in the run"
-        )
-    _log.info("%s loaded in %.1f s", spec.network.model_title, time.perf_counter() - started)
+    network = network_of(spec.network)
     return Trunk(
         network.module,
         spec.network.layers,
@@ -97,3 +90,20 @@ def trunk_of(spec: TrunkSpec, device: str) -> Trunk:
         spec.precision,
         spec.pre_relu,
     )
+
+
+def network_of(spec: NetworkSpec) -> Network:
+    """Build a network, on the CPU, with the very weights that the spec names.
+
+    Raises:
+        UsageError: the weights here are others.
+    """
+    started = time.perf_counter()
+    network = load_network(spec.model, spec.weights, check_factory=False)
+    if network.weights_sha256 != spec.weights_sha256:
+        raise UsageError(
+            f"the weights of '{spec.model}' on {socket.gethostname()} are not the run's: "
+            f"{network.weights_sha256[:12]} there, {spec.weights_sha256[:12]} in the run"
+        )
+    _log.info("%s loaded in %.1f s", spec.model_title, time.perf_counter() - started)
+    return network
