@@ -37,7 +37,9 @@ class _Parser(argparse.ArgumentParser):
         unknown = message.removeprefix("unrecognized arguments: ").split()
         if message.startswith("unrecognized") and unknown:
             close = difflib.get_close_matches(unknown[0], self._flags(), n=1)
-            message += f"; did you mean {close[0]}?" if close else f"; see {self.prog} --help"
+            message += (
+                f"; did you mean {close[0]}?" if close and close[0] != unknown[0] else f"; see {self.prog} --help"
+            )
         raise UsageError(message)
 
     def _flags(self) -> set[str]:

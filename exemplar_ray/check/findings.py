@@ -106,7 +106,8 @@ class Findings:
 
     def lines(self) -> list[str]:
         """Say what was counted, what is wrong, and what the network takes some images for."""
-        return [self.looked_at(), *self.counted(), *(f"FOUND: {line}" for line in self.found()), *self._guessed()]
+        found = [f"FOUND: {line}" for line in self.found()]
+        return [self.looked_at(), *self.counted(), *found, *self._guessed(), *self._incomplete()]
 
     def found(self) -> list[str]:
         """Say what is not as it should be; nothing if all is well."""
@@ -154,7 +155,7 @@ class Findings:
             lines.append("first guesses that are right with other usual preprocessings:")
             lines += [f"  {one.name}: {percent(one.count)}" for one in sorted(others, key=lambda o: -o.count.share)]
         if any(one.count.images < self.in_use.count.images for one in others):
-            lines.append("  where there are fewer images, these ruled out already that it is the better one")
+            lines.append("  (those with fewer images were not tried on more: these rule out that they are the best)")
         if others and not self.better:
             lines.append(
                 f"none is better by {100 * LEAST_GAIN:.0f} points and more than chance (McNemar's test, p < 0.05 for "
@@ -183,6 +184,12 @@ class Findings:
             return []
         how = "the network's own probabilities" if self.probabilities else "softmax of the outputs"
         return [f"first guesses ({how}):", *(f"  {guesses}" for guesses in self.guesses)]
+
+    def _incomplete(self) -> list[str]:
+        if not self.failed:
+            return []
+        count = f"INCOMPLETE: {len(self.failed)} of {self.shards_in_data} shards could not be looked at:"
+        return [count, *(f"  {name}: {reason}" for name, reason in self.failed.items())]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` reads them back."""

@@ -33,9 +33,11 @@ def spread(total: int, wanted: int) -> list[int]:
     >>> spread(3, 5), len(spread(1000, 10)), [number // 100 for number in spread(1000, 10)]
     ([0, 1, 2], 10, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
+    if not wanted:
+        return []
     wanted = min(wanted, total)
     drawn = np.random.default_rng(_SEED).random(wanted)
-    starts = [number * total // wanted for number in range(wanted)] if wanted else []
+    starts = [number * total // wanted for number in range(wanted)]
     ends = [*starts[1:], total]
     return [start + int(share * (end - start)) for start, end, share in zip(starts, ends, drawn, strict=True)]
 

@@ -175,19 +175,25 @@ class _Look:
         if not possible.possible or not network.trained:
             # Blind guesses are as good with one as with another.
             self._all = {IN_USE: network.preprocess}
-        self._failed: dict[str, str] = {}
+        self._failed = {
+            shard.name: "it cannot be read as parquet, or cannot be reached"
+            for shard in subject.shards
+            if shard.rows is None
+        }
         self._shards: set[str] = set()
 
     def look(self) -> tuple[Findings, Looked]:
         """Look at the first images in all ways, at the others in those ways that may turn out the best."""
         options, counts = self._options, bool(self._possible.possible)
+        if self._introduced.outputs is None:
+            return self.findings(None, Looked(), []), Looked()
         in_data = sum(shard.rows or 0 for shard in self._subject.shards)
         images = min(options.images if counts else options.guesses, in_data)
         first = min(images, _FIRST_IMAGES) if len(self._all) > 1 else images
         if images < 1.25 * first:
             first = images
         early, late = choose(self._subject.shards, images, first, options.guesses)
-        looked = self._map(early, self._all)
+        looked = self._map(early, self._all, "try" if late else "look")
         number = settled_reading(self._possible.possible, looked)
         tried = _tried(self._all, looked.counts[number or 0]) if counts else []
         if late and any(one.count.images for one in tried):
@@ -201,8 +207,12 @@ class _Look:
             tried = _tried(self._all, looked.counts[number or 0])
         return self.findings(number, looked, tried), looked
 
-    def _map(self, chosen: Sequence[Chosen], preprocessings: Mapping[str, Preprocess]) -> Looked:
-        """Look at images, a task a shard, and add up what comes of it."""
+    def _map(self, chosen: Sequence[Chosen], preprocessings: Mapping[str, Preprocess], verb: str = "look") -> Looked:
+        """Look at images, a task a shard, and add up what comes of it.
+
+        Args:
+            verb: what to call that on the progress line.
+        """
         cluster = self._cluster
         most = max((len(one.rows) for one in chosen), default=1)
         settings = LookSettings(
@@ -217,7 +227,7 @@ class _Look:
         )
         shape = (len(settings.readings), len(settings.preprocessings), len(Count._fields))
         found: dict[int, Looked] = {}
-        with ProgressDisplay(self._console, "look", len(chosen)) as display:
+        with ProgressDisplay(self._console, verb, len(chosen)) as display:
             for outcome in cluster.map(f"{TASKS}:look", enumerate(chosen), settings, demand=cluster.demand):
                 name = chosen[outcome.key].shard.name
                 if outcome.error:

@@ -74,7 +74,8 @@ def _takes_channels_last(module: nn.Module, crops: Tensor, preprocess: Preproces
         same = _logits(module.to(memory_format=torch.channels_last), crops, preprocess, torch.channels_last)
     except Exception:  # a user's network may raise anything
         return False
-    return torch.allclose(same, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))
+    largest = float(logits.nan_to_num(0, 0, 0).abs().max())
+    return torch.allclose(same, logits, rtol=1e-3, atol=1e-3 * largest, equal_nan=True)
 
 
 def look(settings: LookSettings, chosen: Chosen) -> Looked:
