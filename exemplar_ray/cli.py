@@ -92,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="exemplar-ray", description=exemplar_ray.__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"exemplar-ray {exemplar_ray.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_data_commands, _add_run_commands, _add_check, _add_report, _add_publish):
+    for add in (_add_data_commands, _add_run_commands, _add_layers, _add_check, _add_report, _add_publish):
         add(commands)
     return parser
 
@@ -139,6 +139,12 @@ def _add_run_commands(commands: Any) -> None:
     sub.add_argument("run", metavar="RUN", help="a run folder")
     sub.add_argument("--allow-partial", action="store_true", help="even if shards are missing; the result says so")
     add_keys(sub, {key: RUN_KEYS[key] for key in ("address", "retries", "settle", "log_level")})
+
+
+def _add_layers(commands: Any) -> None:
+    text = "every module of a network that can be a layer: its output, channels, receptive field; and why others cannot"
+    sub = _add(commands, "layers", _layers, text)
+    add_keys(sub, {key: RUN_KEYS[key] for key in ("model", "preprocess")})
 
 
 def _add_check(commands: Any) -> None:
@@ -234,6 +240,15 @@ def _finish(outcome: JobOutcome, run_folder: str, rerun: str, console: Console) 
         say(console, f"to scan only these again: {rerun}")
         say(console, f"or to merge what is there: exemplar-ray merge {shlex.quote(run_folder)} --allow-partial")
     return COMPLETE if outcome.complete else INCOMPLETE
+
+
+def _layers(options: argparse.Namespace, console: Console) -> int:
+    from exemplar_ray.network.list_layers import layers_of_model
+
+    asked = pick(RunSpec, vars(options))
+    for line in layers_of_model(asked.model, asked.preprocess, console.width):
+        say(console, line)
+    return COMPLETE
 
 
 def _check(options: argparse.Namespace, console: Console) -> int:

@@ -16,7 +16,7 @@ from exemplar_ray._version import __version__
 from exemplar_ray.check.counts import Count, worth_going_on
 from exemplar_ray.check.findings import CHECK, Findings, Guess, Guesses, Tried
 from exemplar_ray.check.images import Chosen, choose
-from exemplar_ray.check.looking import AskedNetwork, Introduced, Looked, LookSettings, SeenGuesses
+from exemplar_ray.check.looking import AskedNetwork, Introduced, Looked, LookSettings, SeenGuesses, ToIntroduce
 from exemplar_ray.check.options import CheckOptions
 from exemplar_ray.check.outputs import Reading, Readings, read_outputs, readings, settled
 from exemplar_ray.check.usual import IN_USE, usual_preprocessings
@@ -36,6 +36,8 @@ TASKS = "exemplar_ray.check.tasks"
 
 # With so many images all preprocessings are tried; with the others, those that may be the best.
 _FIRST_IMAGES = 200
+
+_SHARDS_TO_QUESTION_WITH = 3
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def check(subject: Subject, cluster: Cluster, console: Console, options: CheckOp
     names = read_outputs(options.outputs) if options.outputs else None
     if not any(shard.rows for shard in subject.shards):
         raise UsageError("no shard can be read as parquet, or all are empty")
-    introduced = _introduce(subject.network, cluster)
+    introduced = _introduce(subject, cluster)
     possible = _readings(introduced, subject.class_labels, names)
     for line in _heading(introduced):
         say(console, line)
@@ -126,13 +128,15 @@ def _heading(introduced: Introduced) -> list[str]:
     ]
 
 
-def _introduce(asked: AskedNetwork | NetworkSpec, cluster: Cluster) -> Introduced:
-    """Build the network in a task, where torch and the weights are."""
+def _introduce(subject: Subject, cluster: Cluster) -> Introduced:
+    """Build and question the network in a task, where torch and the weights are."""
+    asked = subject.network
     if isinstance(asked, AskedNetwork) and not cluster.brings_working_folder:
         model, weights = whole_paths(asked.model, asked.weights)
         asked = replace(asked, model=model, weights=weights)
     cluster.prepare(TASKS)
-    [outcome] = cluster.map(f"{TASKS}:introduce", [("model", asked)])
+    shards = [shard for shard in subject.shards if shard.rows][:_SHARDS_TO_QUESTION_WITH]
+    [outcome] = cluster.map(f"{TASKS}:introduce", [("model", ToIntroduce(asked, shards))])
     if outcome.lost:
         raise UsageError(f"the model cannot be built: {outcome.error}")
     if outcome.error:
@@ -223,7 +227,6 @@ class _Look:
             batch_size=min(cluster.batch_size, most),
             threads=cluster.demand.cpus,
             use_gpu=cluster.demand.gpus > 0,
-            channels_last=self._introduced.channels_last,
         )
         shape = (len(settings.readings), len(settings.preprocessings), len(Count._fields))
         found: dict[int, Looked] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from exemplar_ray.check.outputs import Reading
 from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.data.shards import Shard
 from exemplar_ray.network.spec import NetworkSpec
 
 FIRST_GUESSES = 5
@@ -25,6 +26,15 @@ class AskedNetwork:
 
 
 @dataclass(frozen=True)
+class ToIntroduce:
+    """What the task that builds the network is handed."""
+
+    asked: AskedNetwork | NetworkSpec
+    shards: Sequence[Shard]
+    """Whose first images the network is questioned with."""
+
+
+@dataclass(frozen=True)
 class Introduced:
     """What is found out about a network before images are counted."""
 
@@ -35,10 +45,8 @@ class Introduced:
     """How many logits it gives for an image; None if it gives none."""
     no_logits: str | None
     """What it gives instead."""
-    channels_last: bool = False
-    """Whether it gives the same for images whose channels are last in memory, which is faster."""
     answers: tuple[str, ...] = ()
-    """What it answered to the questions that are put to a network, in lines: see `tasks.introduce`."""
+    """What it answered to the questions that are put to a network, in lines: see `network.questions`."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,6 @@ class LookSettings:
     threads: int
     """How many decode at the same time, and how many the network computes with."""
     use_gpu: bool
-    channels_last: bool
-    """How images lie in memory."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ Named by the driver as `module:function`; see `executor.cluster`. The network is
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -16,66 +18,83 @@ from torch import Tensor, nn
 from exemplar_ray.check.counts import Count
 from exemplar_ray.check.images import Chosen
 from exemplar_ray.check.logits import NoLogitsError, are_probabilities, logits_of, probabilities, ranks_of
-from exemplar_ray.check.looking import FIRST_GUESSES, AskedNetwork, Introduced, Looked, LookSettings, SeenGuesses
+from exemplar_ray.check.looking import (
+    FIRST_GUESSES,
+    AskedNetwork,
+    Introduced,
+    Looked,
+    LookSettings,
+    SeenGuesses,
+    ToIntroduce,
+)
 from exemplar_ray.data.batches import Batch, batches
+from exemplar_ray.data.first_images import two_images
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.data.shards import ShardReader
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.malloc import keep_freed_memory
+from exemplar_ray.network.describe import noise, question_network
 from exemplar_ray.network.loading import device, network_of
+from exemplar_ray.network.looks import in_one_line
 from exemplar_ray.network.models import find_architecture
-from exemplar_ray.network.resolve import resolve_network
+from exemplar_ray.network.reference_precision import reference_precision
+from exemplar_ray.network.resolve import NetworkRequest, resolve_network
 from exemplar_ray.network.response_norm import FastResponseNorm
 from exemplar_ray.network.spec import NetworkSpec
-from exemplar_ray.network.trunk import reference_precision, to_input
+from exemplar_ray.network.trunk import to_input
 
 # Broken EXIF, palettes with transparency, large images: images like any other, no news.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# With one image, what is of the batch and what is of the image cannot be told apart.
-_INTRODUCED_WITH = 2
+OUTPUTS = "outputs"
 
 
-def introduce(asked: AskedNetwork | NetworkSpec) -> Introduced:
-    """Build a network and see what it gives for an image.
+class Logits(nn.Module):
+    """A network of which only the logits are left, wherever in its output they are."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return float [images, outputs].
+
+        Raises:
+            NoLogitsError: the network gives none.
+        """
+        return logits_of(self.network(x), len(x))
+
+
+def introduce(given: ToIntroduce) -> Introduced:
+    """Build a network, see what it gives for an image, and put the questions to what it says of classes.
 
     Raises:
-        UsageError: the network cannot be built, or fails.
+        UsageError: the network cannot be built, fails, or is no function of the image.
     """
-    if isinstance(asked, AskedNetwork):
-        spec = resolve_network(asked.model, asked.weights, (), "all", asked.preprocess)
+    if isinstance(given.asked, AskedNetwork):
+        asked = given.asked
+        spec = resolve_network(NetworkRequest(asked.model, asked.weights, (), "all", asked.preprocess)).spec
     else:
-        spec = asked
+        spec = given.asked
     architecture = find_architecture(spec.model)
     if architecture.source_sha256 != spec.model_source_sha256:
         raise UsageError(
             f"the file of '{spec.model}' is not the run's any more; give --model and --data instead of the run folder"
         )
-    module = network_of(spec).module
+    module = Logits(network_of(spec).module)
     crop = spec.preprocess.crop
-    noise = torch.randint(0, 256, (_INTRODUCED_WITH, crop, crop, 3), generator=torch.manual_seed(0)).byte()
-    # The questions that are put to every network (the same image twice, alone or in a batch) belong here, where the
-    # network is at hand; their `lines()` are `answers`, and are printed before all else.
-    answers: tuple[str, ...] = ()
     try:
-        logits = _logits(module, noise, spec.preprocess)
+        logits = _logits(module, noise(crop), spec.preprocess)
     except NoLogitsError as error:
-        return Introduced(spec, architecture.preprocess, None, str(error), answers=answers)
+        return Introduced(spec, architecture.preprocess, None, str(error))
     except Exception as error:  # a user's network may raise anything
-        reason = " ".join(str(error).split()) or "no reason given"
-        raise UsageError(f"the model fails on {crop} x {crop} images: {type(error).__name__}: {reason}") from error
-    channels_last = _takes_channels_last(module, noise, spec.preprocess, logits)
-    return Introduced(spec, architecture.preprocess, logits.shape[1], None, channels_last, answers)
-
-
-def _takes_channels_last(module: nn.Module, crops: Tensor, preprocess: Preprocess, logits: Tensor) -> bool:
-    """Whether a network gives the same for images whose channels are last in memory. Some fail: `view` needs others."""
-    try:
-        same = _logits(module.to(memory_format=torch.channels_last), crops, preprocess, torch.channels_last)
-    except Exception:  # a user's network may raise anything
-        return False
-    largest = float(logits.nan_to_num(0, 0, 0).abs().max())
-    return torch.allclose(same, logits, rtol=1e-3, atol=1e-3 * largest, equal_nan=True)
+        raise UsageError(f"the model fails on {crop} x {crop} images: {in_one_line(error)}") from error
+    # As the layer of a network that has no other: what it says of classes may be made of several layers' outputs.
+    whole = nn.Sequential(OrderedDict({OUTPUTS: module}))
+    images = two_images(given.shards, spec.preprocess)
+    answers = question_network(whole, (OUTPUTS,), "all", spec.preprocess, *images).answers
+    spec = replace(spec, channels_last=answers.channels_last)
+    return Introduced(spec, architecture.preprocess, logits.shape[1], None, tuple(answers.lines()))
 
 
 def look(settings: LookSettings, chosen: Chosen) -> Looked:
@@ -88,7 +107,7 @@ def look(settings: LookSettings, chosen: Chosen) -> Looked:
     keep_freed_memory()
     torch.set_num_threads(settings.threads)
     at = device(settings.use_gpu)
-    module = _module(settings.network, at, _format(settings.channels_last))
+    module = _module(settings.network, at)
     looked = Looked(counts=np.zeros((len(settings.readings), len(settings.preprocessings), len(Count._fields)), int))
     with ShardReader(chosen.shard) as reader:
         images = reader.select(chosen.rows)
@@ -100,24 +119,16 @@ def look(settings: LookSettings, chosen: Chosen) -> Looked:
 
 
 @lru_cache(maxsize=1)
-def _module(spec: NetworkSpec, at: str, memory_format: torch.memory_format) -> nn.Module:
-    return network_of(spec).module.to(at).to(memory_format=memory_format)
+def _module(spec: NetworkSpec, at: str) -> nn.Module:
+    module = Logits(network_of(spec).module.to(at))
+    return module.to(memory_format=torch.channels_last) if spec.channels_last else module
 
 
-def _format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
-
-
-def _logits(
-    module: nn.Module,
-    crops: Tensor,
-    preprocess: Preprocess,
-    memory_format: torch.memory_format = torch.contiguous_format,
-) -> Tensor:
+def _logits(module: nn.Module, crops: Tensor, preprocess: Preprocess, channels_last: bool = False) -> Tensor:
     """Return a batch's logits, float32 [images, outputs], computed as the reference."""
     with torch.inference_mode(), reference_precision(), FastResponseNorm():
-        pixels = to_input(crops, preprocess).contiguous(memory_format=memory_format)
-        return logits_of(module(pixels), len(crops)).float()
+        pixels = to_input(crops, preprocess)
+        return module(pixels.contiguous(memory_format=torch.channels_last) if channels_last else pixels).float()
 
 
 def _look_at(module: nn.Module, settings: LookSettings, chosen: Chosen, batch: Batch) -> Looked:
@@ -130,7 +141,7 @@ def _look_at(module: nn.Module, settings: LookSettings, chosen: Chosen, batch: B
     # Where no label is known there is nothing to compare.
     ways = settings.preprocessings if any((outputs >= 0).any() for outputs in wanted) else settings.preprocessings[:1]
     for place, preprocess in enumerate(ways if here else ()):
-        logits = _logits(module, batch.crops, preprocess, _format(settings.channels_last))[:here].cpu()
+        logits = _logits(module, batch.crops, preprocess, settings.network.channels_last)[:here].cpu()
         if place == 0:
             first = logits
         for number, outputs in enumerate(wanted):

@@ -69,7 +69,7 @@ def measure(spec: RunSpec, data: Sequence[str], resources: Resources) -> Forecas
     if not readable:
         raise UsageError("no shard can be read as parquet, or all are empty")
     with Cluster(resources) as cluster:
-        resolved = resolve_spec(cluster, spec)
+        resolved = resolve_spec(cluster, spec, shards).spec
         at_once = max(min(cluster.slots, len(shards)), 1)
         shards_tried = readable[: min(at_once, _MOST_PROBES)]
         probed = _probe(cluster, resolved, readable, shards_tried)

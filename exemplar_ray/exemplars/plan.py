@@ -23,6 +23,7 @@ from exemplar_ray.data.labels import ClassLabels
 from exemplar_ray.data.shards import Shard
 from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars.spec import FORMAT_VERSION, ExemplarsSpec
+from exemplar_ray.network.questions import Answers, KnownNetwork
 from exemplar_ray.runs.identity import fingerprint
 from exemplar_ray.runs.manifest import Manifest, job_of, refuse_other_format
 from exemplar_ray.runs.records import CompletionRecord
@@ -49,6 +50,8 @@ class Plan:
     versions: dict[str, str]
     revisions: dict[str, str] = field(default_factory=dict)
     """The commits at which repositories on the Hub are read, as `hub.resolve_revisions` returns them."""
+    answers: Answers | None = None
+    """What the network answered when it was questioned; None in run folders from before that."""
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the result, under the user's key names. Shards count by name:
@@ -68,6 +71,7 @@ class Plan:
             "versions": self.versions,
             "class_labels": self.class_labels.to_json(),
             "revisions": self.revisions,
+            "questions": self.answers.to_json() if self.answers else None,
         }
 
     def manifest(self) -> Manifest:
@@ -83,7 +87,12 @@ class Plan:
             class_labels=ClassLabels.from_json(values["class_labels"]),
             versions=values["versions"],
             revisions=values.get("revisions", {}),
+            answers=Answers.from_json(values["questions"]) if values.get("questions") else None,
         )
+
+    def known_network(self) -> KnownNetwork | None:
+        """Return the network as it was questioned."""
+        return KnownNetwork(self.spec.network, self.answers) if self.answers else None
 
     @classmethod
     def read(cls, folder: RunFolder) -> Plan:

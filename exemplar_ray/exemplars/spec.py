@@ -18,6 +18,7 @@ from exemplar_ray.exemplars.samples import BOTTOM, DISTINCT, TOP, is_drawn, pars
 from exemplar_ray.exemplars.tallies import TALLIES
 from exemplar_ray.keys import key
 from exemplar_ray.network.layers import PRECISIONS, Layer
+from exemplar_ray.network.layouts import AUTO, check_layout
 from exemplar_ray.network.spec import NetworkSpec, TrunkSpec, whole_paths
 from exemplar_ray.network.statistics import STATISTICS
 
@@ -50,6 +51,13 @@ class RunSpec:
     weights: str = key("pretrained", "WHICH", "pretrained (default), random:SEED, or the path of a state dict")
     layer: tuple[str, ...] = key(("mixed4a",), "NAME", "one or several module names (default: mixed4a)")
     channels: str = key("all", "WHICH", "all (default), 0-9, or 0,3,7")
+    layout: str | Mapping[str, str] = key(
+        AUTO,
+        "HOW",
+        "how outputs lie: auto (default: the network is asked), nchw, nhwc, tokens:1 (with the number of tokens before "
+        "the map's), or a mapping such as '{features.3: nhwc}'",
+        flow=True,
+    )
     statistic: tuple[str, ...] = key(("mean",), "NAME", f"one or several of {', '.join(STATISTICS)} (default: mean)")
     top_k: int = key(10, "K", "exemplars a channel (default: 10)")
     sample: tuple[str, ...] = key(
@@ -83,6 +91,7 @@ class RunSpec:
         for name in ("layer", "statistic"):
             object.__setattr__(self, name, _names(name, getattr(self, name)))
         object.__setattr__(self, "channels", str(self.channels).replace(" ", ""))
+        check_layout(self.layout)
         object.__setattr__(self, "sample", parse_samples(_names("sample", self.sample)))
         for name, choices in (("precision", PRECISIONS), ("decode", DECODERS)):
             if getattr(self, name) not in choices:
@@ -227,7 +236,7 @@ class ExemplarsSpec:
     def from_json(cls, values: Mapping[str, Any]) -> ExemplarsSpec:
         """Read back what `to_json` wrote."""
         names = {field.name for field in fields(NetworkSpec)}
-        network = NetworkSpec.from_json({name: values[name] for name in names})
+        network = NetworkSpec.from_json({name: values[name] for name in names if name in values})
         own = {name: value for name, value in values.items() if name not in names}
         sequences = {name: tuple(own[name]) for name in ("statistics", "samples")}
         return cls(network=network, **{**own, **sequences})

@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from exemplar_ray._version import __version__
+from exemplar_ray.network.reference_precision import reference_precision
 from exemplar_ray.network.spec import TrunkSpec
-from exemplar_ray.network.trunk import Pooled, Trunk, reference_precision
+from exemplar_ray.network.trunk import Pooled, Trunk
 
 # How far compiled and plain activations may differ, as a share of the largest one.
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05, "float16": 0.01}

@@ -89,6 +89,7 @@ def trunk_of(spec: TrunkSpec, device: str) -> Trunk:
         torch.device(device),
         spec.precision,
         spec.pre_relu,
+        spec.network.channels_last,
     )
 
 

@@ -1,8 +1,9 @@
 """Receptive fields: which input pixels a unit of a layer's map can see.
 
-The network's primitive operations are watched as they work on one image, and each operation's
-arithmetic (kernel, stride, padding, dilation) is applied to the field of its inputs. This
-sees padding and pooling that a forward pass does on its own, outside any module.
+The network's primitive operations are watched as they work on one image, and each operation's arithmetic (kernel,
+stride, padding, dilation) is applied to the field of its inputs. This sees padding and pooling that a forward pass
+does on its own, outside any module. Which axes of a tensor are the map's is followed, too (`followed_axes`): layers
+that move them, as networks with channels last do, keep their field.
 
 For kernels k_l and strides s_l along a path, a unit sees 1 + sum_l (k_l - 1) * prod_{i<l} s_i
 pixels, and neighbouring units are prod_l s_l pixels apart (Araujo, Norris and Sim,
@@ -12,115 +13,324 @@ Where paths join, the field is the union.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from exemplar_ray.network.followed_axes import Axes
 from exemplar_ray.network.layers import Axis, ReceptiveField
 
 _WHOLE = ReceptiveField(None, None)
+
+# The network looks at activations, and may go another way with another image.
+_DECISIONS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "_unique2", "masked_select"}
 
 
 class UntraceableError(Exception):
     """What the network does to an image cannot be followed."""
 
 
-def receptive_fields(outputs: Callable[[Tensor], Mapping[str, Tensor]], image: Tensor) -> dict[str, ReceptiveField]:
-    """Find the receptive fields of layers.
+class Followed(NamedTuple):
+    """What is known of a tensor that depends on the image."""
+
+    field: ReceptiveField
+    axes: Axes
+
+    def field_of_map(self, dims: int) -> ReceptiveField:
+        """Return the field of a layer's units: along axes of the map that stand alone, or, in tokens
+        [images, tokens, channels], one behind the other."""
+        if dims == 3:
+            return self.field if self.axes.is_row_by_row(1) else _WHOLE
+        alone = {self.axes.name_at(place) for place in range(len(self.axes.groups))}
+        return ReceptiveField(self.field.y if "y" in alone else None, self.field.x if "x" in alone else None)
+
+
+class WatchedOperations(TorchDispatchMode):
+    """While inside, follows everything that depends on an image: `followed` tells of a tensor what it is now.
 
     Args:
-        outputs: a function from the network's input (float32 [1, 3, height, width]) to the
-            layers' outputs by name.
-        image: an input to watch it work on.
-
-    Returns:
-        {layer: field}, without the layers that do not seem to depend on the image: something
-        in the network has escaped the watching.
-
-    Raises:
-        UntraceableError: the network decides by an activation's value what to do next, or does what cannot be watched.
+        image: the network's input, float32 [1, 3, height, width].
     """
-    watched = _WatchedOperations(image)
-    try:
-        with watched:
-            layers = outputs(image)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise UntraceableError(str(error)) from error
-    fields = {name: watched.field_of(output) for name, output in layers.items()}
-    return {name: field for name, field in fields.items() if field is not None}
-
-
-class _WatchedOperations(TorchDispatchMode):
-    """While inside, finds the field of every tensor that depends on the image."""
 
     def __init__(self, image: Tensor) -> None:
         super().__init__()
         unit = Axis(0, 1, 1)
         # The tensors are kept: another one must not get the identity of one that is gone.
-        self._fields: dict[int, tuple[Tensor, ReceptiveField]] = {id(image): (image, ReceptiveField(unit, unit))}
+        self._followed = {id(image): (image, Followed(ReceptiveField(unit, unit), Axes.of_image(image.shape)))}
+        self._written_into: set[int] = set()
 
-    def field_of(self, tensor: Tensor) -> ReceptiveField | None:
-        """Return a tensor's field; None if it does not depend on the image, as weights and constants do not."""
-        return self._fields[id(tensor)][1] if id(tensor) in self._fields else None
+    def followed(self, tensor: Tensor) -> Followed | None:
+        """Return what is known of a tensor; None if it does not depend on the image, as weights and constants do not,
+        or if something in the network has escaped the watching."""
+        if id(tensor) in self._followed:
+            return self._followed[id(tensor)][1]
+        # Somebody wrote what depends on the image into the memory that it is a view of.
+        return _lost(tensor) if _memory_of(tensor) in self._written_into else None
 
     def __torch_dispatch__(
         self, operation: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run an operation, and give its results their field."""
-        inputs = [
-            tensor
-            for tensor in tree_leaves((args, kwargs))
-            if isinstance(tensor, Tensor) and id(tensor) in self._fields
-        ]
+        """Run an operation, and find out what its results are.
+
+        Raises:
+            UntraceableError: the network decides by an activation's value what to do next.
+        """
+        tensors = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)]
+        inputs = [(tensor, what) for tensor in tensors if (what := self.followed(tensor)) is not None]
         if not inputs:
             return operation(*args, **(kwargs or {}))
-        if _name_of(operation) == "_local_scalar_dense":
+        if _name_of(operation) in _DECISIONS:
             raise UntraceableError("the network looks at the value of an activation")
-        before = [tuple(tensor.shape[-2:]) for tensor in inputs]
+        # In place, an operation changes its input's shape for all who look at it later.
+        known = {id(tensor): (tuple(tensor.shape), what) for tensor, what in inputs}
         result = operation(*args, **(kwargs or {}))
-        field = _field_after(operation, args, _join([self._fields[id(tensor)][1] for tensor in inputs]), before, result)
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._fields[id(tensor)] = tensor, field
+        outputs = [tensor for tensor in tree_leaves(result) if isinstance(tensor, Tensor)]
+        for number, tensor in enumerate(outputs):
+            after = _after(operation, args, kwargs or {}, known, tensor, number)
+            self._followed[id(tensor)] = tensor, _settled(after, tensor)
+        if operation._schema.is_mutable:
+            self._note_writing(outputs or tensors[:1])
         return result
+
+    def _note_writing(self, written: Sequence[Tensor]) -> None:
+        """Nothing is known any more of other views of memory that has been written into."""
+        for tensor in written:
+            memory = _memory_of(tensor)
+            self._written_into.add(memory)
+            for other, _ in list(self._followed.values()):
+                if other is not tensor and _memory_of(other) == memory:
+                    self._followed[id(other)] = other, _lost(other)
 
 
 def _name_of(operation: OpOverload) -> str:
     return operation._schema.name.removeprefix("aten::")
 
 
-def _field_after(
-    operation: OpOverload, args: tuple[Any, ...], field: ReceptiveField, before: list[tuple[int, ...]], result: Any
-) -> ReceptiveField:
+def _memory_of(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        # Some of torch's own formats have no such memory.
+        return id(tensor)
+
+
+def _lost(tensor: Tensor) -> Followed:
+    return Followed(_WHOLE, Axes.unknown(tensor.shape))
+
+
+def _settled(followed: Followed, tensor: Tensor) -> Followed:
+    """Hold together what is said of a tensor: what has no such axis has no field along it."""
+    field, axes = followed
+    if axes.shape != tuple(tensor.shape):
+        return _lost(tensor)
+    return Followed(_only_of(field, {name for name in "yx" if axes.has(name)}), axes)
+
+
+def _only_of(field: ReceptiveField, names: Collection[str]) -> ReceptiveField:
+    return ReceptiveField(field.y if "y" in names else None, field.x if "x" in names else None)
+
+
+def _mixed(followed: Followed, places: Iterable[int]) -> Followed:
+    """Return the same after units were mixed along some axes: along these they see everything."""
+    return Followed(_only_of(followed.field, {"y", "x"} - followed.axes.names_at(places)), followed.axes)
+
+
+_Known = dict[int, tuple[tuple[int, ...], Followed]]
+"""{id of a tensor: (its shape before the operation, what is known of it)}"""
+
+
+def _after(
+    operation: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], known: _Known, result: Tensor, number: int
+) -> Followed:
     """Apply one operation's arithmetic.
 
     Args:
-        field: of its inputs, together.
-        before: the sizes of their last two axes.
+        result: one of its results; the `number`-th.
     """
     name = _name_of(operation)
-    if name in _WINDOWS:
-        return _apply(field, _WINDOWS[name](args))
-    if name == "constant_pad_nd":
-        padding: Sequence[int] = args[1]
-        left, _, top, _, *_ = (*padding, 0, 0, 0, 0)
-        return ReceptiveField(_shifted(field.y, top), _shifted(field.x, left))
-    if name in _POINTWISE:
-        return field
-    # Anything else keeps the field if it leaves the map's two axes as they are, and may mix
-    # the whole map if it does not.
-    if name in _RESHAPING and isinstance(result, Tensor) and all(tuple(result.shape[-2:]) == size for size in before):
-        return field
-    return _WHOLE
+    first = known.get(id(args[0])) if args and isinstance(args[0], Tensor) else None
+    if name in _WINDOWS and first is not None:
+        # A convolution mixes what it takes for channels.
+        given = _mixed(first[1], (-3,)) if name == "convolution" and len(first[0]) > 2 else first[1]
+        return _windowed(given, _WINDOWS[name](args), result)
+    if name == "constant_pad_nd" and first is not None:
+        return _padded(first[1], args[1], result)
+    if name == "slice" and first is not None:
+        return _sliced(first[1], args, result)
+    if name.removesuffix("_") in _POINTWISE:
+        return _pointwise(known, result)
+    if name == "copy_":
+        source = known.get(id(args[1]))
+        return _pointwise({id(args[1]): source}, result) if source else _lost(result)
+    if name in ("cat", "stack"):
+        return _joined(name, args, known, result)
+    if name in _MIXES and first is not None and not number:
+        return _mixed(first[1], _MIXES[name](args))
+    if name in _MOVES and first is not None:
+        moved = _MOVES[name](first[1].axes, args, kwargs, result, number)
+        return Followed(first[1].field, moved) if moved is not None else _lost(result)
+    if name in _PRODUCTS:
+        factor = known.get(id(args[_PRODUCTS[name]]))
+        # Products of two activations mix units, as attention does.
+        if factor is not None and len(known) == 1:
+            return Followed(factor[1].field, factor[1].axes.with_new_last(result.shape[-1]))
+    return _lost(result)
+
+
+def _windowed(followed: Followed, windows: tuple[Any, ...] | None, result: Tensor) -> Followed:
+    """Return what a convolution or a pooling gives."""
+    field, axes = followed
+    if windows is None:
+        # A transposed convolution: its units see more than is followed here, along the same axes.
+        transposed = axes.resized(result.shape, (-3, -2, -1)) if result.dim() == 4 else None
+        return Followed(_WHOLE, transposed) if transposed is not None else _lost(result)
+    # The last two entries are the map's; a pooling over 3 axes has the channels' before them.
+    spread = [_spread(values) for values in windows]
+    fields = {"y": field.y, "x": field.x}
+    for place in (-2, -1):
+        name = axes.name_at(place)
+        if name is not None:
+            fields[name] = _seen_through(fields[name], *(values[place] for values in spread))
+    after = axes.resized(result.shape, places=(-3, -2, -1) if result.dim() > 2 else (-2, -1))
+    if after is None:
+        after = Axes.unknown(result.shape)
+    if result.dim() == 4 and min(spread[0][-2:]) > 1 and not after.names_at(range(4)):
+        # What moves over two axes makes a map of them, wherever they come from.
+        return Followed(_WHOLE, after.named({2: "y", 3: "x"}))
+    return Followed(ReceptiveField(fields["y"], fields["x"]), after)
+
+
+def _padded(followed: Followed, padding: Sequence[int], result: Tensor) -> Followed:
+    field, axes = followed
+    fields = {"y": field.y, "x": field.x}
+    places = [-1 - i for i in range(len(padding) // 2)]
+    for place, in_front in zip(places, padding[::2], strict=True):
+        name = axes.name_at(place)
+        if name is not None:
+            fields[name] = _shifted(fields[name], in_front)
+    after = axes.resized(result.shape, places)
+    return Followed(ReceptiveField(fields["y"], fields["x"]), after) if after is not None else _lost(result)
+
+
+def _sliced(followed: Followed, args: tuple[Any, ...], result: Tensor) -> Followed:
+    """Return what every so many-th unit of an axis is."""
+    field, axes = followed
+    given: tuple[Any, ...] = (*args[1:], *(0, None, None, 1)[len(args) - 1 :])
+    dim, start, step = given[0], given[1] or 0, given[3]
+    length, name = axes.shape[dim], axes.name_at(dim)
+    start = min(max(start + length if start < 0 else start, 0), length)
+    fields = {"y": field.y, "x": field.x}
+    if name is not None and (axis := fields[name]) is not None:
+        fields[name] = Axis(axis.first + start * axis.stride, axis.size, axis.stride * step)
+    after = axes.resized(result.shape, (dim,))
+    return Followed(ReceptiveField(fields["y"], fields["x"]), after) if after is not None else _lost(result)
+
+
+def _pointwise(known: _Known, result: Tensor) -> Followed:
+    """Return what comes of tensors that are combined element by element, smaller ones repeated."""
+    shape = tuple(result.shape)
+    return _combined([Followed(what.field, what.axes.repeated(shape)) for _, what in known.values()])
+
+
+def _combined(several: Sequence[Followed]) -> Followed:
+    """Return what tensors of one shape are combined to."""
+    axes = several[0].axes
+    for other in several[1:]:
+        axes = axes.agreeing_with(other.axes)
+    return Followed(
+        _union([_only_of(what.field, {name for name in "yx" if what.axes.has(name)}) for what in several]), axes
+    )
+
+
+def _joined(name: str, args: tuple[Any, ...], known: _Known, result: Tensor) -> Followed:
+    """Return what a concatenation is: of what is followed and what is not."""
+    dim = args[1] if len(args) > 1 else 0
+    pieces = [known[id(piece)][1] for piece in args[0] if id(piece) in known]
+    if name == "stack":
+        pieces = [Followed(piece.field, piece.axes.with_new(dim % result.dim())) for piece in pieces]
+    aligned = [axes for piece in pieces if (axes := piece.axes.resized(result.shape, (dim,))) is not None]
+    if len(aligned) < len(pieces) or any(axes.is_of_map(dim) for axes in aligned):
+        return _lost(result)
+    return _combined([Followed(piece.field, axes) for piece, axes in zip(pieces, aligned, strict=True)])
+
+
+# Each of the following takes the axes of the first argument, the arguments, and a result of the operation, the
+# `number`-th; it returns that result's axes, or None if nothing is known of them.
+
+
+def _moved(axes: Axes, args: tuple[Any, ...], kwargs: Any, result: Tensor, number: int) -> Axes | None:
+    return axes.permuted([place % len(axes.shape) for place in args[1]])
+
+
+def _swapped(axes: Axes, args: tuple[Any, ...], kwargs: Any, result: Tensor, number: int) -> Axes | None:
+    count = len(axes.shape)
+    order = list(range(count))
+    one, other = (args[1] % count, args[2] % count) if len(args) > 2 else (0, count - 1)
+    order[one], order[other] = order[other], order[one]
+    return axes.permuted(order)
+
+
+def _regrouped(axes: Axes, args: tuple[Any, ...], kwargs: Any, result: Tensor, number: int) -> Axes | None:
+    return axes.regrouped(tuple(result.shape))
+
+
+def _repeated(axes: Axes, args: tuple[Any, ...], kwargs: Any, result: Tensor, number: int) -> Axes | None:
+    return axes.repeated(tuple(result.shape))
+
+
+def _selected(axes: Axes, args: tuple[Any, ...], kwargs: Any, result: Tensor, number: int) -> Axes | None:
+    return axes.dropped((args[1] if len(args) > 1 else 0,))
+
+
+def _split(axes: Axes, args: tuple[Any, ...], kwargs: Any, result: Tensor, number: int) -> Axes | None:
+    dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+    return None if axes.is_of_map(dim) else axes.resized(tuple(result.shape), (dim,))
+
+
+def _indexed(axes: Axes, args: tuple[Any, ...], kwargs: Any, result: Tensor, number: int) -> Axes | None:
+    return None if axes.is_of_map(args[1]) else axes.resized(tuple(result.shape), (args[1],))
+
+
+def _reduced(axes: Axes, args: tuple[Any, ...], kwargs: Any, result: Tensor, number: int) -> Axes | None:
+    dims = args[1] if len(args) > 1 and args[1] is not None else range(len(axes.shape))
+    dims = [dims] if isinstance(dims, int) else list(dims) or range(len(axes.shape))
+    if result.dim() == len(axes.shape):
+        return axes.without(*axes.names_at(dims)).resized(tuple(result.shape), dims)
+    return axes.dropped(dims)
+
+
+# What moves axes, groups them anew, or mixes along some; None: nothing is known any more.
+_MOVES: dict[str, Callable[[Axes, tuple[Any, ...], Any, Tensor, int], Axes | None]] = {
+    "permute": _moved,
+    **dict.fromkeys(("transpose", "t"), _swapped),
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze"), _regrouped),
+    "expand": _repeated,
+    **dict.fromkeys(("select", "unbind"), _selected),
+    **dict.fromkeys(("split", "split_with_sizes", "chunk"), _split),
+    "index_select": _indexed,
+    **dict.fromkeys(("mean", "sum", "amax", "amin"), _reduced),
+}
+
+# What mixes units along some axes, and leaves them where they are: from the arguments to the axes.
+_MIXES: dict[str, Callable[[tuple[Any, ...]], Iterable[int]]] = {
+    **dict.fromkeys(("_softmax", "_log_softmax"), lambda args: [args[1]]),
+    "native_layer_norm": lambda args: [-1 - i for i in range(len(args[1]))],
+    "roll": lambda args: args[2] if len(args) > 2 and args[2] else range(args[0].dim()),
+    "flip": lambda args: args[1],
+    "native_group_norm": lambda args: range(1, args[0].dim()),
+}
+
+# Products with weights, by which argument the activations are: its last axis becomes a new one.
+_PRODUCTS = {"mm": 0, "addmm": 1, "bmm": 0, "linear": 0, "matmul": 0}
 
 
 def _windows_of_convolution(args: tuple[Any, ...]) -> tuple[Sequence[int], ...] | None:
     _, weight, _, stride, padding, dilation, transposed, *_ = args
-    if transposed:
+    if transposed or weight.dim() != 4:
         return None
     return tuple(weight.shape[2:]), stride, padding, dilation
 
@@ -145,29 +355,21 @@ _WINDOWS: dict[str, Callable[[tuple[Any, ...]], tuple[Any, ...] | None]] = {
     "avg_pool3d": _windows_of_average_pooling,
 }
 
+# Their like in place have a _ behind.
 # fmt: off
 _POINTWISE = {
-    "relu", "relu_", "clamp", "clamp_", "clamp_min", "clamp_min_", "hardtanh", "hardtanh_", "leaky_relu", "gelu",
-    "silu", "silu_", "sigmoid", "tanh", "hardswish", "hardswish_", "hardsigmoid", "elu", "exp", "sqrt", "rsqrt",
-    "abs", "neg", "pow", "square", "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "where", "maximum",
-    "minimum", "native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "clone", "detach",
-    "alias", "dropout", "_to_copy",
-}
-_RESHAPING = {
-    "cat", "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "select", "slice", "expand", "index_select",
+    "relu", "relu6", "clamp", "clamp_min", "clamp_max", "hardtanh", "leaky_relu", "_prelu_kernel", "gelu", "silu",
+    "mish", "softplus", "threshold", "elu", "celu", "selu", "sigmoid", "log_sigmoid_forward", "tanh", "hardswish",
+    "hardsigmoid", "exp", "expm1", "log", "log1p", "log2", "erf", "sin", "cos", "sqrt", "rsqrt", "reciprocal", "abs",
+    "neg", "sign", "round", "floor", "ceil", "pow", "square", "add", "sub", "rsub", "mul", "div", "addcmul", "addcdiv",
+    "lerp", "where", "masked_fill", "maximum", "minimum", "atan", "eq", "ne", "lt", "le", "gt", "ge", "logical_and",
+    "logical_or", "logical_not", "nan_to_num", "native_batch_norm", "_native_batch_norm_legit_no_training",
+    "cudnn_batch_norm", "clone", "detach", "alias", "lift_fresh", "contiguous", "dropout", "_to_copy",
 }
 # fmt: on
 
 
-def _apply(field: ReceptiveField, windows: tuple[Any, ...] | None) -> ReceptiveField:
-    if windows is None:
-        return _WHOLE
-    # The last two entries are the map's; a pooling over 3 axes has the channels' before them.
-    y, x = ([values[axis] for values in map(_spread, windows)] for axis in (-2, -1))
-    return ReceptiveField(_windowed(field.y, *y), _windowed(field.x, *x))
-
-
-def _windowed(axis: Axis | None, kernel: int, stride: int, padding: int, dilation: int) -> Axis | None:
+def _seen_through(axis: Axis | None, kernel: int, stride: int, padding: int, dilation: int) -> Axis | None:
     """The field after a convolution or pooling."""
     if axis is None:
         return None
@@ -190,14 +392,14 @@ def _spread(value: int | Sequence[int]) -> Sequence[int]:
     return (value[0], value[0]) if len(value) == 1 else value
 
 
-def _join(fields: Sequence[ReceptiveField]) -> ReceptiveField:
+def _union(fields: Sequence[ReceptiveField]) -> ReceptiveField:
     joined = fields[0]
     for field in fields[1:]:
-        joined = ReceptiveField(_union(joined.y, field.y), _union(joined.x, field.x))
+        joined = ReceptiveField(_union_of_axes(joined.y, field.y), _union_of_axes(joined.x, field.x))
     return joined
 
 
-def _union(one: Axis | None, other: Axis | None) -> Axis | None:
+def _union_of_axes(one: Axis | None, other: Axis | None) -> Axis | None:
     """The smallest field that holds both: the whole image if their units are not equally far apart."""
     if one is None or other is None or one.stride != other.stride:
         return None

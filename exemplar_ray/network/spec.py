@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from exemplar_ray.data.preprocess import Preprocess
-from exemplar_ray.network.layers import PRECISIONS, Layer, format_channels
+from exemplar_ray.network.layers import NCHW, PRECISIONS, VECTOR, Layer, format_channels
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class NetworkSpec:
     trained: bool
     layers: tuple[Layer, ...]
     preprocess: Preprocess
+    channels_last: bool = True
+    """Whether it runs where its input and weights lie in memory with the channels last, which is faster. Some networks
+    only take an image's plain form, such as those that flatten maps by `view`."""
 
     def identity(self) -> dict[str, Any]:
         """Return what decides a network's numbers, under the user's own key names.
@@ -33,11 +36,14 @@ class NetworkSpec:
         Weights count by their hash, a model's file by its contents: what they are called on
         this machine does not matter.
         """
+        layouts = {layer.name: layer.written_layout for layer in self.layers if layer.layout not in (NCHW, VECTOR)}
         return {
             "model": self.model_source_sha256 or self.model,
             "weights": self.weights_sha256,
             "layer": [layer.name for layer in self.layers],
             "channels": {layer.name: format_channels(layer.channels) for layer in self.layers},
+            # Runs of layers with channels first are older than the key.
+            **({"layout": layouts} if layouts else {}),
             "preprocess": self.preprocess.to_json(),
         }
 

@@ -6,12 +6,15 @@ import os.path
 import re
 import shlex
 from dataclasses import asdict, dataclass
+from typing import Any
+
+import yaml
 
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.exemplars.plan import Plan
 from exemplar_ray.exemplars.spec import RunSpec, margin_of
 from exemplar_ray.exemplars.summary import Summary
-from exemplar_ray.network.layers import Layer, format_channels
+from exemplar_ray.network.layers import NCHW, VECTOR, Layer, format_channels
 from exemplar_ray.network.statistics import STATISTICS
 from exemplar_ray.results.run import Run
 
@@ -69,6 +72,7 @@ def provenance_of(run: Run, run_folder: str) -> Provenance:
         ("preprocessing", describe_preprocess(network.preprocess)),
         ("statistics", "; ".join(f"{name}: {words_of(name)}" for name in spec.statistics)),
         ("layers", "; ".join(map(_channels_of, spec.layers))),
+        ("the network's answers", "; ".join(_answers(run.plan))),
         ("data", ", ".join(_patterns([without_secrets(shard.uri) for shard in run.plan.shards]))),
         ("images", f"{searched}; {skipped}"),
         ("scan", scan),
@@ -131,6 +135,7 @@ def command_of(plan: Plan, out: str) -> str:
         "weights": without_secrets(spec.network.weights),
         "layer": [layer.name for layer in spec.layers],
         "channels": channels,
+        "layout": _flow(layouts) if (layouts := _layouts_to_name(plan)) else "auto",
         "statistic": list(spec.statistics),
         "top_k": spec.top_k,
         "sample": list(spec.samples),
@@ -161,6 +166,10 @@ def command_of(plan: Plan, out: str) -> str:
     return shlex.join(words)
 
 
+def _flow(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=10_000).strip()
+
+
 def _patterns(uris: list[str]) -> list[str]:
     """Name shards: one by one if they are few, else by a pattern that all of them match.
 
@@ -176,7 +185,20 @@ def _patterns(uris: list[str]) -> list[str]:
 
 
 def _channels_of(layer: Layer) -> str:
-    return f"{layer.name}: {len(layer.channels)} of {layer.channel_count} channels"
+    other_layout = "" if layer.layout in (NCHW, VECTOR) else f", {layer.written_layout}"
+    return f"{layer.name}: {len(layer.channels)} of {layer.channel_count} channels{other_layout}"
+
+
+def _answers(plan: Plan) -> list[str]:
+    """Say what the network answered when it was questioned."""
+    return plan.answers.lines() if plan.answers else ["it was not questioned: the run began with an earlier version"]
+
+
+def _layouts_to_name(plan: Plan) -> dict[str, str]:
+    """Return the layouts that a command has to give, or had better: those that are not channels first."""
+    given = plan.answers.given_layouts if plan.answers else ()
+    layers = (layer for layer in plan.spec.layers if layer.layout not in (NCHW, VECTOR) or layer.name in given)
+    return {layer.name: layer.written_layout for layer in layers}
 
 
 def _unsettled(summary: Summary) -> list[str]:

@@ -22,11 +22,11 @@ def describe(run_folder: str) -> tuple[list[str], bool]:
         UsageError: there is no run in the folder.
     """
     folder = RunFolder(run_folder)
-    manifest, title = _read(folder)
+    manifest, titles = _read(folder)
     state = folder.state(manifest, _counts)
     items = manifest.items
     lines = [
-        title,
+        *titles,
         f"{manifest.items_name}: {len(items)} in all, {len(state.completed)} done, {len(state.failed)} failed, "
         f"{len(state.pending)} pending",
         *_rows(state),
@@ -45,21 +45,22 @@ def describe(run_folder: str) -> tuple[list[str], bool]:
     return [*lines, *_check(folder, manifest), result], complete
 
 
-def _read(folder: RunFolder) -> tuple[Manifest, str]:
-    """Return what the folder is for, and that in a line."""
+def _read(folder: RunFolder) -> tuple[Manifest, list[str]]:
+    """Return what the folder is for, and that in lines."""
     values = folder.read_run()
     if job_of(values) != JOB:
         manifest = read_manifest(values)
         identity = "; ".join(f"{key}: {value}" for key, value in manifest.identity.items() if key != "data")
-        return manifest, f"{manifest.job}: {identity}"
+        return manifest, [f"{manifest.job}: {identity}"]
     plan = Plan.of_run(values, folder.uri)
     spec, network = plan.spec, plan.spec.network
     untrained = "" if network.trained else " — UNTRAINED"
     layers = ", ".join(f"{layer.name} ({len(layer.channels)} channels)" for layer in spec.layers)
-    return plan.manifest(), (
+    title = (
         f"{network.model_title}, {network.weights_title}{untrained}; {layers}; "
         f"{', '.join(spec.statistics)}; {', '.join(spec.shown_samples)}: {spec.top_k} each"
     )
+    return plan.manifest(), [title, *(plan.answers.lines() if plan.answers else ())]
 
 
 def _counts(record: CompletionRecord) -> Mapping[str, Any]:
