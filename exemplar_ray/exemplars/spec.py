@@ -8,7 +8,6 @@ covers it. Nothing here imports torch or Ray.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from exemplar_ray.exemplars.tallies import TALLIES
 from exemplar_ray.keys import key
 from exemplar_ray.network.layers import PRECISIONS, Layer
 from exemplar_ray.network.layouts import AUTO, check_layout
-from exemplar_ray.network.spec import NetworkSpec, TrunkSpec
+from exemplar_ray.network.spec import NetworkSpec, TrunkSpec, whole_paths
 from exemplar_ray.network.statistics import STATISTICS
 
 # Counted up when the meaning of a part or of the result changes, so that a run folder written
@@ -126,12 +125,8 @@ class RunSpec:
 
     def with_whole_paths(self) -> RunSpec:
         """Return the same for processes with another working folder: what is a file here, by its whole path."""
-        file, _, factory = self.model.rpartition(":")
-        model = f"{os.path.abspath(file)}:{factory}" if file.endswith(".py") and os.path.isfile(file) else self.model
-        # Whatever lies about under the name of a choice.
-        chosen = self.weights == "pretrained" or self.weights.startswith("random:")
-        is_file = not chosen and os.path.isfile(self.weights)
-        return replace(self, model=model, weights=os.path.abspath(self.weights) if is_file else self.weights)
+        model, weights = whole_paths(self.model, self.weights)
+        return replace(self, model=model, weights=weights)
 
 
 @dataclass(frozen=True)

@@ -80,11 +80,7 @@ def trunk_of(spec: TrunkSpec, device: str) -> Trunk:
     Raises:
         UsageError: the model's file here, or the weights, are others.
     """
-    started = time.perf_counter()
-    of_run = spec.network
-    network = load_network(of_run.model, of_run.weights, check_factory=False, image_size=of_run.preprocess.crop)
-    _refuse_another_network(network, of_run)
-    _log.info("%s loaded in %.1f s", spec.network.model_title, time.perf_counter() - started)
+    network = network_of(spec.network)
     return Trunk(
         network.module,
         spec.network.layers,
@@ -95,6 +91,19 @@ def trunk_of(spec: TrunkSpec, device: str) -> Trunk:
         spec.pre_relu,
         spec.network.channels_last,
     )
+
+
+def network_of(spec: NetworkSpec) -> Network:
+    """Build a network, on the CPU: the very one that the spec names.
+
+    Raises:
+        UsageError: the model's file here, or the weights, are others.
+    """
+    started = time.perf_counter()
+    network = load_network(spec.model, spec.weights, check_factory=False, image_size=spec.preprocess.crop)
+    _refuse_another_network(network, spec)
+    _log.info("%s loaded in %.1f s", spec.model_title, time.perf_counter() - started)
+    return network
 
 
 def _refuse_another_network(network: Network, of_run: NetworkSpec) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -43,13 +44,14 @@ class NetworkSpec:
             "channels": {layer.name: format_channels(layer.channels) for layer in self.layers},
             # Runs of layers with channels first are older than the key.
             **({"layout": layouts} if layouts else {}),
-            "preprocess": asdict(self.preprocess),
+            "preprocess": self.preprocess.to_json(),
         }
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` reads them back."""
         values = asdict(self)
         values["layers"] = [layer.to_json() for layer in self.layers]
+        values["preprocess"] = self.preprocess.to_json()
         return json.loads(json.dumps(values))
 
     @classmethod
@@ -73,3 +75,13 @@ class TrunkSpec:
     def readouts(self) -> list[tuple[str, str]]:
         """Return (layer, statistic) of all that it gives, in the order of results."""
         return [(layer.name, statistic) for layer in self.network.layers for statistic in self.statistics]
+
+
+def whole_paths(model: str, weights: str) -> tuple[str, str]:
+    """Return a model's and its weights' names for processes with another working folder: files by their whole path."""
+    file, _, factory = model.rpartition(":")
+    if file.endswith(".py") and os.path.isfile(file):
+        model = f"{os.path.abspath(file)}:{factory}"
+    # Whatever lies about under the name of a choice.
+    chosen = weights == "pretrained" or weights.startswith("random:")
+    return model, os.path.abspath(weights) if not chosen and os.path.isfile(weights) else weights

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.data.preprocess import BGR, Preprocess
 from exemplar_ray.network.hooks import forward, hooked
 from exemplar_ray.network.layers import Layer
 from exemplar_ray.network.layouts import Reading, read
@@ -142,4 +142,5 @@ def to_input(crops: Tensor, preprocess: Preprocess) -> Tensor:
     if preprocess.scale != 255.0:
         x = x.div(255.0).mul(preprocess.scale)
     mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (preprocess.mean, preprocess.std))
-    return x.sub(mean).div(std)
+    x = x.sub(mean).div(std)
+    return x.flip(1) if preprocess.order == BGR else x

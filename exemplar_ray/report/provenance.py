@@ -56,6 +56,9 @@ def provenance_of(run: Run, run_folder: str) -> Provenance:
         warnings.append(f"PARTIAL RESULT: only {summary.partial}")
     if unsettled:
         warnings.append(f"NOT SETTLED: {_named(unsettled)}; the scan's error may hide an exemplar there")
+    check = run.check
+    if check is not None and check.better:
+        warnings.append(f"PREPROCESSING IN DOUBT: {check.in_short()}")
     scan = f"computed in {spec.precision}, decoded by {spec.decode}"
     if spec.screened:
         scan += "; what is shown was recomputed exactly"
@@ -73,6 +76,7 @@ def provenance_of(run: Run, run_folder: str) -> Provenance:
         ("data", ", ".join(_patterns([without_secrets(shard.uri) for shard in run.plan.shards]))),
         ("images", f"{searched}; {skipped}"),
         ("scan", scan),
+        *([("check", f"{check.in_short()} ({check.checked[:10]})")] if check is not None else []),
         ("certainty", settled + (f": {_named(unsettled)}" if unsettled else "")),
         ("versions", ", ".join(f"{name} {version}" for name, version in run.plan.versions.items())),
         ("fingerprint", run.plan.fingerprint),
@@ -91,12 +95,7 @@ def describe_preprocess(preprocess: Preprocess) -> str:
     >>> describe_preprocess(Preprocess(mean=(123, 117, 104)))
     'shorter side to 256 pixels (bilinear), centre 224 × 224, RGB 0..255 minus (123, 117, 104)'
     """
-    mean, std = (", ".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
-    divided = "" if preprocess.std == (1.0, 1.0, 1.0) else f" over ({std})"
-    return (
-        f"shorter side to {preprocess.resize} pixels ({preprocess.interpolation}), centre {preprocess.crop} × "
-        f"{preprocess.crop}, RGB 0..{preprocess.scale:g} minus ({mean}){divided}"
-    )
+    return preprocess.in_words()
 
 
 def without_secrets(uri: str) -> str:
@@ -144,7 +143,7 @@ def command_of(plan: Plan, out: str) -> str:
         "max_per_class": spec.max_per_class,
         "class_top_k": spec.class_top_k,
         "seed": spec.seed,
-        "preprocess": _flow({key: _plain(value) for key, value in asdict(spec.network.preprocess).items()}),
+        "preprocess": spec.network.preprocess.as_flag(),
         "precision": spec.precision,
         "decode": spec.decode,
         "margin": spec.margin,
@@ -169,13 +168,6 @@ def command_of(plan: Plan, out: str) -> str:
 
 def _flow(values: dict[str, Any]) -> str:
     return yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=10_000).strip()
-
-
-def _plain(value: Any) -> Any:
-    """Write whole numbers as such, tuples as lists."""
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _patterns(uris: list[str]) -> list[str]:

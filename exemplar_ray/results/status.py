@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
+from exemplar_ray.check.findings import read_findings
 from exemplar_ray.data.columns import describe as describe_columns
 from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, Plan
 from exemplar_ray.runs.manifest import Manifest, job_of, read_manifest
@@ -42,7 +43,7 @@ def describe(run_folder: str) -> tuple[list[str], bool]:
     lines += _first(failures, len(state.failed), f"failed {manifest.items_name}")
     lines += _first(skips, _total(state, "skipped"), "skipped images")
     result, complete = _result(folder, manifest, state)
-    return [*lines, result], complete
+    return [*lines, *_check(folder, manifest), result], complete
 
 
 def _read(folder: RunFolder) -> tuple[Manifest, list[str]]:
@@ -80,6 +81,12 @@ def _rows(state: State[Mapping[str, Any]]) -> list[str]:
     if state.completed and not rows:
         return []
     return [f"rows: {rows} read = {_total(state, 'scored')} scored + {_total(state, 'skipped')} skipped"]
+
+
+def _check(folder: RunFolder, manifest: Manifest) -> list[str]:
+    """Say what the last check of it found; nothing if it was not checked."""
+    findings = read_findings(folder, manifest.fingerprint)
+    return [] if findings is None else [f"check of {findings.checked[:10]}: {findings.in_short()}"]
 
 
 def _result(folder: RunFolder, manifest: Manifest, state: State) -> tuple[str, bool]:
