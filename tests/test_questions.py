@@ -1,5 +1,7 @@
 """A network is questioned before it is believed: liars are refused, their honest twins are not."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import questionable_networks as networks
@@ -12,7 +14,7 @@ from exemplar_ray.network.describe import describe_layers, question_network
 from exemplar_ray.network.layers import Axis, ReceptiveField
 from exemplar_ray.network.layouts import check_layout
 from exemplar_ray.network.questions import Answers
-from exemplar_ray.network.trunk import Trunk
+from exemplar_ray.network.trunk import ContiguousTrunk, Trunk
 
 TINY = Preprocess(mean=(117, 117, 117), resize=36, crop=32)
 CPU = torch.device("cpu")
@@ -68,7 +70,7 @@ def test_a_network_that_goes_by_memory_runs_without_channels_last():
     # And gives then what it gives alone, called as it is.
     network = networks.PlaceInMemory(honest=False).eval()
     crops = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
-    found = Trunk(network, layers, ("max",), TINY, CPU, channels_last=False)(crops).activations["layer", "max"]
+    found = ContiguousTrunk(network, layers, ("max",), TINY, CPU)(crops).activations["layer", "max"]
     with torch.no_grad():
         plain = network(crops.permute(0, 3, 1, 2).contiguous().float() - 117).amax(dim=(2, 3))
     assert torch.allclose(found, plain, atol=1e-5)
@@ -107,7 +109,7 @@ class OfVolumes(nn.Module):
 def test_a_network_runs_on_any_image_that_it_takes_when_called_as_it_is(network, layer, channels_last):
     found = questioned(network, layer)
     assert found.answers.channels_last is channels_last
-    trunk = Trunk(network, found.layers, ("max",), TINY, CPU, channels_last=channels_last)
+    trunk = (Trunk if channels_last else ContiguousTrunk)(network, found.layers, ("max",), TINY, CPU)
     trunk(torch.zeros((4, 32, 32, 3), dtype=torch.uint8))
 
 
@@ -353,3 +355,32 @@ def test_writing_into_fresh_memory_does_not_escape():
     [layer] = describe_layers(Pasting().eval(), ["layer"], "all", TINY)
     assert layer.field == ReceptiveField(None, None)
     assert np.prod(layer.map_size) == 1600
+
+
+# Once a run -------------------------------------------------------------------------------
+
+
+def test_a_network_that_is_known_is_not_questioned_again(monkeypatch):
+    from conftest import TINY_NETWORK
+
+    from exemplar_ray.network import resolve as resolving
+    from exemplar_ray.network.resolve import NetworkRequest, resolve_network
+
+    keys = {"resize": 36, "crop": 32, "mean": (117, 117, 117)}
+    request = NetworkRequest(TINY_NETWORK, "pretrained", ("conv1", "mixed"), "0-3", keys)
+    first = resolve_network(request)
+    asked = []
+    question = resolving.question_network
+    monkeypatch.setattr(resolving, "question_network", lambda *given: asked.append(given) or question(*given))
+    assert resolve_network(request, known=first) == first
+    assert not asked
+    # Other weights, another layer, or another layout than was found, and it is.
+    for changes in (
+        {"model": TINY_NETWORK.replace(":trained", ":trained_otherwise")},
+        {"layers": ("mixed",)},
+        {"preprocess": {**keys, "mean": (0, 0, 0)}},
+        {"layout": "nhwc"},
+    ):
+        asked.clear()
+        resolve_network(dataclasses.replace(request, **changes), known=first)
+        assert len(asked) == 1, changes

@@ -14,7 +14,7 @@ from exemplar_ray.errors import UsageError
 from exemplar_ray.network.compiled_trunk import CannotCompileError, CompiledForm, CompiledTrunk, compiled_trunk
 from exemplar_ray.network.models import Network, load_network
 from exemplar_ray.network.spec import NetworkSpec, TrunkSpec
-from exemplar_ray.network.trunk import Trunk
+from exemplar_ray.network.trunk import ContiguousTrunk, Trunk
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +81,8 @@ def trunk_of(spec: TrunkSpec, device: str) -> Trunk:
         UsageError: the model's file here, or the weights, are others.
     """
     network = network_of(spec.network)
-    return Trunk(
+    kind = Trunk if spec.network.channels_last else ContiguousTrunk
+    return kind(
         network.module,
         spec.network.layers,
         spec.statistics,
@@ -89,7 +90,6 @@ def trunk_of(spec: TrunkSpec, device: str) -> Trunk:
         torch.device(device),
         spec.precision,
         spec.pre_relu,
-        spec.network.channels_last,
     )
 
 

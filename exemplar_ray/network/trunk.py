@@ -42,7 +42,6 @@ class Trunk:
         preprocess: from crops to the network's input.
         precision: what it computes in, see `layers.PRECISIONS`; activations are pooled in float32 in any case.
         pre_relu: a call also says how near an image comes to exciting a channel that it leaves at 0.
-        channels_last: whether the network runs where channels lie last in memory, see `spec.NetworkSpec`.
     """
 
     _memory_format = torch.channels_last
@@ -57,12 +56,9 @@ class Trunk:
         device: torch.device,
         precision: str = "float32",
         pre_relu: bool = False,
-        channels_last: bool = True,
     ) -> None:
         self.device = device
         self._type = getattr(torch, precision)
-        if not channels_last:
-            self._memory_format = torch.contiguous_format
         self._module = module.to(device, self._type).to(memory_format=self._memory_format).eval()
         self._layers = {layer.name: layer for layer in layers}
         self._statistics = statistics
@@ -124,6 +120,12 @@ class Trunk:
         if len(layer.channels) < layer.channel_count:
             reading = reading.of_channels(torch.tensor(layer.channels, device=output.device))
         return reading.copied()
+
+
+class ContiguousTrunk(Trunk):
+    """The same, for networks that do not run with the channels last in memory, see `spec.NetworkSpec`."""
+
+    _memory_format = torch.contiguous_format
 
 
 class PlainTrunk(Trunk):
