@@ -41,7 +41,7 @@ def shapes_by_hooks(model, crop):
 @pytest.mark.parametrize(
     ("model", "crop", "of_layers"),
     [
-        ("inceptionv1", 96, {"mixed4a": ("508", "6x6", "171/16"), "conv2d0": ("64", "48x48", "7/2")}),
+        ("inceptionv1", 224, {"mixed4a": ("508", "14x14", "171/16"), "conv2d0": ("64", "112x112", "7/2")}),
         ("torchvision:vgg16", 96, {"features.28": ("512", "6x6", "196/16"), "classifier.6": ("1000", None, "all")}),
         ("torchvision:vit_b_16", 224, {"conv_proj": ("768", "14x14", "16/16")}),
         ("efficientnet-lite0", 96, {"_blocks.3": ("40", "12x12", "35/8")}),
