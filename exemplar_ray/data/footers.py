@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -47,7 +48,11 @@ def open_file(uri: str, size: int) -> Any:
         return pa.OSFile(path)
     # The Hub would list the folder, in every process, to find out the size.
     options = {"size": size} if is_on_hub(uri) else {}
-    return fs.open(path, "rb", cache_type="none", **options)
+    file = fs.open(path, "rb", cache_type="none", **options)
+    with suppress(AttributeError):
+        # An archive is closed when nobody has its file system any more.
+        file.file_system_kept = fs
+    return file
 
 
 def read_footer(uri: str, size: int) -> Footer | None:
@@ -85,9 +90,11 @@ def read_surely(uri: str, read: Any) -> Any:
             f"'{uri}' cannot be read: access denied ({one_line(error)}); check permissions or credentials"
         ) from error
     except ValueError as error:
+        if "http" not in uri:
+            raise UsageError(f"'{uri}' cannot be read: {one_line(error)}") from error
         raise UsageError(
-            f"'{uri}' cannot be read in pieces, as its server gives whole files only ({one_line(error)}); copy the "
-            "files to a disk or an object store"
+            f"'{uri}' cannot be read in pieces: its server gives whole files only (no range requests); copy the files "
+            "to a disk or an object store"
         ) from error
     except Exception as error:
         if not (isinstance(error, OSError) or is_transient(error)):

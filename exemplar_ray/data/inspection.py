@@ -217,8 +217,7 @@ def _texts(files: Sequence[tuple[str, int]], looks: Sequence[Look | None], pool:
 def _texts_of(look: Look) -> set[str]:
     found: set[str] = set()
     for column in _label_batches(look):
-        values = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-        found.update(value for value in values.unique().to_pylist() if value)
+        found.update(filter(None, column.to_pylist()))
         if len(found) > _MOST_CLASSES:
             break
     return found
@@ -235,7 +234,7 @@ def _refuse_fractions(look: Look) -> None:
     read = label_reader(look.label_type, None)
     for column in _label_batches(look):
         try:
-            read(column.unique() if not pa.types.is_dictionary(column.type) else column)
+            read(column)
         except ValueError as error:
             raise UsageError(
                 f"'{look.uri}': column '{look.columns.label}' ({look.label_type}): {error}; choose another column with "

@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
 
-from exemplar_ray.data import chained
 from exemplar_ray.errors import UsageError
-from exemplar_ray.storage import hub
+from exemplar_ray.storage import chained, hub
 from exemplar_ray.storage.hub_uri import AccessError, is_on_hub, without_revision
 from exemplar_ray.storage.transient import ATTEMPTS, is_transient, patiently
 
@@ -149,7 +148,9 @@ def _expand(uri: str, left_out: LeftOut) -> list[Listed]:
         raise UsageError(
             f"cannot list '{shown(uri)}': access denied ({one_line(error)}); check permissions or credentials"
         ) from error
-    except (OSError, ValueError, ImportError, TypeError) as error:
+    except Exception as error:
+        if not isinstance(error, (OSError, ValueError, ImportError, TypeError)) and not is_transient(error):
+            raise
         raise UsageError(f"cannot list '{shown(uri)}': {one_line(error)}") from error
 
 

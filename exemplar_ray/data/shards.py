@@ -265,7 +265,7 @@ class ShardReader:
             start = first
             for batch in self._batches(group, columns) if len(here) else ():
                 inside = here[(here >= start) & (here < start + len(batch))]
-                picked = batch.take(pa.array(inside - start))
+                picked = _take(batch, inside - start)
                 start += len(batch)
                 images = picked[self._image]
                 rows_here = (inside.tolist(), image_bytes(images), image_paths(images), self._labels(picked))
@@ -285,6 +285,15 @@ class ShardReader:
 
     def _batches(self, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         return self._file.iter_batches(batch_size=ROWS_PER_READ, row_groups=[group], columns=columns, use_threads=False)
+
+
+def _take(batch: pa.RecordBatch, places: np.ndarray) -> pa.RecordBatch:
+    """Return rows of a batch; pyarrow has no `take` of views, such as `binary_view`."""
+    try:
+        return batch.take(pa.array(places))
+    except pa.ArrowNotImplementedError:
+        columns = [pa.array([column[i].as_py() for i in places.tolist()], column.type) for column in batch.columns]
+        return pa.RecordBatch.from_arrays(columns, batch.schema.names)
 
 
 def imagenet_schema(class_names: Sequence[str] | None) -> pa.Schema:

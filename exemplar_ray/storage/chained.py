@@ -19,8 +19,10 @@ _ON_DISK = ("file://", "local://")
 
 
 def is_chained(uri: str) -> bool:
-    """Whether an address has several links; a file on this disk may have `::` in its name."""
-    return _SEPARATOR in uri and not os.path.exists(uri)
+    """Whether an address has several links; a file or folder on this disk may have `::` in its name."""
+    first, separator, _ = uri.partition(_SEPARATOR)
+    on_disk = ("/" in first and "://" not in first) or os.path.exists(uri)
+    return bool(separator) and not on_disk
 
 
 def refuse_hub_inside(uri: str) -> None:
