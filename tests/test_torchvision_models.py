@@ -147,7 +147,7 @@ def test_a_network_that_transforms_its_input_says_so_in_its_name(name, downloads
     for weights in ("pretrained", str(tmp_path / "weights.pth"), "IMAGENET1K_V1"):
         network = load_network(model, weights)
         assert network.module.transform_input
-        assert network.model == f"{model}+transform_input"
+        assert network.model == f"torchvision:{name}+transform_input"
         model = network.model
 
 
