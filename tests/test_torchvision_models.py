@@ -59,10 +59,7 @@ def downloads(monkeypatch):
 
 def state_of(name):
     """Weights that keep the size of activations, with running statistics that are not the ones of a new network."""
-    size = {"image_size": 518} if name == "vit_h_14" else {}
-    state = models.get_model(name, weights=None, **size).state_dict()
-    if torch.get_default_device().type == "meta":
-        return state
+    state = models.get_model(name, weights=None).state_dict()
     numbers = torch.randn(99_991, generator=torch.Generator().manual_seed(0))
     for key, value in state.items():
         of_normal = numbers.repeat(value.numel() // len(numbers) + 1)[: value.numel()].view(value.shape)
@@ -97,18 +94,18 @@ def switches(module):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_has_the_switches_of_its_loader(name, downloads, undrawn, monkeypatch):
-    """On the device that has no memory, as some have 2 GB of weights."""
+    """On the device that has no memory, as some have 2 GB of weights. There is nothing to load there."""
     # Some builders read widths and rates out of small tensors.
     for function in ("arange", "linspace", "tensor"):
         monkeypatch.setattr(torch, function, functools.partial(getattr(torch, function), device="cpu"))
+    monkeypatch.setattr(nn.Module, "load_state_dict", lambda *_, **__: None)
+    downloads({})
     with torch.device("meta"):
-        state = state_of(name)
-        downloads(state)
-        theirs = models.get_model(name, weights="DEFAULT").eval()
+        theirs = switches(models.get_model(name, weights="DEFAULT").eval())
         architecture = find_architecture(f"torchvision:{name}")
-        assert switches(architecture.load(state).eval()) == switches(theirs)
-        if name in FAMILIES or name == "vit_h_14":
-            assert switches(architecture.build().eval()) == switches(theirs)
+        assert switches(architecture.load({}).eval()) == theirs
+        if name in ("googlenet", "inception_v3", "vit_h_14"):
+            assert switches(architecture.build().eval()) == theirs
 
 
 def outputs(module, size):
@@ -150,7 +147,7 @@ def test_a_network_that_transforms_its_input_says_so_in_its_name(name, downloads
     for weights in ("pretrained", str(tmp_path / "weights.pth"), "IMAGENET1K_V1"):
         network = load_network(model, weights)
         assert network.module.transform_input
-        assert network.model == f"{model}+transform_input"
+        assert network.model == f"torchvision:{name}+transform_input"
         model = network.model
 
 
