@@ -112,6 +112,8 @@ def _add_data_commands(commands: Any) -> None:
     sub.add_argument("dir", metavar="DIR", help="a new or empty folder")
     sub.add_argument("--split", default="train", help="which split of a Hub data set (default: train)")
     sub.add_argument("--rows-per-shard", type=int, default=4000, metavar="N", help="default: 4000")
+    sub.add_argument("--image-column", metavar="NAME", help="of a Hub data set (default: as of run)")
+    sub.add_argument("--label-column", metavar="NAME", help="of a Hub data set (default: as of run); none: no labels")
 
 
 def _add_run_commands(commands: Any) -> None:
@@ -347,8 +349,13 @@ def _sample_data(options: argparse.Namespace, console: Console) -> int:
 
 
 def _shard(options: argparse.Namespace, console: Console) -> int:
+    from exemplar_ray.data.columns import Chosen
     from exemplar_ray.data.write_shards import write_shards
 
-    paths, images = write_shards(options.source, options.dir, options.split, options.rows_per_shard)
+    notes: list[str] = []
+    chosen = Chosen(options.image_column, options.label_column)
+    paths, images = write_shards(options.source, options.dir, options.split, options.rows_per_shard, chosen, notes)
+    for line in notes:
+        say(console, line)
     say(console, f"{images} images in {len(paths)} shards: {options.dir}")
     return COMPLETE

@@ -4,8 +4,8 @@ Made for 32 x 32 images. `layer` is the layer to look at.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 
 class Base(nn.Module):
@@ -26,7 +26,7 @@ class Base(nn.Module):
 
 class Dropout(Base):
     def between(self, x):
-        return F.dropout(x, 0.2, training=self.training if self.honest else True)
+        return functional.dropout(x, 0.2, training=self.training if self.honest else True)
 
 
 class Noise(Base):

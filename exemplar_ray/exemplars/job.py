@@ -12,19 +12,21 @@ from typing import Any
 from rich.console import Console
 
 from exemplar_ray._version import __version__
-from exemplar_ray.data.labels import ClassLabels, read_class_labels
+from exemplar_ray.data.labels import ClassLabels, entries_of_texts, read_class_labels
+from exemplar_ray.data.listing import LeftOut
 from exemplar_ray.data.preprocess import GPU_DECODER
 from exemplar_ray.data.shards import Shard, discover, inspect
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.driver import JobOutcome, reduce_job, run_job
 from exemplar_ray.executor.job import Context, Reduced
+from exemplar_ray.executor.progress import say
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.answer import answer
 from exemplar_ray.exemplars.plan import JOB, Plan
 from exemplar_ray.exemplars.rescan import rescan_exactly
 from exemplar_ray.exemplars.scan_job import TASKS, ScanJob
-from exemplar_ray.exemplars.spec import RunOptions, RunSpec
+from exemplar_ray.exemplars.spec import RunOptions, RunSpec, columns_chosen
 from exemplar_ray.exemplars.summary import labels_digest
 from exemplar_ray.exemplars.to_resolve import Resolved, ToResolve
 from exemplar_ray.network.questions import KnownNetwork
@@ -87,7 +89,12 @@ def run(
     before = RunFolder(out).read_json(RUN) or {}
     # A branch may have moved since the run began; the run has not.
     revisions = resolve_revisions(data, before.get("revisions", {}))
-    shards, names = inspect(discover(data, revisions))
+    left_out = LeftOut()
+    shards, names = inspect(discover(data, revisions, left_out), columns_chosen(spec), bool(table))
+    if any(shard.columns is not None and shard.columns.texts for shard in shards):
+        table = entries_of_texts(names or (), table)
+    for line in left_out.lines():
+        say(console, line)
     with Cluster(resources, options.log_level) as cluster:
         resolved = resolve_spec(cluster, spec, shards, _known_network(before))
         labels = ClassLabels(names, table)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 from exemplar_ray.data.labels import ClassLabels
-from exemplar_ray.data.shards import Shard
+from exemplar_ray.data.shards import Shard, identity_of_columns
 from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars.spec import FORMAT_VERSION, ExemplarsSpec
 from exemplar_ray.network.questions import Answers, KnownNetwork
@@ -57,7 +57,8 @@ class Plan:
         """Return what decides the result, under the user's key names. Shards count by name:
         what is in them is held against each completion record instead, so that a broken
         shard can be repaired."""
-        return {**self.spec.identity(), "data": [shard.name for shard in self.shards]}
+        data = [shard.name for shard in self.shards]
+        return {**self.spec.identity(), "data": data, **identity_of_columns(self.shards)}
 
     @property
     def fingerprint(self) -> str:
@@ -81,10 +82,11 @@ class Plan:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Plan:
         """Read back what its manifest wrote."""
+        class_labels = ClassLabels.from_json(values["class_labels"])
         return cls(
             spec=ExemplarsSpec.from_json(values["spec"]),
-            shards=[Shard(**shard) for shard in values["shards"]],
-            class_labels=ClassLabels.from_json(values["class_labels"]),
+            shards=[Shard.from_json(shard, class_labels.names) for shard in values["shards"]],
+            class_labels=class_labels,
             versions=values["versions"],
             revisions=values.get("revisions", {}),
             answers=Answers.from_json(values["questions"]) if values.get("questions") else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from exemplar_ray.data.columns import describe
 from exemplar_ray.data.shards import Shard
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.job import Context, Job, Reduced
@@ -92,5 +93,6 @@ def announcement(plan: Plan) -> list[str]:
         chosen = f"{len(layer.channels)} of " if len(layer.channels) < layer.channel_count else ""
         lines.append(f"layer {layer.name}: {chosen}{layer.channel_count} channels{size}")
     lines += plan.answers.news() if plan.answers else []
+    lines += describe(shard.columns for shard in plan.shards)
     lines += [f"{repository} is read at commit {commit}" for repository, commit in plan.revisions.items()]
     return lines

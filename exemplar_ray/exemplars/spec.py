@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
+from exemplar_ray.data.columns import NO_LABELS, Chosen
 from exemplar_ray.data.preprocess import DECODERS, is_whole
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.exemplars.samples import BOTTOM, DISTINCT, TOP, is_drawn, parse_samples, place_in_results
@@ -69,6 +70,14 @@ class RunSpec:
     max_per_class: int | None = key(None, "N", "at most N of a class in the sample `distinct` (default: any number)")
     class_top_k: int = key(0, "K", "also the K strongest images of every class (default: 0)")
     seed: int = key(0, "N", "of the images that samples draw (default: 0)")
+    image_column: str | None = key(
+        None, "NAME", "the shards' column of images (default: image, or the one that must be it)"
+    )
+    label_column: str | None = key(
+        None,
+        "NAME",
+        f"their column of labels (default: label, or the one that must be it); {NO_LABELS}: read none",
+    )
     preprocess: Mapping[str, Any] | None = key(
         None, "MAP", "over the model's own, such as '{resize: 256, mean: [123, 117, 104]}'", flow=True
     )
@@ -105,6 +114,10 @@ class RunSpec:
                 continue
             if not is_whole(value) or value < least:
                 raise UsageError(f"{name} is a whole number from {least}, not {value!r}")
+        for name in ("image_column", "label_column"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value):
+                raise UsageError(f"{name} is the name of a column, not {value!r}")
         if not isinstance(self.distinct, bool):
             raise UsageError(f"distinct is true or false, not {self.distinct!r}")
         if self.preprocess is not None and not isinstance(self.preprocess, Mapping):
@@ -260,6 +273,11 @@ class ExemplarsSpec:
         }
         # As it reads back from a file, where tuples are lists.
         return json.loads(json.dumps(identity))
+
+
+def columns_chosen(spec: RunSpec) -> Chosen:
+    """Return the columns of shards that the user names."""
+    return Chosen(spec.image_column, spec.label_column)
 
 
 def _is_screening(precision: str, decode: str) -> bool:

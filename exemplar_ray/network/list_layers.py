@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from exemplar_ray.data.preprocess import Preprocess
-from exemplar_ray.network.models import load_network
+from exemplar_ray.network.models import find_architecture, load_network
 from exemplar_ray.network.survey import survey
 from exemplar_ray.network.survey_text import survey_lines
 
@@ -26,12 +26,12 @@ def layers_of_model(model: str, preprocess: Mapping[str, Any] | None, width: int
         UsageError: there is no such model, or it fails on an image of that size.
     """
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    network = load_network(model, "random:0", check_factory=False)
-    own = network.architecture.preprocess
+    own = find_architecture(model, "random:0").preprocess
     keys = dict(preprocess or {})
     if own is None:
         keys.setdefault("mean", (0, 0, 0))
     settled = Preprocess.of(own, keys)
+    network = load_network(model, "random:0", check_factory=False, image_size=settled.crop)
     size = f"{settled.crop} x {settled.crop} pixels"
     lines = [
         f"{network.architecture.title}, for images of {size}",

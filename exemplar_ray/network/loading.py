@@ -78,7 +78,7 @@ def trunk_of(spec: TrunkSpec, device: str) -> Trunk:
     """Build the network, with the very weights that the spec names.
 
     Raises:
-        UsageError: the weights here are others.
+        UsageError: the model's file here, or the weights, are others.
     """
     network = network_of(spec.network)
     return Trunk(
@@ -94,17 +94,36 @@ def trunk_of(spec: TrunkSpec, device: str) -> Trunk:
 
 
 def network_of(spec: NetworkSpec) -> Network:
-    """Build a network, on the CPU, with the very weights that the spec names.
+    """Build a network, on the CPU: the very one that the spec names.
 
     Raises:
-        UsageError: the weights here are others.
+        UsageError: the model's file here, or the weights, are others.
     """
     started = time.perf_counter()
-    network = load_network(spec.model, spec.weights, check_factory=False)
-    if network.weights_sha256 != spec.weights_sha256:
-        raise UsageError(
-            f"the weights of '{spec.model}' on {socket.gethostname()} are not the run's: "
-            f"{network.weights_sha256[:12]} there, {spec.weights_sha256[:12]} in the run"
-        )
+    network = load_network(spec.model, spec.weights, check_factory=False, image_size=spec.preprocess.crop)
+    _refuse_another_network(network, spec)
     _log.info("%s loaded in %.1f s", spec.model_title, time.perf_counter() - started)
     return network
+
+
+def _refuse_another_network(network: Network, of_run: NetworkSpec) -> None:
+    here, source = socket.gethostname(), network.architecture.source_sha256
+    if source != of_run.model_source_sha256:
+        raise UsageError(
+            f"the file of '{of_run.model}', or a file that it imports, is not the run's on {here}: {_short(source)} "
+            f"there, {_short(of_run.model_source_sha256)} in the run; put the file back, or start a new run"
+        )
+    if network.model != of_run.model:
+        raise UsageError(
+            f"the run is of '{of_run.model}', and torchvision's own loader gives '{network.model}', which transforms "
+            "its input; start a new run with another --out"
+        )
+    if network.weights_sha256 != of_run.weights_sha256:
+        raise UsageError(
+            f"the weights of '{of_run.model}' on {here} are not the run's: "
+            f"{_short(network.weights_sha256)} there, {_short(of_run.weights_sha256)} in the run"
+        )
+
+
+def _short(sha256: str | None) -> str:
+    return sha256[:12] if sha256 else "none"

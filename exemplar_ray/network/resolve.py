@@ -10,7 +10,7 @@ from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.network.describe import question_network
 from exemplar_ray.network.layers import parse_channels
 from exemplar_ray.network.layouts import AUTO, GivenLayout, layout_of
-from exemplar_ray.network.models import load_network
+from exemplar_ray.network.models import find_architecture, load_network
 from exemplar_ray.network.questions import NOISE, KnownNetwork
 from exemplar_ray.network.spec import NetworkSpec
 
@@ -56,10 +56,10 @@ def resolve_network(
         UsageError: the model, its weights, a layer, a channel or the preprocessing cannot be had, or the network is
             no function of the image.
     """
-    network = load_network(request.model, request.weights)
-    settled = Preprocess.of(network.architecture.preprocess, request.preprocess)
+    settled = Preprocess.of(find_architecture(request.model, request.weights).preprocess, request.preprocess)
+    network = load_network(request.model, request.weights, image_size=settled.crop)
     spec = NetworkSpec(
-        model=request.model,
+        model=network.model,
         model_title=network.architecture.title,
         model_source_sha256=network.architecture.source_sha256,
         weights=request.weights,

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 from exemplar_ray.check.findings import read_findings
+from exemplar_ray.data.columns import describe as describe_columns
 from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, Plan
 from exemplar_ray.runs.manifest import Manifest, job_of, read_manifest
 from exemplar_ray.runs.records import CompletionRecord, State
@@ -60,7 +61,8 @@ def _read(folder: RunFolder) -> tuple[Manifest, list[str]]:
         f"{network.model_title}, {network.weights_title}{untrained}; {layers}; "
         f"{', '.join(spec.statistics)}; {', '.join(spec.shown_samples)}: {spec.top_k} each"
     )
-    return plan.manifest(), [title, *(plan.answers.lines() if plan.answers else ())]
+    columns = describe_columns(shard.columns for shard in plan.shards)
+    return plan.manifest(), [title, *columns, *(plan.answers.lines() if plan.answers else ())]
 
 
 def _counts(record: CompletionRecord) -> Mapping[str, Any]:

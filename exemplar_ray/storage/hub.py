@@ -6,6 +6,7 @@ to a task names the commit. The Hub's client takes long to import, and is not be
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,9 @@ from exemplar_ray.storage.hub_uri import PROTOCOL, is_on_hub, parse, repository_
 def file_system(uri: str) -> tuple[Any, str]:
     """Return a URI's file system and the path in it, as `fsspec.url_to_fs` does."""
     if not is_on_hub(uri):
+        if "::" in uri and os.path.exists(uri):
+            # A file's name that looks like a chain of addresses.
+            return fsspec.filesystem("file"), os.path.abspath(uri)
         return fsspec.url_to_fs(uri)
     from exemplar_ray.storage.hub_files import HubFileSystem
 
