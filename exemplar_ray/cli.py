@@ -19,7 +19,7 @@ from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.interruption import interruptible
 from exemplar_ray.executor.progress import say
 from exemplar_ray.executor.resources import Resources
-from exemplar_ray.exemplars.spec import RunOptions, RunSpec
+from exemplar_ray.exemplars.spec import RunOptions, RunSpec, columns_chosen
 from exemplar_ray.keys import Key, keys_of
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _add_publish(commands: Any) -> None:
 
 
 # What a run folder says to `check`.
-_OF_NETWORK = ("data", "model", "weights", "preprocess", "class_labels")
+_OF_NETWORK = ("data", "model", "weights", "preprocess", "class_labels", "image_column", "label_column")
 
 # As `config.RUN_KEYS`.
 _FIGURE_KEYS = {
@@ -255,6 +255,7 @@ def _layers(options: argparse.Namespace, console: Console) -> int:
 
 def _check(options: argparse.Namespace, console: Console) -> int:
     from exemplar_ray.check import job
+    from exemplar_ray.check.looking import AskedNetwork
     from exemplar_ray.executor.cluster import Cluster
 
     settings = settings_of(options, required=() if options.run else ("data",), keys=CHECK_KEYS)
@@ -265,7 +266,8 @@ def _check(options: argparse.Namespace, console: Console) -> int:
             from exemplar_ray.report import check_figure
         check_figure.ending_of(check_options.figure)
     if options.run is None:
-        subject = job.of_model(asked.model, asked.weights, asked.preprocess, settings["data"], run_options.class_labels)
+        network = AskedNetwork(asked.model, asked.weights, asked.preprocess)
+        subject = job.of_model(network, settings["data"], columns_chosen(asked), run_options.class_labels)
     else:
         for key in _OF_NETWORK:
             if key in settings:

@@ -10,6 +10,7 @@ import sys
 from xml.etree import ElementTree
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -202,6 +203,23 @@ def test_which_output_is_which_class_is_never_guessed(cli, data, tmp_path):
     (tmp_path / "outputs.json").write_text(json.dumps(CLASSES))
     status, text = checked(cli, data, "eleven_outputs", "--outputs", tmp_path / "outputs.json")
     assert (status, "--outputs names 8 outputs, the network has 11" in text) == (2, True)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_labels_that_are_texts_are_numbered_as_is_said(cli, data, tmp_path):
+    """In alphabetical order, as image folders are; this network's outputs are in another one."""
+    table = pa.concat_tables([pq.read_table(file) for file in sorted(data.glob("*.parquet"))])
+    texts = pa.array([CLASSES[label] for label in table["label"].to_pylist()])
+    (tmp_path / "texts").mkdir()
+    pq.write_table(pa.table({"img": table["image"], "labels": texts}), tmp_path / "texts" / "a.parquet")
+    right = right_by_hand(data)
+    status, text = checked(cli, tmp_path / "texts", "colours")
+    assert (status, "labels are texts, in alphabetical order" in text, f"top-1: {right} of" in text) == (0, True, False)
+    (tmp_path / "outputs.json").write_text(json.dumps(CLASSES))
+    status, text = checked(cli, tmp_path / "texts", "colours", "--outputs", tmp_path / "outputs.json")
+    assert (status, f"top-1: {right} of 120" in text, "FOUND" in text) == (0, True, False), text
+    status, text = checked(cli, tmp_path / "texts", "colours", "--label-column", "none")
+    assert (status, "no accuracy: the images have no labels" in text) == (0, True), text
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -20,7 +19,10 @@ from exemplar_ray.check.looking import AskedNetwork, Introduced, Looked, LookSet
 from exemplar_ray.check.options import CheckOptions
 from exemplar_ray.check.outputs import Reading, Readings, read_outputs, readings, settled
 from exemplar_ray.check.usual import IN_USE, usual_preprocessings
-from exemplar_ray.data.labels import ClassLabels, read_class_labels
+from exemplar_ray.data.columns import Chosen as Columns
+from exemplar_ray.data.columns import describe
+from exemplar_ray.data.labels import ClassLabels, entries_of_texts, read_class_labels
+from exemplar_ray.data.listing import LeftOut
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.data.shards import Shard, discover, inspect
 from exemplar_ray.errors import UsageError
@@ -50,6 +52,13 @@ class Subject:
     run: RunFolder | None = None
     """Whose network it is."""
     fingerprint: str | None = None
+    notes: tuple[str, ...] = ()
+    """What was noticed when the data were listed."""
+
+    @property
+    def texts(self) -> bool:
+        """Whether labels are texts."""
+        return any(shard.columns is not None and shard.columns.texts for shard in self.shards)
 
 
 @dataclass(frozen=True)
@@ -75,26 +84,32 @@ def of_run(run: str) -> Subject:
         raise UsageError(f"'{run}' names no network; give --model and --data instead of the run folder")
     if not shards:
         raise UsageError(f"'{run}' names no images; give --model and --data instead of the run folder")
+    labels = ClassLabels.from_json(values.get("class_labels") or {"names": None, "table": {}})
     return Subject(
         network=replace(NetworkSpec.from_json({name: spec[name] for name in names if name in spec}), layers=()),
-        shards=[Shard(**shard) for shard in shards],
-        class_labels=ClassLabels.from_json(values.get("class_labels") or {"names": None, "table": {}}),
+        shards=[Shard.from_json(shard, labels.names) for shard in shards],
+        class_labels=labels,
         run=folder,
         fingerprint=fingerprint(values["identity"]),
     )
 
 
-def of_model(
-    model: str, weights: str, preprocess: Mapping[str, Any] | None, data: Sequence[str], class_labels: str | None
-) -> Subject:
+def of_model(network: AskedNetwork, data: Sequence[str], columns: Columns, class_labels: str | None) -> Subject:
     """Take what the user names, in the words of the keys of a run.
+
+    Args:
+        columns: of images and labels, as the user names them.
 
     Raises:
         UsageError: the data or the file of class names cannot be had.
     """
     table = read_class_labels(class_labels) if class_labels else {}
-    shards, names = inspect(discover(data))
-    return Subject(AskedNetwork(model, weights, preprocess), shards, ClassLabels(names, table))
+    left_out = LeftOut()
+    shards, names = inspect(discover(data, left_out=left_out), columns, bool(table))
+    subject = Subject(network, shards, ClassLabels(names, table), notes=tuple(left_out.lines()))
+    if not subject.texts:
+        return subject
+    return replace(subject, class_labels=ClassLabels(names, entries_of_texts(names or (), table)))
 
 
 def check(subject: Subject, cluster: Cluster, console: Console, options: CheckOptions) -> Checked:
@@ -107,8 +122,8 @@ def check(subject: Subject, cluster: Cluster, console: Console, options: CheckOp
     if not any(shard.rows for shard in subject.shards):
         raise UsageError("no shard can be read as parquet, or all are empty")
     introduced = _introduce(subject, cluster)
-    possible = _readings(introduced, subject.class_labels, names)
-    for line in _heading(introduced):
+    possible = _readings(introduced, subject, names)
+    for line in [*_heading(introduced), *subject.notes, *describe(shard.columns for shard in subject.shards)]:
         say(console, line)
     findings, looked = _Look(subject, introduced, possible, cluster, console, options).look()
     for line in findings.lines():
@@ -144,10 +159,15 @@ def _introduce(subject: Subject, cluster: Cluster) -> Introduced:
     return outcome.value
 
 
-def _readings(introduced: Introduced, labels: ClassLabels, names: Sequence[str | None] | None) -> Readings:
+def _readings(introduced: Introduced, subject: Subject, names: Sequence[str | None] | None) -> Readings:
     if introduced.outputs is None:
         return Readings(refusal=f"the network gives no logits: {introduced.no_logits}")
-    return readings(introduced.outputs, labels, names)
+    found = readings(introduced.outputs, subject.class_labels, names)
+    if not subject.texts or names is not None:
+        return found
+    # Which is the order of image folders, too.
+    ordered = (replace(one, words=f"{one.words}; labels are texts, in alphabetical order") for one in found.possible)
+    return replace(found, possible=tuple(ordered))
 
 
 def _keep(findings: Findings, run: RunFolder, console: Console) -> None:
