@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib import metadata
 from typing import Any
 
 from rich.console import Console
 
-from exemplar_ray._version import __version__
 from exemplar_ray.data.labels import ClassLabels, entries_of_texts, read_class_labels
 from exemplar_ray.data.listing import LeftOut
 from exemplar_ray.data.preprocess import GPU_DECODER
@@ -32,12 +29,11 @@ from exemplar_ray.exemplars.to_resolve import Resolved, ToResolve
 from exemplar_ray.network.questions import KnownNetwork
 from exemplar_ray.runs.manifest import RUN
 from exemplar_ray.runs.run_folder import RunFolder
+from exemplar_ray.runs.versions import versions
 from exemplar_ray.storage.hub import resolve_revisions
 from exemplar_ray.storage.hub_uri import refuse_writing
 
 _SHARDS_TO_QUESTION_WITH = 3
-
-_VERSIONED_PACKAGES = ("ray", "torch", "torchvision", "torch-lucent", "pyarrow", "numpy", "pillow")
 
 
 class ExemplarsJob(ScanJob):
@@ -98,7 +94,7 @@ def run(
     with Cluster(resources, options.log_level) as cluster:
         resolved = resolve_spec(cluster, spec, shards, _known_network(before))
         labels = ClassLabels(names, table)
-        plan = Plan(resolved.spec, shards, labels, _versions(), revisions, resolved.answers)
+        plan = Plan(resolved.spec, shards, labels, versions(), revisions, resolved.answers)
         job = ExemplarsJob(plan, cluster, options.max_skipped, options.settle)
         return run_job(job, out, cluster, console, started)
 
@@ -152,7 +148,7 @@ def resolve_spec(
 
     Raises:
         UsageError: see `resolve.resolve`; or the GPU is to decode, and there is none; or the workers that
-            built the model were lost, all of them.
+            built the model were lost, all of them, or had no memory, or no answer from where its weights are.
     """
     if spec.decode == GPU_DECODER and not cluster.demand.gpus:
         raise UsageError("decode gpu needs a GPU a task, and this run has none; give --gpus-per-task, or --decode fast")
@@ -162,19 +158,8 @@ def resolve_spec(
     cluster.prepare(TASKS)
     first = [shard for shard in shards if shard.rows][:_SHARDS_TO_QUESTION_WITH]
     [outcome] = cluster.map(f"{TASKS}:resolve", [("model", ToResolve(spec, first, known))])
-    if outcome.lost:
+    if outcome.lost or outcome.transient:
         raise UsageError(f"the model cannot be built: {outcome.error}")
     if outcome.error:
         raise RuntimeError(f"the model cannot be built: {outcome.error}\n{outcome.details}")
     return outcome.value
-
-
-def _versions() -> dict[str, str]:
-    """Return the driver's versions; the lock file keeps the workers' equal."""
-    versions = {"exemplar_ray": __version__, "python": platform.python_version()}
-    for package in _VERSIONED_PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

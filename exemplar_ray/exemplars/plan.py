@@ -28,6 +28,7 @@ from exemplar_ray.runs.identity import fingerprint
 from exemplar_ray.runs.manifest import Manifest, job_of, refuse_other_format
 from exemplar_ray.runs.records import CompletionRecord
 from exemplar_ray.runs.run_folder import RunFolder
+from exemplar_ray.runs.versions import Versions, kept
 
 JOB = "exemplars"
 
@@ -48,6 +49,7 @@ class Plan:
     shards: list[Shard]
     class_labels: ClassLabels
     versions: dict[str, str]
+    """Of the driver that began the run; what computed a part, its record says."""
     revisions: dict[str, str] = field(default_factory=dict)
     """The commits at which repositories on the Hub are read, as `hub.resolve_revisions` returns them."""
     answers: Answers | None = None
@@ -125,6 +127,8 @@ class ScannedShard(NamedTuple):
     device: str
     skipped_images: tuple[dict[str, Any], ...]
     not_finite: tuple[dict[str, Any], ...]
+    versions: Versions | None = None
+    """Of the worker that scanned it."""
 
     @classmethod
     def of(cls, record: CompletionRecord) -> Self:
@@ -140,4 +144,5 @@ class ScannedShard(NamedTuple):
             device=sys.intern(facts["device"]),
             skipped_images=tuple(facts["skipped_images"]),
             not_finite=tuple(facts["not_finite"]),
+            versions=kept(record.versions),
         )

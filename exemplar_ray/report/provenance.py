@@ -78,7 +78,7 @@ def provenance_of(run: Run, run_folder: str) -> Provenance:
         ("scan", scan),
         *([("check", f"{check.in_short()} ({check.checked[:10]})")] if check is not None else []),
         ("certainty", settled + (f": {_named(unsettled)}" if unsettled else "")),
-        ("versions", ", ".join(f"{name} {version}" for name, version in run.plan.versions.items())),
+        ("versions", _versions(run)),
         ("fingerprint", run.plan.fingerprint),
     ]
     essentials = [
@@ -87,6 +87,14 @@ def provenance_of(run: Run, run_folder: str) -> Provenance:
         settled,
     ]
     return Provenance(warnings, essentials, facts, command_of(run.plan, run_folder))
+
+
+def _versions(run: Run) -> str:
+    """Say which versions computed the parts; where no record says so, which began the run."""
+    if mixed := run.summary.mixed_versions():
+        return f"computed by different versions: {mixed}"
+    recorded = [one.versions for one in run.summary.computed_by if one.versions is not None]
+    return ", ".join(f"{name} {version}" for name, version in (recorded or [run.plan.versions])[0].items())
 
 
 def describe_preprocess(preprocess: Preprocess) -> str:

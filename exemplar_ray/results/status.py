@@ -12,6 +12,7 @@ from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, Plan
 from exemplar_ray.runs.manifest import Manifest, job_of, read_manifest
 from exemplar_ray.runs.records import CompletionRecord, State
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
+from exemplar_ray.runs.versions import computed_by, in_words, kept
 
 _MOST_LISTED = 20
 
@@ -31,6 +32,7 @@ def describe(run_folder: str) -> tuple[list[str], bool]:
         f"{manifest.items_name}: {len(items)} in all, {len(state.completed)} done, {len(state.failed)} failed, "
         f"{len(state.pending)} pending",
         *_rows(state),
+        *_versions(state, manifest),
     ]
     failures = (
         f"failed: {items[p].name}: {failed.reason} ({failed.attempts} attempts)" for p, failed in state.failed.items()
@@ -68,7 +70,8 @@ def _read(folder: RunFolder) -> tuple[Manifest, list[str]]:
 def _counts(record: CompletionRecord) -> Mapping[str, Any]:
     """Take from a record what is shown of it."""
     names = ("rows", "scored", "skipped", "skipped_images")
-    return {name: record.facts[name] for name in names if record.facts.get(name)}
+    facts = {name: record.facts[name] for name in names if record.facts.get(name)}
+    return {**facts, "versions": kept(record.versions)}
 
 
 def _total(state: State[Mapping[str, Any]], name: str) -> int:
@@ -87,6 +90,13 @@ def _check(folder: RunFolder, manifest: Manifest) -> list[str]:
     """Say what the last check of it found; nothing if it was not checked."""
     findings = read_findings(folder, manifest.fingerprint)
     return [] if findings is None else [f"check of {findings.checked[:10]}: {findings.in_short()}"]
+
+
+def _versions(state: State[Mapping[str, Any]], manifest: Manifest) -> list[str]:
+    """Say which versions computed what, where they differ."""
+    groups = computed_by(facts["versions"] for facts in state.completed.values())
+    mixed = in_words(groups, manifest.items_name)
+    return [f"computed by different versions: {mixed}"] if mixed else []
 
 
 def _result(folder: RunFolder, manifest: Manifest, state: State) -> tuple[str, bool]:
