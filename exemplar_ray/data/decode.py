@@ -7,6 +7,7 @@ differ by at most one level of 255.
 
 from __future__ import annotations
 
+import errno
 import io
 import struct
 import zlib
@@ -17,12 +18,10 @@ from PIL import Image, UnidentifiedImageError
 
 from exemplar_ray.data.framing import Framing
 from exemplar_ray.data.preprocess import Preprocess
-from exemplar_ray.storage.transient import is_out_of_memory
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
-# Pillow's decoders raise these on bytes that are no image or a broken one. No MemoryError: it is the machine's, and
-# which images a run leaves out must not depend on that.
+# Pillow's decoders raise these on bytes that are no image or a broken one.
 _UNDECODABLE = (
     OSError,  # truncated, unknown format
     SyntaxError,  # broken PNG or TIFF structure
@@ -37,6 +36,9 @@ _UNDECODABLE = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+# Of which Pillow's own decoders make an OSError.
+_OUT_OF_MEMORY = "out of memory error"
 
 _JPEG = b"\xff\xd8"
 _PLAIN_COLOURS = ("YCbCr", "Gray")
@@ -55,7 +57,7 @@ def decode(data: bytes | None) -> Image.Image:
 
     Raises:
         UndecodableImageError: there are no bytes, or Pillow cannot decode them whole.
-        MemoryError: there is no memory for it now.
+        MemoryError: this machine has too little memory now, which says nothing of the image.
     """
     if not data:
         raise UndecodableImageError("no image bytes" if data is None else "empty image bytes")
@@ -66,9 +68,9 @@ def decode(data: bytes | None) -> Image.Image:
         # Pillow's own message names a place in memory.
         raise UndecodableImageError("not an image of any known format") from error
     except _UNDECODABLE as error:
-        if is_out_of_memory(error):
-            raise MemoryError(str(error)) from error
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, OSError) and (error.errno == errno.ENOMEM or reason.startswith(_OUT_OF_MEMORY)):
+            raise MemoryError(f"no memory to decode an image: {reason}") from error
         raise UndecodableImageError(reason) from error
 
 
@@ -110,7 +112,7 @@ def decode_and_crop(data: bytes | None, preprocess: Preprocess, decoder: str = "
             crop's pixels are resized. What it does not take, or finds fault with, goes the reference's way.
 
     Raises:
-        UndecodableImageError: as `decode`.
+        UndecodableImageError, MemoryError: as `decode`.
     """
     pixels = _decode_plain_jpeg(data) if decoder == "fast" else None
     if pixels is not None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from exemplar_ray.executor.job import Context, Reduced
 from exemplar_ray.executor.progress import ProgressDisplay
-from exemplar_ray.exemplars.gathered import GatheredShard
+from exemplar_ray.exemplars.gathered import GatheredShard, joined, pieces_of
 from exemplar_ray.exemplars.merge import Folded, FoldTask, fold_all, groups
 from exemplar_ray.exemplars.parts import Part
 from exemplar_ray.exemplars.plan import CHANNELS, CLASS_EXEMPLARS, CLASSES, EXEMPLARS, HISTOGRAMS, IMAGES, Plan
@@ -23,11 +23,12 @@ from exemplar_ray.exemplars.summary import Account, summarise
 from exemplar_ray.exemplars.tables.channels import (
     channels_table,
     class_exemplars_table,
-    classes_table,
     histograms_table,
     percentiles,
+    write_classes,
 )
-from exemplar_ray.exemplars.tables.exemplars import ImageSpool, write_exemplars, write_images
+from exemplar_ray.exemplars.tables.exemplars import write_exemplars, write_images
+from exemplar_ray.exemplars.tables.image_spool import ImageSpool
 from exemplar_ray.exemplars.topk import Scores
 
 _FOLD_GROUP = "exemplar_ray.exemplars.merge:fold_group"
@@ -106,20 +107,32 @@ def _gather(
     plan: Plan, context: Context, images: ImageSpool, wanted: Mapping[int, Scores]
 ) -> tuple[dict[int, GatheredShard], dict[str, str]]:
     """Recompute candidates shard by shard, and keep their images; see `selection.Gather`."""
-    gathered: dict[int, GatheredShard] = {}
+    pieces = {p: pieces_of(plan.spec, plan.shards[p], candidates) for p, candidates in wanted.items()}
+    come: dict[int, dict[int, GatheredShard]] = {p: {} for p in wanted}
     failed: dict[str, str] = {}
-    with ProgressDisplay(context.console, "gather", len(wanted)) as display:
-        todo = ((p, (plan.shards[p], candidates)) for p, candidates in wanted.items())
+    with ProgressDisplay(context.console, "gather", sum(map(len, pieces.values()))) as display:
+        todo = (
+            ((p, number), (plan.shards[p], candidates.take(which)))
+            for p, candidates in wanted.items()
+            for number, which in enumerate(pieces[p])
+        )
         for outcome in context.cluster.map(f"{TASKS}:gather", todo, plan.spec):
-            name = plan.shards[outcome.key].name
+            position, number = outcome.key
+            name = plan.shards[position].name
             if outcome.error is not None:
                 failed[name] = outcome.error
                 display.failed(name, outcome.error)
                 continue
-            shard: GatheredShard = outcome.value
-            images.add(outcome.key, shard.images)
-            display.finished(name, len(shard.images))
-            gathered[outcome.key] = replace(shard, images=shard.images.drop_columns(["bytes"]))
+            piece: GatheredShard = outcome.value
+            display.finished(name, len(piece.images))
+            images.add(position, piece.images)
+            without_bytes, maps = piece.images.drop_columns(["bytes"]), images.add_maps(piece.maps)
+            come[position][number] = replace(piece, images=without_bytes, maps=maps)
+    gathered = {
+        p: joined(pieces[p], [of_shard[number] for number in range(len(of_shard))])
+        for p, of_shard in come.items()
+        if len(of_shard) == len(pieces[p])
+    }
     return gathered, failed
 
 
@@ -133,10 +146,11 @@ def _write_exemplars(plan: Plan, context: Context, merged: Part, selected: Selec
 
 
 def _write_tables(plan: Plan, context: Context, merged: Part, selected: Selected) -> None:
-    tables = {CHANNELS: channels_table(plan, merged, selected.certainty), CLASSES: classes_table(plan, merged)}
-    tables[HISTOGRAMS] = histograms_table(plan, merged)
+    tables = {CHANNELS: channels_table(plan, merged, selected.certainty), HISTOGRAMS: histograms_table(plan, merged)}
     if plan.spec.class_top_k:
         tables[CLASS_EXEMPLARS] = class_exemplars_table(plan, merged)
     for name, table in tables.items():
         with context.folder.writing(name) as path:
             pq.write_table(table, path, compression="zstd")
+    with context.folder.writing(CLASSES) as path:
+        write_classes(path, plan, merged)

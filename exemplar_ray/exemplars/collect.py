@@ -15,7 +15,17 @@ from exemplar_ray.exemplars.running_topk import RunningTopK
 from exemplar_ray.exemplars.samples import SampledImages, priority
 from exemplar_ray.exemplars.settings import ScanSettings
 from exemplar_ray.exemplars.spec import ExemplarsSpec, Readout
-from exemplar_ray.exemplars.topk import BOTTOM, NEAR_ZERO, NO_LABEL, OF_CLASS, TOP, Scores, concatenate, merge
+from exemplar_ray.exemplars.topk import (
+    BOTTOM,
+    NEAR_ZERO,
+    NO_LABEL,
+    OF_CLASS,
+    TOP,
+    Scores,
+    concatenate,
+    has_label,
+    merge,
+)
 from exemplar_ray.network.trunk import OfReadouts, Pooled
 
 ROWS_PER_BLOCK = 1024
@@ -68,7 +78,8 @@ class PartCollector:
         """Take in a batch's activations, of whose rows the first are these images'."""
         count = len(images)
         self._waiting.append(Pooled(*({key: values[:count] for key, values in part.items()} for part in pooled)))
-        self._labels += [NO_LABEL if image.label is None else image.label for image in images]
+        # Data sets without labels, such as test sets, often say -1.
+        self._labels += [NO_LABEL if image.label is None or image.label < 0 else image.label for image in images]
         self._rows += [image.row for image in images]
         if len(self._rows) >= ROWS_PER_BLOCK:
             self._pass_on()
@@ -112,7 +123,7 @@ class PartCollector:
     def _of_classes(self, activations: list[np.ndarray], labels: np.ndarray, rows: np.ndarray) -> Iterator[Scores]:
         """Yield the strongest images of each class for every channel, one readout after another."""
         for number, ((layer, _), of_readout) in enumerate(zip(self._spec.readouts, activations, strict=True)):
-            image, channel = np.nonzero(np.isfinite(of_readout) & (labels != NO_LABEL)[:, None])
+            image, channel = np.nonzero(np.isfinite(of_readout) & has_label(labels)[:, None])
             count = len(image)
             candidates = Scores(
                 readout=np.full(count, number, np.int32),

@@ -17,7 +17,8 @@ from exemplar_ray.data.batches import decode_ahead
 from exemplar_ray.data.decode import UndecodableImageError, size_of
 from exemplar_ray.data.shards import ImageRow, Shard, ShardReader
 from exemplar_ray.errors import ShardError
-from exemplar_ray.exemplars.gathered import IMAGES_SCHEMA, MAPS_SCHEMA, GatheredShard
+from exemplar_ray.exemplars.gathered import IMAGES_SCHEMA, MAPS_SCHEMA, GatheredShard, units_of_maps
+from exemplar_ray.exemplars.list_columns import list_column
 from exemplar_ray.exemplars.near_duplicates import perceptual_hash
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.exemplars.topk import NEAR_ZERO, Scores
@@ -29,6 +30,8 @@ from exemplar_ray.network.trunk import Trunk
 REFERENCE_THREADS = 1
 
 _IMAGES_AHEAD = 16
+
+_LARGEST_IN_MAP = float(np.finfo(np.float16).max)
 
 # How far scan and gather may disagree: rounding, as a share of the activation itself and of
 # the largest one in the shard (a small activation is what is left of large ones that cancel).
@@ -57,8 +60,10 @@ def gather_shard(trunk: Trunk, spec: ExemplarsSpec, shard: Shard, candidates: Sc
 
     def keep_bytes(images: Iterable[ImageRow]) -> Iterator[ImageRow]:
         for image in images:
-            for name in ("row", "label", "path"):
-                table[name].append(getattr(image, name))
+            table["row"].append(image.row)
+            table["path"].append(image.path)
+            # A negative label is none.
+            table["label"].append(image.label if image.label is not None and image.label >= 0 else None)
             table["bytes"].append(image.data)
             yield image
 
@@ -128,28 +133,26 @@ class _Maps:
     """Peaks and maps of candidates, in the candidates' order."""
 
     def __init__(self, spec: ExemplarsSpec, candidates: Scores) -> None:
-        sizes = [layer.map_size or (0, 0) for layer, _ in spec.readouts]
-        units = np.array([height * width for height, width in sizes], np.int64)[candidates.readout]
-        # Before a ReLU only the number is asked for.
-        units[candidates.ranking == NEAR_ZERO] = 0
-        self._offsets = np.concatenate([[0], np.cumsum(units)]).astype(np.int32)
+        self._units = units_of_maps(spec, candidates)
+        self._offsets = np.concatenate([[0], np.cumsum(self._units)])
         self._maps = np.zeros(self._offsets[-1], np.float16)
-        self._peaks = np.zeros((2, len(units)), np.int32)
-        self._no_map = units == 0
+        self._peaks = np.zeros((2, len(self._units)), np.int32)
 
     def keep(self, which: np.ndarray, maps: np.ndarray) -> None:
         """Take the maps, float32 [n, height, width], of some candidates of one layer."""
         flat = maps.reshape(len(maps), math.prod(maps.shape[1:]))
-        # The first of equals, NaN aside; a map of a ranked activation has none.
-        self._peaks[:, which] = np.unravel_index(flat.argmax(axis=1), maps.shape[1:])
-        self._maps[self._offsets[which][:, None] + np.arange(flat.shape[1])] = flat
+        # The first of equals. NaN is no peak: a map may have some where its middle unit is ranked.
+        strongest = np.where(np.isnan(flat), -np.inf, flat).argmax(axis=1)
+        self._peaks[:, which] = np.unravel_index(strongest, maps.shape[1:])
+        # What is larger than float16 has room for stands as the largest that there is, infinity aside.
+        within = np.where(np.isfinite(flat), flat.clip(-_LARGEST_IN_MAP, _LARGEST_IN_MAP), flat)
+        self._maps[self._offsets[which][:, None] + np.arange(flat.shape[1])] = within
 
     def table(self) -> pa.Table:
         """Return `MAPS_SCHEMA`."""
-        no_map = pa.array(self._no_map)
-        columns = [pa.array(peaks, mask=self._no_map) for peaks in self._peaks]
-        columns.append(pa.ListArray.from_arrays(pa.array(self._offsets), pa.array(self._maps), mask=no_map))
-        return pa.table(columns, schema=MAPS_SCHEMA)
+        no_map = self._units == 0
+        columns = [pa.array(peaks, mask=no_map) for peaks in self._peaks]
+        return pa.table([*columns, list_column(self._units, self._maps, no_map)], schema=MAPS_SCHEMA)
 
 
 def refuse_mix_up(shard: Shard, spec: ExemplarsSpec, scanned: Scores, exact: Scores, largest: np.ndarray) -> None:

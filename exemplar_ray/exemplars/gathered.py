@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
-from exemplar_ray.exemplars.topk import Scores
+from exemplar_ray.data.shards import Shard
+from exemplar_ray.exemplars.spec import ExemplarsSpec
+from exemplar_ray.exemplars.topk import NEAR_ZERO, Scores, concatenate
+
+# A task of gather has about so much in memory, images and maps together.
+_BYTES_PER_TASK = 512 << 20
 
 # A row an image.
 IMAGES_SCHEMA = pa.schema(
@@ -31,6 +38,9 @@ MAPS_SCHEMA = pa.schema(
     ]
 )
 
+# The same where the maps lie in a spool: which of its maps.
+SPOOLED_MAPS_SCHEMA = pa.schema([("peak_y", pa.int32()), ("peak_x", pa.int32()), ("map_number", pa.int64())])
+
 
 @dataclass(frozen=True)
 class GatheredShard:
@@ -42,3 +52,47 @@ class GatheredShard:
     """The candidates in the order given, with recomputed activations."""
     maps: pa.Table
     """`MAPS_SCHEMA`: a row a candidate, in the same order. Null for layers without maps."""
+    beyond_rounding: int = 0
+    """How many candidates an exact scan saw otherwise than rounding explains in most networks; see `mix_up`."""
+
+
+def units_of_maps(spec: ExemplarsSpec, candidates: Scores) -> np.ndarray:
+    """Return how many numbers each candidate's map has, int64; 0 where there is none.
+
+    Before a ReLU only the number is asked for.
+    """
+    sizes = [layer.map_size or (0, 0) for layer, _ in spec.readouts]
+    units = np.array([height * width for height, width in sizes], np.int64)[candidates.readout]
+    return np.where(candidates.ranking == NEAR_ZERO, 0, units)
+
+
+def pieces_of(spec: ExemplarsSpec, shard: Shard, candidates: Scores) -> list[np.ndarray]:
+    """Split a shard's candidates for tasks whose images and maps fit into a task's memory.
+
+    Returns:
+        Of each piece the indices of its candidates, ascending. All of an image's are in one piece, and later
+        pieces are of later rows. Nearly always there is one piece.
+    """
+    rows, image = np.unique(candidates.row, return_inverse=True)
+    maps = np.bincount(image.reshape(-1), units_of_maps(spec, candidates), minlength=len(rows))
+    of_images = maps * np.dtype(np.float16).itemsize + shard.size / max(shard.rows or 1, 1)
+    piece = (np.cumsum(of_images) // _BYTES_PER_TASK)[image.reshape(-1)]
+    return [np.flatnonzero(piece == number) for number in np.unique(piece)]
+
+
+def joined(pieces: Sequence[np.ndarray], gathered: Sequence[GatheredShard]) -> GatheredShard:
+    """Return what was gathered of a shard piece by piece.
+
+    Args:
+        pieces: what `pieces_of` returned.
+        gathered: of each piece.
+    """
+    if len(pieces) == 1:
+        return gathered[0]
+    order = np.argsort(np.concatenate(pieces))
+    return GatheredShard(
+        images=pa.concat_tables([one.images for one in gathered]),
+        exact=concatenate(one.exact for one in gathered).take(order),
+        maps=pa.concat_tables([one.maps for one in gathered]).take(pa.array(order)),
+        beyond_rounding=sum(one.beyond_rounding for one in gathered),
+    )

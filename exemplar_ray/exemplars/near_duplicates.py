@@ -18,6 +18,9 @@ MOST_DIFFERING_BITS = 72
 
 _SIDE = 16
 
+# So many are compared with all others at a time: there may be many thousands of them.
+_ROWS_PER_BLOCK = 256
+
 
 def perceptual_hash(pixels: np.ndarray) -> bytes:
     """Return the 32 bytes of an image's perceptual hash.
@@ -34,10 +37,13 @@ def near_duplicates_of(hashes: Sequence[bytes]) -> list[int | None]:
     >>> near_duplicates_of([bytes(32), b"\\xff" * 32, bytes(31) + b"\\x01"])
     [None, None, 0]
     """
-    if not hashes:
-        return []
-    near = np.tril(_differing_bits(hashes) <= MOST_DIFFERING_BITS, k=-1)
-    return [int(row.argmax()) if row.any() else None for row in near]
+    words = _words(hashes)
+    result: list[int | None] = []
+    for start in range(0, len(hashes), _ROWS_PER_BLOCK):
+        end = min(start + _ROWS_PER_BLOCK, len(hashes))
+        near = np.tril(_near(words[start:end], words[:end]), k=start - 1)
+        result += [int(row.argmax()) if row.any() else None for row in near]
+    return result
 
 
 def pick_distinct(
@@ -46,7 +52,7 @@ def pick_distinct(
     """Go through images in order and pick those that are no near-duplicate of one picked before.
 
     Args:
-        labels: class ids, None where an image has none.
+        labels: class ids; None, or a negative number, where an image has none.
         count: how many to pick.
         most_of_a_class: how many of a class to pick; None for any number. Images without a label count
             as of no class.
@@ -54,23 +60,34 @@ def pick_distinct(
     Returns:
         Indices of the picked images, ascending; fewer than `count` if there are not so many.
     """
-    if not hashes:
-        return []
-    near = _differing_bits(hashes) <= MOST_DIFFERING_BITS
+    words = _words(hashes)
     picked: list[int] = []
     of_class: dict[int, int] = {}
-    for i, label in enumerate(labels):
-        if len(picked) == count:
-            break
-        full = most_of_a_class is not None and label is not None and of_class.get(label, 0) >= most_of_a_class
-        if full or near[i, picked].any():
-            continue
-        picked.append(i)
-        if label is not None:
-            of_class[label] = of_class.get(label, 0) + 1
+    for start in range(0, len(hashes), _ROWS_PER_BLOCK):
+        end = min(start + _ROWS_PER_BLOCK, len(hashes))
+        # Of the block to those picked before it, and then to one another.
+        before = np.any(_near(words[start:end], words[picked]), axis=1)
+        near = _near(words[start:end], words[start:end])
+        first_here = len(picked)
+        for i, label in enumerate(labels[start:end], start):
+            if len(picked) == count:
+                return picked
+            of = None if label is None or label < 0 else label
+            full = most_of_a_class is not None and of is not None and of_class.get(of, 0) >= most_of_a_class
+            here = [one - start for one in picked[first_here:]]
+            if full or before[i - start] or near[i - start, here].any():
+                continue
+            picked.append(i)
+            if of is not None:
+                of_class[of] = of_class.get(of, 0) + 1
     return picked
 
 
-def _differing_bits(hashes: Sequence[bytes]) -> np.ndarray:
-    words = np.frombuffer(b"".join(hashes), np.uint64).reshape(len(hashes), -1)
-    return np.bitwise_count(words[:, None] ^ words[None]).sum(axis=2)
+def _words(hashes: Sequence[bytes]) -> np.ndarray:
+    """Return uint64 [images, words]."""
+    return np.frombuffer(b"".join(hashes), np.uint64).reshape(len(hashes), _SIDE * _SIDE // 64)
+
+
+def _near(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return bool [some, others]: whether their hashes differ in few bits."""
+    return np.bitwise_count(some[:, None] ^ others[None]).sum(axis=2) <= MOST_DIFFERING_BITS

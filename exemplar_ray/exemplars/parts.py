@@ -6,17 +6,20 @@ all its images. It is kept apart from `scan` so that the merge can read parts wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from exemplar_ray.exemplars.list_columns import lengths_and_values, list_column
 from exemplar_ray.exemplars.samples import SampledImages
 from exemplar_ray.exemplars.spec import ExemplarsSpec, Readout
-from exemplar_ray.exemplars.tallies import TALLIES, Tally
+from exemplar_ray.exemplars.tallies import TALLIES, Tally, from_tables, tables_of
 from exemplar_ray.exemplars.tallies.classes import Classes
 from exemplar_ray.exemplars.tallies.histogram import Histogram
 from exemplar_ray.exemplars.tallies.moments import Moments
@@ -30,6 +33,9 @@ _LEAST_DISTINCT_DEPTH = 50
 # How the names of a part's files end, after the shard's number and a dot.
 CANDIDATES = "parquet"
 SAMPLED = "sampled.parquet"
+
+# So much of a table stands in one row group, and is in memory at a time; its lists have far fewer than 2**31 values.
+_BYTES_PER_GROUP = 64 << 20
 
 # How the file names rankings. `NEAR_ZERO` has no name of its own there: it is the top of a statistic whose name
 # ends so.
@@ -125,15 +131,11 @@ def to_files(part: Part, spec: ExemplarsSpec) -> dict[str, bytes]:
         {how the file's name ends: its content}: the candidates and a file a tally, each with
         the layer, statistic and channel of every row; and the sampled images, where samples are drawn.
     """
-    files = {CANDIDATES: _to_parquet(_candidates_table(part.scores, spec.readouts))}
+    files = {CANDIDATES: _to_parquet([_candidates_table(part.scores, spec.readouts)])}
     for name, tallies in part.tallies.items():
-        tables = [
-            _with_channel_names(tally.to_table(), readout)
-            for tally, readout in zip(tallies, spec.readouts, strict=True)
-        ]
-        files[f"{name}.parquet"] = _to_parquet(pa.concat_tables(tables))
+        files[f"{name}.parquet"] = _to_parquet(_tally_tables(tallies, spec.readouts))
     if spec.drawn_samples:
-        files[SAMPLED] = _to_parquet(_sampled_table(part.sampled, spec.readouts))
+        files[SAMPLED] = _to_parquet([_sampled_table(part.sampled, spec.readouts)])
     return files
 
 
@@ -149,13 +151,7 @@ def from_files(files: Mapping[str, bytes], shard: int, spec: ExemplarsSpec) -> P
     """
     scores = _scores(_from_parquet(files[CANDIDATES]), shard, spec.readouts)
     counts = _channel_counts(spec)
-    tallies: dict[str, list[Tally]] = {}
-    for name, tally in TALLIES.items():
-        table = _from_parquet(files[f"{name}.parquet"]).drop_columns(["layer", "statistic", "channel"])
-        tallies[name], start = [], 0
-        for count in counts:
-            tallies[name].append(tally.from_table(table.slice(start, count)))
-            start += count
+    tallies = {name: _tallies(kind, files[f"{name}.parquet"], counts) for name, kind in TALLIES.items()}
     sampled = SampledImages.empty(counts)
     if spec.drawn_samples:
         sampled = _sampled(_from_parquet(files[SAMPLED]), shard, counts)
@@ -173,30 +169,86 @@ def channel_names(readout: Readout) -> dict[str, pa.Array]:
     }
 
 
-def _with_channel_names(table: pa.Table, readout: Readout) -> pa.Table:
-    return pa.table({**channel_names(readout), **{name: table[name] for name in table.column_names}})
+def _tally_tables(tallies: Sequence[Tally], readouts: Sequence[Readout]) -> Iterator[pa.Table]:
+    """Yield a row a channel of every readout, named, a few channels at a time."""
+    for tally, readout in zip(tallies, readouts, strict=True):
+        names, start = pa.table(channel_names(readout)), 0
+        for table in tables_of(tally):
+            named = names.slice(start, len(table))
+            columns = {one.column_names[i]: one[i] for one in (named, table) for i in range(one.num_columns)}
+            yield pa.table(columns)
+            start += len(table)
 
 
-def _to_parquet(table: pa.Table) -> bytes:
+def _tallies(kind: type[Tally], content: bytes, counts: Sequence[int]) -> list[Tally]:
+    """Read the tallies of readouts with so many channels each, a row group at a time."""
+    by_readout = groupby(_pieces(_row_groups(content), counts), key=itemgetter(0))
+    return [from_tables(kind, (table for _, table in pieces), counts[number]) for number, pieces in by_readout]
+
+
+def _pieces(tables: Iterable[pa.Table], counts: Sequence[int]) -> Iterator[tuple[int, pa.Table]]:
+    """Cut tables with a row a channel where readouts end; yield each readout's number and some of its channels."""
+    ends = np.cumsum(counts)
+    row = 0
+    for table in tables:
+        start = 0
+        while start < len(table):
+            number = int(np.searchsorted(ends, row, side="right"))
+            count = min(len(table) - start, int(ends[number]) - row)
+            yield number, table.slice(start, count).drop_columns(["layer", "statistic", "channel"])
+            start, row = start + count, row + count
+
+
+def _to_parquet(tables: Iterable[pa.Table]) -> bytes:
+    sink = pa.BufferOutputStream()
+    writer: pq.ParquetWriter | None = None
+    for table in _in_groups(tables):
+        writer = writer or _writer(sink, table.schema)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
+    return sink.getvalue().to_pybytes()
+
+
+def _writer(sink: pa.BufferOutputStream, schema: pa.Schema) -> pq.ParquetWriter:
     # Long lists of measurements compress better where the first bytes of all numbers stand together, then the
     # second bytes, and so on.
     measured = (pa.list_(pa.float32()), pa.list_(pa.int16()))
-    split = [f"{field.name}.list.element" for field in table.schema if field.type in measured]
-    others = [f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in table.schema]
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
+    split = [f"{field.name}.list.element" for field in schema if field.type in measured]
+    others = [f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in schema]
+    return pq.ParquetWriter(
         sink,
+        schema,
         compression="zstd",
         use_dictionary=[column for column in others if column not in split],
         column_encoding=dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
     )
-    return sink.getvalue().to_pybytes()
+
+
+def _in_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Put tables together, and cut them, for row groups of `_BYTES_PER_GROUP` each."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        rows = max(1, len(table) * _BYTES_PER_GROUP // max(1, table.nbytes))
+        for start in range(0, len(table), rows) if len(table) > rows else [0]:
+            piece = table.slice(start, rows)
+            if waiting and sum(one.nbytes for one in waiting) + piece.nbytes > _BYTES_PER_GROUP:
+                yield pa.concat_tables(waiting)
+                waiting = []
+            waiting.append(piece)
+    yield pa.concat_tables(waiting)
+
+
+def _row_groups(content: bytes) -> Iterator[pa.Table]:
+    parquet = pq.ParquetFile(pa.BufferReader(content))
+    for group in range(parquet.num_row_groups):
+        # Small files, one after another: a data set's scanner and threads take longer than they save.
+        yield parquet.read_row_group(group, use_threads=False)
 
 
 def _from_parquet(content: bytes) -> pa.Table:
-    # Small files, one after another: a data set's scanner and threads take longer than they save.
-    return pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+    groups = list(_row_groups(content))
+    return pa.concat_tables(groups) if groups else pq.ParquetFile(pa.BufferReader(content)).read()
 
 
 def _stored_names(readouts: Sequence[Readout]) -> list[tuple[str, str]]:
@@ -245,7 +297,6 @@ def _sampled_table(sampled: SampledImages, readouts: Sequence[Readout]) -> pa.Ta
     layers, statistics = zip(*(readout.key for readout in readouts), strict=True)
     of_readout = np.repeat(np.arange(len(readouts)), images)
     lengths = np.repeat([values.shape[1] for values in sampled.activations], images)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     activations = np.concatenate([values.reshape(-1) for values in sampled.activations])
     return pa.table(
         {
@@ -253,14 +304,14 @@ def _sampled_table(sampled: SampledImages, readouts: Sequence[Readout]) -> pa.Ta
             "statistic": pa.array(statistics).take(pa.array(of_readout)),
             "row": np.tile(sampled.row, len(readouts)),
             "priority": np.tile(sampled.priority, len(readouts)),
-            "activations": pa.ListArray.from_arrays(offsets, pa.array(activations)),
+            "activations": list_column(lengths, activations),
         }
     )
 
 
 def _sampled(table: pa.Table, shard: int, counts: Sequence[int]) -> SampledImages:
     images = len(table) // len(counts)
-    flat = table["activations"].combine_chunks().flatten().to_numpy()
+    _, flat = lengths_and_values(table["activations"])
     ends = np.cumsum([images * count for count in counts])[:-1]
     return SampledImages(
         shard=np.full(images, shard, np.int32),

@@ -19,6 +19,11 @@ TOP, BOTTOM, OF_CLASS, NEAR_ZERO = range(4)
 NO_LABEL = -1
 
 
+def has_label(labels: np.ndarray) -> np.ndarray:
+    """Return where int labels name a class: negative ones do not, whichever they are."""
+    return labels >= 0
+
+
 class Scores(NamedTuple):
     """Activations of channels on images: parallel arrays of length n, in any order."""
 

@@ -7,6 +7,8 @@ run.table().to_pandas()
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -16,17 +18,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from exemplar_ray.check.findings import Findings, read_findings
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.exemplars.plan import CHANNELS, CLASS_EXEMPLARS, CLASSES, EXEMPLARS, HISTOGRAMS, IMAGES, Plan
 from exemplar_ray.exemplars.samples import TOP
 from exemplar_ray.exemplars.summary import Summary
 from exemplar_ray.network.layers import format_channels
+from exemplar_ray.results.choice import may_hold, names_of, one_of, values_of
 from exemplar_ray.results.exemplar import Exemplar
 from exemplar_ray.results.notebook_html import channel_html, run_html
+from exemplar_ray.results.stored_table import open_table, statistics_of, with_plain_images
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 
 # So many images are read at a time where a table is gone through.
 _ROWS_PER_BATCH = 256
+_MOST_WRITTEN = 5
+_BY_CHANNEL = ("exemplars", "histograms", "classes")
 
 
 class StoredImages:
@@ -101,6 +108,11 @@ class Run:
         return run_html(self.plan, self.summary)
 
     @property
+    def check(self) -> Findings | None:
+        """What the last `exemplar-ray check` of it found, or None if it was not checked."""
+        return read_findings(self._folder, self.plan.fingerprint)
+
+    @property
     def partial(self) -> str | None:
         """What the result leaves out ("7 of 8 shards"), or None if it is complete."""
         return self.summary.partial
@@ -111,10 +123,12 @@ class Run:
         Args:
             columns: which columns; None for all but `image`, whose bytes are most of the file.
             equal: values that columns must have, such as layer="mixed4a", channel=476, rank=1; of several
-                values, such as channel=[3, 476], any.
+                values, such as channel=[3, 476], any. Lists, ranges, arrays and series will do. None is for rows
+                where the column has no value.
 
         Raises:
-            UsageError: there is no such column.
+            UsageError: there is no such column, a value is not of the column's type, or the run has no such
+                channel or rank.
         """
         return self._read(EXEMPLARS, columns, equal, besides=("image",))
 
@@ -171,10 +185,17 @@ class Run:
 
         Yields:
             (channel, its rows); channels without rows are left out.
+
+        Raises:
+            UsageError: there is no such table.
         """
+        layer, statistic = one_of("layer", pa.string(), layer), one_of("statistic", pa.string(), statistic)
+        left_out = names_of("besides", besides)
+        if table not in _BY_CHANNEL or not self._folder.exists(f"{table}.parquet"):
+            raise UsageError(f"this run has no table '{table}' of channels; {near_matches(str(table), _BY_CHANNEL)}")
         with self._folder.open(f"{table}.parquet") as file:
-            parquet = pq.ParquetFile(file)
-            columns = [name for name in parquet.schema_arrow.names if name not in besides]
+            parquet = open_table(file)
+            columns = [name for name in parquet.schema_arrow.names if name not in left_out]
             groups = self._groups_with(parquet, {"layer": [layer], "statistic": [statistic]})
             waiting = None
             for batch in _batches(parquet, groups, columns):
@@ -187,11 +208,11 @@ class Run:
                 channels = rows["channel"].to_numpy()
                 starts = [0, *(np.flatnonzero(np.diff(channels)) + 1).tolist()]
                 for start, end in pairwise(starts):
-                    yield int(channels[start]), rows.slice(start, end - start)
+                    yield int(channels[start]), with_plain_images(rows.slice(start, end - start))
                 # The last channel may go on in the next batch.
                 waiting = rows.slice(starts[-1])
             if waiting is not None and len(waiting):
-                yield waiting["channel"][0].as_py(), waiting
+                yield waiting["channel"][0].as_py(), with_plain_images(waiting)
 
     def each_image(self) -> Iterator[dict[str, Any]]:
         """Go through `images.parquet`: {"shard", "row", "image"} of each image that other samples than `top` show."""
@@ -207,34 +228,55 @@ class Run:
     ) -> pa.Table:
         """Read rows of one of the run's tables; without `columns`, all columns but those in `besides`."""
         with self._folder.open(name) as file:
-            parquet = pq.ParquetFile(file)
-            names = parquet.schema_arrow.names
-            wanted = list(columns) if columns is not None else [column for column in names if column not in besides]
+            parquet = open_table(file)
+            schema = parquet.schema_arrow
+            wanted = [column for column in schema.names if column not in besides]
+            if columns is not None:
+                wanted = names_of("columns", columns)
             for column in [*wanted, *equal]:
-                if column not in names:
-                    raise UsageError(f"{name} has no column '{column}'; {near_matches(column, names)}")
+                if column not in schema.names:
+                    raise UsageError(f"{name} has no column '{column}'; {near_matches(column, schema.names)}")
+            values = {column: values_of(column, schema.field(column).type, value) for column, value in equal.items()}
+            self._refuse_nobodys(name, parquet, values)
             read = list(dict.fromkeys([*wanted, *equal]))
-            values = {column: _several(value) for column, value in equal.items()}
             table = parquet.read_row_groups(self._groups_with(parquet, values), columns=read)
-        for column, several in values.items():
-            table = table.filter(pc.is_in(table[column], pa.array(several, table[column].type)))
-        return table.select(wanted)
+        for column, asked in values.items():
+            table = table.filter(pc.is_in(table[column], pa.array(asked, table[column].type)))
+        return with_plain_images(table.select(wanted))
+
+    def _refuse_nobodys(self, name: str, parquet: pq.ParquetFile, values: dict[str, list]) -> None:
+        """Refuse values that no row of a table can have, and take a negative label for none.
+
+        Raises:
+            UsageError: a value that is not the run's, as the plan and the table's statistics tell.
+        """
+        spec = self.plan.spec
+        if any(label is not None and label < 0 for label in values.get("label", ())):
+            values["label"].append(None)
+        for column, asked in values.items():
+            if None in asked and not any(may_hold(one, asked) for one in statistics_of(parquet, column)):
+                raise UsageError(f"no row of {name} is without a {column}; leave {column} out for rows of any {column}")
+        layers = [layer for layer in spec.layers if layer.name in values.get("layer", [layer.name])]
+        channels = sorted({channel for layer in layers for channel in layer.channels})
+        if values.get("channel") and channels and not set(channels) & set(values["channel"]):
+            of_layers = f" of {', '.join(layer.name for layer in layers)}" if "layer" in values else ""
+            raise UsageError(
+                f"this run has no channel {_written(values['channel'])}{of_layers}; it has {format_channels(channels)}"
+            )
+        ranks = range(1, spec.top_k + 1)
+        if name == EXEMPLARS and values.get("rank") and not set(ranks) & set(values["rank"]):
+            raise UsageError(f"this run has no rank {_written(values['rank'])}; it has 1-{spec.top_k}")
+        for column, known in (("layer", [layer.name for layer in spec.layers]), ("statistic", spec.statistics)):
+            for one in values.get(column, ()):
+                if one is not None and one not in known:
+                    warnings.warn(f"this run has no {column} '{one}'; {near_matches(one, known)}", stacklevel=4)
 
     def _groups_with(self, parquet: pq.ParquetFile, equal: dict[str, list]) -> list[int]:
         """Return the row groups that can hold the wanted rows, by their statistics."""
-        indices = {parquet.metadata.schema.column(i).path: i for i in range(parquet.metadata.num_columns)}
-
-        def may_hold(group: int) -> bool:
-            row_group = parquet.metadata.row_group(group)
-            for name, values in equal.items():
-                statistics = row_group.column(indices[name]).statistics if name in indices else None
-                if statistics is None or not statistics.has_min_max:
-                    continue
-                if not any(statistics.min <= value <= statistics.max for value in values):
-                    return False
-            return True
-
-        return [group for group in range(parquet.num_row_groups) if may_hold(group)]
+        groups = set(range(parquet.num_row_groups))
+        for column, values in equal.items():
+            groups &= {group for group, one in enumerate(statistics_of(parquet, column)) if may_hold(one, values)}
+        return sorted(groups)
 
 
 class Channel:
@@ -247,12 +289,13 @@ class Channel:
     def __init__(self, run: Run, layer: str, channel: int, statistic: str | None = None) -> None:
         spec = run.plan.spec
         layers = {searched.name: searched for searched in spec.layers}
+        layer, channel = one_of("layer", pa.string(), layer), one_of("channel", pa.int64(), channel)
         if layer not in layers:
             raise UsageError(f"this run has no layer '{layer}'; {near_matches(layer, layers)}")
         if channel not in layers[layer].channels:
             channels = format_channels(layers[layer].channels)
             raise UsageError(f"this run has no channel {channel} of {layer}; it has {channels}")
-        statistic = spec.statistics[0] if statistic is None else statistic
+        statistic = spec.statistics[0] if statistic is None else one_of("statistic", pa.string(), statistic)
         if statistic not in spec.statistics:
             raise UsageError(f"this run has no statistic '{statistic}'; {near_matches(statistic, spec.statistics)}")
         self._run = run
@@ -282,14 +325,18 @@ def _batches(
         yield from parquet.iter_batches(_ROWS_PER_BATCH, [group], columns)
 
 
-def _several(value: Any) -> list:
-    return list(value) if isinstance(value, (list, tuple, set, range)) else [value]
+def _written(values: Sequence[Any]) -> str:
+    """Write values one after another; of many, the first."""
+    shown = ", ".join(str(value) for value in values[:_MOST_WRITTEN])
+    return f"{shown}, ..." if len(values) > _MOST_WRITTEN else shown
 
 
-def open_run(run: str) -> Run:
+def open_run(run: str | os.PathLike[str]) -> Run:
     """Open a run folder, local or remote.
 
     Raises:
         UsageError: there is no run, or it has no result yet.
     """
-    return Run(RunFolder(run))
+    if not isinstance(run, (str, os.PathLike)):
+        raise UsageError(f"a run folder is a path or a URI, not {run!r}")
+    return Run(RunFolder(os.fspath(run)))

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
+from exemplar_ray.check.findings import read_findings
+from exemplar_ray.data.columns import describe as describe_columns
 from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, Plan
 from exemplar_ray.runs.manifest import Manifest, job_of, read_manifest
 from exemplar_ray.runs.records import CompletionRecord, State
@@ -22,11 +24,11 @@ def describe(run_folder: str) -> tuple[list[str], bool]:
         UsageError: there is no run in the folder.
     """
     folder = RunFolder(run_folder)
-    manifest, title = _read(folder)
+    manifest, titles = _read(folder)
     state = folder.state(manifest, _counts)
     items = manifest.items
     lines = [
-        title,
+        *titles,
         f"{manifest.items_name}: {len(items)} in all, {len(state.completed)} done, {len(state.failed)} failed, "
         f"{len(state.pending)} pending",
         *_rows(state),
@@ -43,24 +45,26 @@ def describe(run_folder: str) -> tuple[list[str], bool]:
     lines += _first(failures, len(state.failed), f"failed {manifest.items_name}")
     lines += _first(skips, _total(state, "skipped"), "skipped images")
     result, complete = _result(folder, manifest, state)
-    return [*lines, result], complete
+    return [*lines, *_check(folder, manifest), result], complete
 
 
-def _read(folder: RunFolder) -> tuple[Manifest, str]:
-    """Return what the folder is for, and that in a line."""
+def _read(folder: RunFolder) -> tuple[Manifest, list[str]]:
+    """Return what the folder is for, and that in lines."""
     values = folder.read_run()
     if job_of(values) != JOB:
         manifest = read_manifest(values)
         identity = "; ".join(f"{key}: {value}" for key, value in manifest.identity.items() if key != "data")
-        return manifest, f"{manifest.job}: {identity}"
+        return manifest, [f"{manifest.job}: {identity}"]
     plan = Plan.of_run(values, folder.uri)
     spec, network = plan.spec, plan.spec.network
     untrained = "" if network.trained else " — UNTRAINED"
     layers = ", ".join(f"{layer.name} ({len(layer.channels)} channels)" for layer in spec.layers)
-    return plan.manifest(), (
+    title = (
         f"{network.model_title}, {network.weights_title}{untrained}; {layers}; "
         f"{', '.join(spec.statistics)}; {', '.join(spec.shown_samples)}: {spec.top_k} each"
     )
+    columns = describe_columns(shard.columns for shard in plan.shards)
+    return plan.manifest(), [title, *columns, *(plan.answers.lines() if plan.answers else ())]
 
 
 def _counts(record: CompletionRecord) -> Mapping[str, Any]:
@@ -80,6 +84,12 @@ def _rows(state: State[Mapping[str, Any]]) -> list[str]:
     if state.completed and not rows:
         return []
     return [f"rows: {rows} read = {_total(state, 'scored')} scored + {_total(state, 'skipped')} skipped"]
+
+
+def _check(folder: RunFolder, manifest: Manifest) -> list[str]:
+    """Say what the last check of it found; nothing if it was not checked."""
+    findings = read_findings(folder, manifest.fingerprint)
+    return [] if findings is None else [f"check of {findings.checked[:10]}: {findings.in_short()}"]
 
 
 def _versions(state: State[Mapping[str, Any]], manifest: Manifest) -> list[str]:

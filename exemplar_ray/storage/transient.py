@@ -18,8 +18,8 @@ Value = TypeVar("Value")
 # OSErrors that trying again does not mend.
 _PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
-# Errors of connections that are no OSErrors, by the names of their classes: none of these libraries is imported for
-# that. A class counts with all that inherit from it.
+# Errors of connections that are no OSErrors, and of a GPU's memory that are no MemoryErrors, by the names of their
+# classes: none of these libraries is imported for that. A class counts with all that inherit from it.
 _OF_CONNECTIONS = {
     "aiohttp.client_exceptions.ClientConnectionError",
     "aiohttp.client_exceptions.ClientPayloadError",
@@ -33,6 +33,7 @@ _OF_CONNECTIONS = {
     "http.client.HTTPException",
     "httpx.TransportError",
     "httpx2.TransportError",
+    "torch.OutOfMemoryError",
     "urllib3.exceptions.HTTPError",
 }
 

@@ -14,14 +14,15 @@ from exemplar_ray.exemplars.topk import NEAR_ZERO, Scores, concatenate, find
 class RecomputedScores:
     """Grows round by round; nothing in it changes.
 
-    `exact` has each recomputed candidate once, `maps` (`MAPS_SCHEMA`) a row for each, `largest_error` is the largest
-    difference between a scanned and a recomputed activation.
+    `exact` has each recomputed candidate once, `largest_error` is the largest difference between a scanned and a
+    recomputed activation, `beyond_rounding` how many an exact scan saw otherwise than rounding explains.
     """
 
     def __init__(self) -> None:
         self.exact = Scores.empty()
-        self.maps: pa.Table = MAPS_SCHEMA.empty_table()
         self.largest_error = 0.0
+        self.beyond_rounding = 0
+        self._maps: list[pa.Table] = []
         self._images: dict[tuple[int, int], tuple[int | None, bytes]] = {}
 
     def __len__(self) -> int:
@@ -40,11 +41,16 @@ class RecomputedScores:
         error = np.abs(scanned.activation - exact.activation)[exact.ranking != NEAR_ZERO].max(initial=0.0)
         self.largest_error = max(self.largest_error, float(error))
         self.exact = concatenate([self.exact, exact])
-        self.maps = pa.concat_tables([self.maps, *(gathered[shard].maps for shard in shards)])
+        self._maps += [gathered[shard].maps for shard in shards]
+        self.beyond_rounding += sum(gathered[shard].beyond_rounding for shard in shards)
         for shard in shards:
             columns = (gathered[shard].images[name].to_pylist() for name in ("row", "label", "hash"))
             self._images.update({(shard, row): (label, digest) for row, label, digest in zip(*columns, strict=True)})
         return exact
+
+    def maps(self, which: np.ndarray) -> pa.Table:
+        """Return the maps of some exact scores, as gather gave them, or as they were spooled."""
+        return pa.concat_tables(self._maps).take(pa.array(which)) if self._maps else MAPS_SCHEMA.empty_table()
 
     def find(self, scores: Scores) -> np.ndarray:
         """Return where scores stand among the exact ones, int64; -1 for those that were not recomputed."""

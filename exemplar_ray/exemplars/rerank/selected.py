@@ -75,7 +75,7 @@ class Selected:
     duplicate_of: list[int | None]
     """Rank of the near-duplicate above, in the same channel and sample."""
     maps: pa.Table
-    """`gathered.MAPS_SCHEMA`, a row an exemplar."""
+    """`gathered.SPOOLED_MAPS_SCHEMA`, a row an exemplar."""
     largest_error: float
     """Largest difference between a scanned and a recomputed activation."""
     unsettled: list[Unsettled]
@@ -83,3 +83,5 @@ class Selected:
     """For each readout."""
     tails: dict[TailKey, Tail]
     short: list[ShortOfDistinct]
+    beyond_rounding: int = 0
+    """How many activations an exact scan saw otherwise than rounding explains in most networks; see `mix_up`."""

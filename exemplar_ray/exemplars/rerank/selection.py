@@ -114,12 +114,13 @@ class Selection:
             samples=[names[i] for i in order],
             ranks=ranks[order],
             duplicate_of=[duplicate_of[i] for i in order],
-            maps=self._recomputed.maps.take(which[order]),
+            maps=self._recomputed.maps(which[order]),
             largest_error=self._recomputed.largest_error,
             unsettled=self._extremes.unsettled(),
             certainty=self._extremes.certainty(),
             tails=self._extremes.tails(),
             short=short,
+            beyond_rounding=self._recomputed.beyond_rounding,
         )
 
 

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from exemplar_ray.exemplars.list_columns import lengths_and_values, list_column
 from exemplar_ray.exemplars.parts import Part, channel_names
 from exemplar_ray.exemplars.plan import Plan
 from exemplar_ray.exemplars.rerank.selected import Certainty, Tail, TailKey
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.exemplars.tallies.histogram import edges_of
-from exemplar_ray.exemplars.topk import BOTTOM, OF_CLASS, TOP, Scores, rank
+from exemplar_ray.exemplars.topk import BOTTOM, OF_CLASS, TOP, Scores, has_label, rank
+
+# pyarrow's own.
+_ROWS_PER_GROUP = 1 << 20
+
+_CLASSES_SCHEMA = pa.schema(
+    [
+        ("layer", pa.string()),
+        ("statistic", pa.string()),
+        ("channel", pa.int32()),
+        ("label", pa.int64()),
+        ("class_name", pa.string()),
+        ("images", pa.int64()),
+        ("mean", pa.float64()),
+        ("max", pa.float32()),
+    ]
+)
 
 
 def channels_table(plan: Plan, merged: Part, certainty: Sequence[Certainty]) -> pa.Table:
@@ -31,23 +49,46 @@ def channels_table(plan: Plan, merged: Part, certainty: Sequence[Certainty]) -> 
     return pa.concat_tables(tables)
 
 
-def classes_table(plan: Plan, merged: Part) -> pa.Table:
-    """Return a row a channel and class, sorted by layer, statistic, channel, label; none without labels."""
-    tables = []
+def write_classes(path: str, plan: Plan, merged: Part) -> None:
+    """Write a row a channel and class, sorted by layer, statistic, channel, label; none without labels.
+
+    There may be very many: a row group is in memory at a time.
+
+    Args:
+        path: a local file.
+    """
+    with pq.ParquetWriter(path, _CLASSES_SCHEMA, compression="zstd") as writer:
+        waiting = [_CLASSES_SCHEMA.empty_table()]
+        for table in classes_tables(plan, merged):
+            waiting.append(table)
+            if sum(map(len, waiting)) >= _ROWS_PER_GROUP:
+                rows = pa.concat_tables(waiting)
+                whole = len(rows) - len(rows) % _ROWS_PER_GROUP
+                writer.write_table(rows.slice(0, whole), _ROWS_PER_GROUP)
+                waiting = [rows.slice(whole)]
+        writer.write_table(pa.concat_tables(waiting), _ROWS_PER_GROUP)
+
+
+def classes_tables(plan: Plan, merged: Part) -> Iterator[pa.Table]:
+    """Yield what `write_classes` writes, a few channels at a time."""
     for readout, tally in zip(plan.spec.readouts, merged.classes, strict=True):
-        classes, channels = tally.images.shape
-        of_channel = np.repeat(np.arange(channels), classes)
-        class_names = [plan.class_labels.class_name(int(label)) for label in tally.labels]
-        columns = {
-            **{name: values.take(of_channel) for name, values in channel_names(readout).items()},
-            "label": np.tile(tally.labels, channels),
-            "class_name": pa.array(class_names * channels, pa.string()),
-            "images": tally.images.T.reshape(-1),
-            "mean": tally.mean.T.reshape(-1),
-            "max": tally.maximum.T.reshape(-1),
-        }
-        tables.append(pa.table(columns))
-    return pa.concat_tables(tables)
+        # A negative label is none; parts of older versions may have some.
+        known = np.flatnonzero(has_label(tally.labels))
+        labels = tally.labels[known]
+        class_names = pa.array([plan.class_labels.class_name(int(label)) for label in labels], pa.string())
+        for which, block in tally.blocks():
+            channels = which.stop - which.start
+            of_channel = np.repeat(np.arange(which.start, which.stop), len(labels))
+            columns = {
+                **{name: values.take(pa.array(of_channel)) for name, values in channel_names(readout).items()},
+                "label": np.tile(labels, channels),
+                "class_name": class_names.take(pa.array(np.tile(np.arange(len(labels)), channels))),
+                **{
+                    name: values[known].T.reshape(-1)
+                    for name, values in (("images", block.images), ("mean", block.mean), ("max", block.maximum))
+                },
+            }
+            yield pa.table(columns, schema=_CLASSES_SCHEMA)
 
 
 def histograms_table(plan: Plan, merged: Part) -> pa.Table:
@@ -56,16 +97,17 @@ def histograms_table(plan: Plan, merged: Part) -> pa.Table:
     tables = []
     for readout, tally in zip(plan.spec.readouts, merged.histograms, strict=True):
         table = tally.to_table()
-        bins, images = (table[name].combine_chunks() for name in ("bins", "counts"))
-        edges = dict(zip(("low", "high"), edges_of(bins.flatten().to_numpy()), strict=True))
-        lists = {name: pa.ListArray.from_arrays(bins.offsets, pa.array(values)) for name, values in edges.items()}
-        tables.append(pa.table({**channel_names(readout), **lists, "images": images}))
+        lengths, bins = lengths_and_values(table["bins"])
+        edges = zip(("low", "high"), edges_of(bins), strict=True)
+        lists = {name: list_column(lengths, values) for name, values in edges}
+        tables.append(pa.table({**channel_names(readout), **lists, "images": table["counts"]}))
     return pa.concat_tables(tables)
 
 
 def class_exemplars_table(plan: Plan, merged: Part) -> pa.Table:
     """Return the strongest images of each class, sorted by layer, statistic, channel, label, rank."""
-    best = merged.scores.take(merged.scores.ranking == OF_CLASS)
+    # A negative label is none; parts of older versions may have some.
+    best = merged.scores.take((merged.scores.ranking == OF_CLASS) & has_label(merged.scores.label))
     order, ranks = rank(best)
     best = best.take(order)
     layers, statistics = zip(*(readout.key for readout in plan.spec.readouts), strict=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,60 +14,22 @@ from exemplar_ray.exemplars.plan import Plan
 from exemplar_ray.exemplars.rerank.selected import Selected
 from exemplar_ray.exemplars.samples import TOP
 from exemplar_ray.exemplars.spec import Readout
+from exemplar_ray.exemplars.tables.image_spool import ImageSpool
+from exemplar_ray.exemplars.tables.image_writer import image_column, image_writer, with_images_once
+from exemplar_ray.exemplars.tables.row_groups import row_groups, share_stored
 from exemplar_ray.network.statistics import STATISTICS
 from exemplar_ray.network.unit_boxes import field_box
 from exemplar_ray.prefetch import map_ahead
 
 ROWS_PER_GROUP = 100
 
-
-class ImageSpool:
-    """Gathered images, kept on the local disk and read back by memory map.
-
-    The images of a run's exemplars may be more than fits in memory; only those of one row
-    group are taken in at a time.
-    """
-
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="exemplar_ray-images-")
-        self._tables: list[pa.Table] = []
-        self._at: dict[tuple[int, int], tuple[int, int]] = {}
-        self._described: dict[tuple[int, int], dict[str, Any]] = {}
-
-    def __enter__(self) -> ImageSpool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._tables.clear()
-        self._folder.cleanup()
-
-    def __len__(self) -> int:
-        return len(self._at)
-
-    def add(self, shard: int, images: pa.Table) -> None:
-        """Keep some of a shard's images (`IMAGES_SCHEMA`)."""
-        path = str(Path(self._folder.name) / f"{len(self._tables)}.arrow")
-        with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, images.schema) as writer:
-            writer.write_table(images)
-        self._tables.append(pa.ipc.open_file(pa.memory_map(path)).read_all())
-        for index, image in enumerate(images.drop_columns(["bytes", "hash"]).to_pylist()):
-            self._at[shard, image["row"]] = len(self._tables) - 1, index
-            self._described[shard, image["row"]] = image
-
-    def described(self, shard: int, row: int) -> dict[str, Any]:
-        """Return what is known of one image: its row of `IMAGES_SCHEMA` without bytes and hash."""
-        return self._described[shard, row]
-
-    def image(self, shard: int, row: int) -> dict[str, Any]:
-        """Return one image as Hugging Face's features have it: {"bytes", "path"}."""
-        table, index = self._at[shard, row]
-        return {"bytes": self._tables[table]["bytes"][index].as_py(), "path": self._described[shard, row]["path"]}
+_WORTH_LOOKING_UP = 0.75
 
 
 def write_exemplars(
     path: str, plan: Plan, selected: Selected, percentiles: np.ndarray, images: ImageSpool, partial: str | None
 ) -> None:
-    """Write the table, in row groups of `ROWS_PER_GROUP` images.
+    """Write the table, in row groups of `ROWS_PER_GROUP` images, or more where images repeat.
 
     Equal arguments give equal bytes.
 
@@ -79,16 +39,30 @@ def write_exemplars(
         partial: None, or what the result leaves out, for the file's metadata.
     """
     schema = exemplars_schema(plan, partial)
-    dictionaries = ["layer", "statistic", "sample", "shard", "class_name"]
-    with pq.ParquetWriter(path, schema, compression=_compression(schema), use_dictionary=dictionaries) as writer:
-        # Only the strongest carry their images.
-        step = ROWS_PER_GROUP * len(plan.spec.shown_samples)
-        pieces = [range(s, min(s + step, len(selected.ranks))) for s in range(0, len(selected.ranks), step)]
+    groups, once = _groups(plan, selected, images)
+    shown = ["layer", "statistic", "sample", "shard", "class_name"]
+    with image_writer(path, schema, _compression(schema), shown, once) as writer:
         # One row group is put together while the one before is written.
         for group in map_ahead(
-            lambda rows: _row_group(schema, plan, selected, percentiles, rows, images), pieces, threads=1, ahead=1
+            lambda rows: _row_group(schema, plan, selected, percentiles, rows, images), groups, threads=1, ahead=1
         ):
-            writer.write_table(group)
+            writer(group)
+
+
+def _groups(plan: Plan, selected: Selected, images: ImageSpool) -> tuple[list[range], bool]:
+    """Return the rows of each row group, and whether its images are to stand there once each.
+
+    They are where that saves much: what has to be looked up takes a little longer to read.
+    """
+    keys = zip(selected.scores.shard.tolist(), selected.scores.row.tolist(), strict=True)
+    # Only the strongest carry their images.
+    shown = [key if sample == TOP else None for key, sample in zip(keys, selected.samples, strict=True)]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(shown)) if key is not None}
+    image = np.array([-1 if key is None else numbers[key] for key in shown], np.int64)
+    sizes = np.array([0 if key is None else images.size(*key) for key in shown], np.int64)
+    map_bytes = images.map_bytes(selected.maps["map_number"].to_pylist()) if len(shown) else sizes
+    groups = row_groups(image, sizes, map_bytes, ROWS_PER_GROUP * len(plan.spec.shown_samples))
+    return groups, share_stored(image, sizes, groups) < _WORTH_LOOKING_UP
 
 
 def write_images(path: str, plan: Plan, selected: Selected, images: ImageSpool) -> None:
@@ -102,9 +76,11 @@ def write_images(path: str, plan: Plan, selected: Selected, images: ImageSpool) 
     others = np.array([sample != TOP for sample in selected.samples], bool)
     which = np.unique(np.stack([selected.scores.shard, selected.scores.row], axis=1)[others], axis=0).tolist()
     schema = images_schema()
+    sizes = np.array([images.size(*key) for key in which], np.int64)
+    groups = row_groups(np.arange(len(which)), sizes, np.zeros_like(sizes), ROWS_PER_GROUP)
     with pq.ParquetWriter(path, schema, compression=_compression(schema), use_dictionary=["shard"]) as writer:
-        for start in range(0, len(which), ROWS_PER_GROUP):
-            group = which[start : start + ROWS_PER_GROUP]
+        for rows in groups:
+            group = which[rows.start : rows.stop]
             columns = {
                 "shard": [plan.shards[shard].name for shard, _ in group],
                 "row": [row for _, row in group],
@@ -215,14 +191,14 @@ def _row_group(
         "label": [image["label"] for image in described],
         "synset_id": [labels.synset_id(image["label"], image["path"]) for image in described],
         "class_name": [labels.class_name(image["label"]) for image in described],
-        "image": [
-            images.image(*key) if sample == TOP else None
-            for key, sample in zip(keys, selected.samples[inside], strict=True)
-        ],
+        "image": image_column(
+            [key if sample == TOP else None for key, sample in zip(keys, selected.samples[inside], strict=True)],
+            images.image,
+        ),
         "percentile": percentiles[inside],
         "peak_y": maps["peak_y"],
         "peak_x": maps["peak_x"],
-        "activation_map": maps["activation_map"],
+        "activation_map": pa.array(images.maps(maps["map_number"].to_pylist()), schema.field("activation_map").type),
         "map_height": [height for height, _ in map_sizes],
         "map_width": [width for _, width in map_sizes],
         "view_box": [framing.view_box for framing in framings],
@@ -231,7 +207,7 @@ def _row_group(
         "duplicate_of": selected.duplicate_of[inside],
         "unit_box": boxes(units),
     }
-    return pa.table(columns, schema=schema)
+    return pa.table(columns, schema=with_images_once(schema))
 
 
 def _unit(readout: Readout, peak: tuple[int | None, int | None]) -> tuple[int | None, int | None]:

@@ -7,6 +7,7 @@ any order. A new one is one class and one line in `TALLIES`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol, Self
 
 import numpy as np
@@ -49,3 +50,18 @@ TALLIES: dict[str, type[Tally]] = {
     "histogram": Histogram,
     "classes": Classes,
 }
+
+
+def tables_of(tally: Tally) -> Iterable[pa.Table]:
+    """Return what `to_table` returns, a few channels at a time where the tally has `to_tables`, as it may be large."""
+    return tally.to_tables() if isinstance(tally, Classes) else [tally.to_table()]
+
+
+def from_tables(kind: type[Tally], tables: Iterable[pa.Table], channels: int) -> Tally:
+    """Read back a tally of so many channels from what `tables_of` returned, however it was cut."""
+    return kind.from_tables(tables, channels) if issubclass(kind, Classes) else kind.from_table(_joined(tables))
+
+
+def _joined(tables: Iterable[pa.Table]) -> pa.Table:
+    first, *others = tables
+    return pa.concat_tables([first, *others]) if others else first

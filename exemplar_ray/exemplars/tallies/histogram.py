@@ -16,6 +16,8 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
+from exemplar_ray.exemplars.list_columns import lengths_and_values, list_column
+
 _FRACTION_BITS = 5
 _DROPPED_BITS = 23 - _FRACTION_BITS
 
@@ -55,17 +57,15 @@ class Histogram:
 
     def to_table(self) -> pa.Table:
         """Return bins and counts as lists, a row a channel."""
-        offsets = np.searchsorted(self.channel, np.arange(self.channels + 1)).astype(np.int32)
-        lists = {"bins": self.bin, "counts": self.count}
-        return pa.table({name: pa.ListArray.from_arrays(offsets, pa.array(v)) for name, v in lists.items()})
+        lengths = np.diff(np.searchsorted(self.channel, np.arange(self.channels + 1)))
+        return pa.table({"bins": list_column(lengths, self.bin), "counts": list_column(lengths, self.count)})
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Self:
         """Read back what `to_table` returned."""
-        bins = table["bins"].combine_chunks()
-        channel = np.repeat(np.arange(len(table), dtype=np.int32), np.diff(bins.offsets.to_numpy()))
-        counts = table["counts"].combine_chunks().flatten().to_numpy()
-        return cls(len(table), channel, bins.flatten().to_numpy(), counts)
+        lengths, bins = lengths_and_values(table["bins"])
+        channel = np.repeat(np.arange(len(table), dtype=np.int32), lengths)
+        return cls(len(table), channel, bins, lengths_and_values(table["counts"])[1])
 
     def columns(self) -> dict[str, np.ndarray]:
         """Return q01 ... q99, float32, as `numpy.quantile(..., method="inverted_cdf")` defines them;

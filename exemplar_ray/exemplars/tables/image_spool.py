@@ -1,0 +1,114 @@
+"""Gathered images and maps on their way to the result: on the local disk, as they may be more than fits in memory."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from exemplar_ray.errors import UsageError
+from exemplar_ray.exemplars.gathered import SPOOLED_MAPS_SCHEMA
+
+_BYTES_OF_A_NUMBER = np.dtype(np.float16).itemsize
+
+
+class ImageSpool:
+    """Gathered images and maps in a file without a name; only what is asked for is in memory."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="exemplar_ray-images-")  # noqa: SIM115
+        self._at: dict[tuple[int, int], tuple[int, int]] = {}
+        self._described: dict[tuple[int, int], dict[str, Any]] = {}
+        # Of each map where it begins, and how many numbers it has.
+        self._maps: list[tuple[int, int]] = []
+
+    def __enter__(self) -> ImageSpool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def add(self, shard: int, images: pa.Table) -> None:
+        """Keep some of a shard's images (`IMAGES_SCHEMA`).
+
+        Raises:
+            UsageError: the temporary folder has no room for them.
+        """
+        described = images.drop_columns(["bytes", "hash"]).to_pylist()
+        for image, data in zip(described, images["bytes"], strict=True):
+            self._at[shard, image["row"]] = self._append(data.as_buffer())
+            self._described[shard, image["row"]] = image
+        self._written(self._file.flush)
+
+    def add_maps(self, maps: pa.Table) -> pa.Table:
+        """Keep maps (`MAPS_SCHEMA`); return their numbers in their place (`SPOOLED_MAPS_SCHEMA`).
+
+        Raises:
+            UsageError: the temporary folder has no room for them.
+        """
+        numbers = []
+        for chunk in maps["activation_map"].chunks:
+            units = np.diff(chunk.offsets.to_numpy())
+            begin, _ = self._append(chunk.flatten().to_numpy())
+            begins = begin + _BYTES_OF_A_NUMBER * (np.cumsum(units) - units)
+            first = len(self._maps)
+            self._maps += zip(begins.tolist(), units.tolist(), strict=True)
+            no_map = ~chunk.is_valid().to_numpy(zero_copy_only=False)
+            numbers.append(pa.array(np.arange(first, first + len(chunk)), mask=no_map))
+        self._written(self._file.flush)
+        peaks = [maps["peak_y"], maps["peak_x"]]
+        return pa.table([*peaks, pa.chunked_array(numbers, pa.int64())], schema=SPOOLED_MAPS_SCHEMA)
+
+    def _append(self, data: Any) -> tuple[int, int]:
+        """Write bytes behind the others; return where they begin, and how many they are."""
+        begin = self._file.tell()
+        self._written(lambda: self._file.write(data))
+        return begin, self._file.tell() - begin
+
+    @staticmethod
+    def _written(write: Any) -> None:
+        try:
+            write()
+        except OSError as error:
+            raise UsageError(
+                f"the temporary folder '{tempfile.gettempdir()}' has no room for the exemplars' images and maps "
+                f"({error.strerror}); set TMPDIR to a folder with more, and give the same command again"
+            ) from error
+
+    def described(self, shard: int, row: int) -> dict[str, Any]:
+        """Return what is known of one image: its row of `IMAGES_SCHEMA` without bytes and hash."""
+        return self._described[shard, row]
+
+    def size(self, shard: int, row: int) -> int:
+        """Return how many bytes an image has."""
+        return self._at[shard, row][1]
+
+    def image(self, shard: int, row: int) -> dict[str, Any]:
+        """Return one image as Hugging Face's features have it: {"bytes", "path"}."""
+        begin, size = self._at[shard, row]
+        return {"bytes": self._read(begin, size), "path": self._described[shard, row]["path"]}
+
+    def map_bytes(self, numbers: Sequence[int | None]) -> np.ndarray:
+        """Return how large some maps are, int64 [maps]; 0 where there is none."""
+        return np.array([0 if n is None else _BYTES_OF_A_NUMBER * self._maps[n][1] for n in numbers], np.int64)
+
+    def maps(self, numbers: Sequence[int | None]) -> list[np.ndarray | None]:
+        """Return some maps, float16 [units] each; None where there is none."""
+        return [None if number is None else self._map(*self._maps[number]) for number in numbers]
+
+    def _map(self, begin: int, units: int) -> np.ndarray:
+        return np.frombuffer(self._read(begin, _BYTES_OF_A_NUMBER * units), np.float16)
+
+    def _read(self, begin: int, size: int) -> bytes:
+        # The system may give less than was asked for: 2 GB is the most that it does.
+        data = os.pread(self._file.fileno(), size, begin)
+        while len(data) < size:
+            data += os.pread(self._file.fileno(), size - len(data), begin + len(data))
+        return data

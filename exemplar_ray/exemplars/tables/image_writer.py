@@ -1,0 +1,66 @@
+"""Writing a parquet table whose rows share images: parquet's dictionary holds an image once in a row group.
+
+What is written reads back with the columns and types of the schema: that the bytes come from a dictionary is between
+the rows here and parquet's encoding.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_Key = TypeVar("_Key", bound=tuple)
+
+_IMAGE = pa.struct([("bytes", pa.dictionary(pa.int32(), pa.binary())), ("path", pa.string())])
+# Parquet gives up a dictionary that is larger. Row groups are cut below it, but for a single image of such a size.
+_LARGEST_DICTIONARY = (1 << 30) + (1 << 29)
+
+
+def with_images_once(schema: pa.Schema) -> pa.Schema:
+    """Return the schema of the tables that are written: the column `image` with its bytes in a dictionary."""
+    return schema.set(schema.get_field_index("image"), pa.field("image", _IMAGE))
+
+
+def image_column(keys: Sequence[_Key | None], image: Callable[..., Mapping[str, Any]]) -> pa.Array:
+    """Return the column `image` of some rows, with its bytes in a dictionary.
+
+    Args:
+        keys: tuples that name the images; None where a row has none.
+        image: returns {"bytes", "path"}, given a key's entries.
+    """
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(key for key in keys if key is not None))}
+    images = [image(*key) for key in numbers]
+    which = pa.array([None if key is None else numbers[key] for key in keys], pa.int32())
+    data = pa.DictionaryArray.from_arrays(which, pa.array([one["bytes"] for one in images], pa.binary()))
+    paths = pa.array([one["path"] for one in images], pa.string()).take(which)
+    return pa.StructArray.from_arrays([data, paths], fields=list(_IMAGE), mask=which.is_null())
+
+
+@contextmanager
+def image_writer(
+    path: str, schema: pa.Schema, compression: Mapping[str, str], dictionaries: Sequence[str], once: bool
+) -> Iterator[Callable[[pa.Table], None]]:
+    """Open a file; yield a function that writes a table of `with_images_once(schema)` as a row group.
+
+    Args:
+        path: a local file.
+        compression: {parquet column: codec}.
+        dictionaries: which other columns have few values.
+        once: whether an image is to stand once in a row group; else as often as it is shown.
+    """
+    options: dict[str, Any] = {"compression": dict(compression), "use_dictionary": list(dictionaries)}
+    if not once:
+        with pq.ParquetWriter(path, schema, **options) as writer:
+            yield lambda table: writer.write_table(table.cast(schema))
+        return
+    options |= {"use_dictionary": [*dictionaries, "image.bytes"], "dictionary_pagesize_limit": _LARGEST_DICTIONARY}
+    with pq.ParquetWriter(path, with_images_once(schema), **options, store_schema=False) as writer:
+        yield writer.write_table
+        # As pyarrow stores it: readers that know of Arrow's types see those of the schema.
+        stored = base64.b64encode(schema.serialize().to_pybytes())
+        writer.add_key_value_metadata({"ARROW:schema": stored, **(schema.metadata or {})})
