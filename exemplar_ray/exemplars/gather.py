@@ -19,6 +19,7 @@ from exemplar_ray.data.shards import ImageRow, Shard, ShardReader
 from exemplar_ray.errors import ShardError
 from exemplar_ray.exemplars.gathered import IMAGES_SCHEMA, MAPS_SCHEMA, GatheredShard, units_of_maps
 from exemplar_ray.exemplars.list_columns import list_column
+from exemplar_ray.exemplars.mix_up import Gathered, outside_tolerance, refuse_mix_up
 from exemplar_ray.exemplars.near_duplicates import perceptual_hash
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.exemplars.topk import NEAR_ZERO, Scores
@@ -33,18 +34,11 @@ _IMAGES_AHEAD = 16
 
 _LARGEST_IN_MAP = float(np.finfo(np.float16).max)
 
-# How far scan and gather may disagree: rounding, as a share of the activation itself and of
-# the largest one in the shard (a small activation is what is left of large ones that cancel).
-# A row that named another image would be far beyond both.
-_TOLERANCE = 1e-3
-_TOLERANCE_OF_LARGEST = 1e-5
-# Half precision is off by up to a 256th at every step on the way.
-_TOLERANCE_OF_SCREENING = 0.25
-_TOLERANCE_OF_LARGEST_OF_SCREENING = 0.1
-
 
 def gather_shard(trunk: Trunk, spec: ExemplarsSpec, shard: Shard, candidates: Scores) -> GatheredShard:
     """Fetch the candidates' images and recompute their activations.
+
+    An activation that the scan saw as a number may come out as none: then the network's numbers hang on rounding there.
 
     Args:
         trunk: on the CPU, for the run's layers and statistics.
@@ -53,6 +47,7 @@ def gather_shard(trunk: Trunk, spec: ExemplarsSpec, shard: Shard, candidates: Sc
     Raises:
         ShardError: an image is gone, cannot be decoded any more, or gives another activation
             than the scan recorded: the shard is not the one that was scanned.
+        UsageError: the network is no function of the image, see `mix_up`.
     """
     rows = np.unique(candidates.row)
     rescoring = _Rescoring(trunk, spec, candidates)
@@ -80,8 +75,17 @@ def gather_shard(trunk: Trunk, spec: ExemplarsSpec, shard: Shard, candidates: Sc
         table["width"].append(size[0])
         table["height"].append(size[1])
     exact = rescoring.exact()
-    refuse_mix_up(shard, spec, candidates, exact, rescoring.largest)
-    return GatheredShard(pa.table(table, schema=IMAGES_SCHEMA), exact, rescoring.maps.table())
+    outside = outside_tolerance(spec, candidates, exact, rescoring.largest)
+    if len(outside):
+        by_row = dict(zip(table["row"], table["bytes"], strict=True))
+        refuse_mix_up(Gathered(trunk, spec, by_row), shard, candidates, exact, outside)
+    return GatheredShard(
+        images=pa.table(table, schema=IMAGES_SCHEMA),
+        exact=exact,
+        maps=rescoring.maps.table(),
+        # A screened scan's errors are expected, and told of channel by channel.
+        beyond_rounding=0 if spec.screened else len(outside),
+    )
 
 
 class _Rescoring:
@@ -153,35 +157,3 @@ class _Maps:
         no_map = self._units == 0
         columns = [pa.array(peaks, mask=no_map) for peaks in self._peaks]
         return pa.table([*columns, list_column(self._units, self._maps, no_map)], schema=MAPS_SCHEMA)
-
-
-def refuse_mix_up(shard: Shard, spec: ExemplarsSpec, scanned: Scores, exact: Scores, largest: np.ndarray) -> None:
-    """Compare the scan's activations with the recomputed ones.
-
-    What screening saw at 0, or below it before a ReLU, tells no image from another.
-
-    Args:
-        largest: float32 [2, readouts]: see `_Rescoring`.
-
-    Raises:
-        ShardError: they are further apart than rounding, or screening, explains.
-    """
-    near_zero = exact.ranking == NEAR_ZERO
-    share, share_of_largest = _TOLERANCE, _TOLERANCE_OF_LARGEST
-    if spec.screened:
-        share, share_of_largest = _TOLERANCE_OF_SCREENING, _TOLERANCE_OF_LARGEST_OF_SCREENING
-    of_largest = share_of_largest * largest[near_zero.astype(np.int64), exact.readout]
-    allowed = share * np.abs(exact.activation) + of_largest
-    # not (a <= b) rather than a > b: NaN must count as a mix-up.
-    wrong = ~(np.abs(scanned.activation - exact.activation) <= allowed)
-    if spec.screened:
-        wrong &= (scanned.activation != 0) & ~near_zero
-    wrong = np.flatnonzero(wrong)
-    if len(wrong):
-        i = wrong[0]
-        layer, statistic = spec.readouts[exact.readout[i]].key
-        raise ShardError(
-            f"{shard.name} changed: row {exact.row[i]} gives {exact.activation[i]:.6g} for the {statistic} of "
-            f"{layer} channel {exact.channel[i]}, the scan recorded {scanned.activation[i]:.6g} "
-            f"({len(wrong)} such rows); scan it again after removing its part from the run folder"
-        )

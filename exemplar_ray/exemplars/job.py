@@ -20,8 +20,9 @@ from exemplar_ray.executor.job import Context, Reduced
 from exemplar_ray.executor.progress import say
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.answer import answer
-from exemplar_ray.exemplars.plan import JOB, Plan
+from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, Plan
 from exemplar_ray.exemplars.rescan import rescan_exactly
+from exemplar_ray.exemplars.room_for_maps import refuse_more_maps_than_room
 from exemplar_ray.exemplars.scan_job import TASKS, ScanJob
 from exemplar_ray.exemplars.spec import RunOptions, RunSpec, columns_chosen
 from exemplar_ray.exemplars.summary import labels_digest
@@ -95,6 +96,8 @@ def run(
         resolved = resolve_spec(cluster, spec, shards, _known_network(before))
         labels = ClassLabels(names, table)
         plan = Plan(resolved.spec, shards, labels, versions(), revisions, resolved.answers)
+        if not RunFolder(out).exists(EXEMPLARS):
+            refuse_more_maps_than_room(plan)
         job = ExemplarsJob(plan, cluster, options.max_skipped, options.settle)
         return run_job(job, out, cluster, console, started)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -125,6 +126,8 @@ class Summary:
     computed_by: list[ComputedBy] = field(default_factory=list)
     """More than one if a rerun had other versions; none in summaries of earlier versions."""
     result: str = EXEMPLARS
+    beyond_rounding: int = 0
+    """How many activations an exact scan saw otherwise than rounding explains in most networks."""
     this_invocation: dict[str, float] = field(default_factory=dict)
     """What the command took that wrote the result."""
 
@@ -165,6 +168,11 @@ class Summary:
             lines.append(f"NOT SETTLED: {len(self.unsettled)} channels, where the scan's error may hide an exemplar")
         if mixed := self.mixed_versions():
             lines.append(f"computed by different versions: {mixed}")
+        if self.beyond_rounding:
+            lines.append(
+                f"{self.beyond_rounding} activations hang on rounding, by up to {self.largest_error:.2g}: this network "
+                "makes more of it than most; scan_error in channels.parquet has the largest of each channel"
+            )
         if self.short_of_distinct:
             channels = len(self.short_of_distinct)
             lines.append(f"{channels} channels have fewer distinct exemplars than asked for: see {SUMMARY}")
@@ -220,7 +228,8 @@ def summarise(plan: Plan, completed: Mapping[int, ScannedShard], selected: Selec
             SkippedImage(shard=plan.shards[p].name, **image) for p, s in completed.items() for image in s.skipped_images
         ],
         not_finite=[
-            NotFinite(shard=plan.shards[p].name, **entry) for p, s in completed.items() for entry in s.not_finite
+            *(NotFinite(shard=plan.shards[p].name, **entry) for p, s in completed.items() for entry in s.not_finite),
+            *_not_finite(plan, selected),
         ],
         channels={layer.name: len(layer.channels) for layer in spec.layers},
         exemplars=len(selected.ranks),
@@ -235,7 +244,19 @@ def summarise(plan: Plan, completed: Mapping[int, ScannedShard], selected: Selec
         shards=shards,
         settled_anew=account.settled_anew,
         computed_by=[ComputedBy(*one) for one in versions.computed_by(s.versions for s in completed.values())],
+        beyond_rounding=selected.beyond_rounding,
     )
+
+
+def _not_finite(plan: Plan, selected: Selected) -> list[NotFinite]:
+    """Return what was a number to the scan, and none when it was recomputed."""
+    lost = selected.not_finite
+    each = zip(*(column.tolist() for column in (lost.shard, lost.readout, lost.channel)), strict=True)
+    return [
+        NotFinite(plan.shards[shard].name, layer.name, statistic, channel, images)
+        for (shard, readout, channel), images in sorted(Counter(each).items())
+        for layer, statistic in [plan.spec.readouts[readout]]
+    ]
 
 
 def _certainty(readouts: Sequence[Readout], certainty: Sequence[Certainty]) -> list[dict[str, Any]]:

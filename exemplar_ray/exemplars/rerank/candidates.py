@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,12 +85,15 @@ class RankedCandidates:
         return 2 * self.scores.readout[self.firsts] + self.screened
 
 
-def rank_candidates(channels: ScannedChannels, candidates: Scores, near_zero: NearZero) -> RankedCandidates:
+def rank_candidates(
+    channels: ScannedChannels, candidates: Scores, near_zero: NearZero, left_out: Scores
+) -> RankedCandidates:
     """Rank candidates as the scan saw them.
 
     Args:
         candidates: the strongest and the weakest.
         near_zero: images at 0 that come near to more; they are ranked behind the others, as these go down to a 0.
+        left_out: candidates that came out as no number when they were recomputed.
     """
     nearest = scanned_at_zero(near_zero)
     nearest = nearest.take(~of_pairs(nearest, channels.rescanned))
@@ -107,6 +111,9 @@ def rank_candidates(channels: ScannedChannels, candidates: Scores, near_zero: Ne
     rescanned = np.array([pair in channels.rescanned for pair in pairs], bool)
     screened = ~rescanned if channels.screened else np.zeros(len(sizes), bool)
     is_top = scores.ranking[firsts] == TOP
+    gone = Counter(zip(left_out.readout.tolist(), left_out.ranking.tolist(), left_out.channel.tolist(), strict=True))
+    named = zip(pairs, scores.ranking[firsts].tolist(), strict=True)
+    known = np.array([gone[readout, ranking, channel] for (readout, channel), ranking in named], np.int64)
     return RankedCandidates(
         scores=scores,
         scan_ranks=scan_ranks,
@@ -119,7 +126,7 @@ def rank_candidates(channels: ScannedChannels, candidates: Scores, near_zero: Ne
         screened=screened,
         has_pre_relu=screened & is_top & np.array([pair in near_zero for pair in pairs], bool),
         nan_in_scan=screened & (finite < channels.scored),
-        truncated=finite > sizes,
+        truncated=finite > sizes + known,
     )
 
 

@@ -66,14 +66,27 @@ class Extremes:
         # Only where candidates go down to 0: elsewhere some that came nearer were not kept.
         down_to_0 = candidates.take((candidates.ranking == TOP) & (candidates.activation == 0))
         pairs = set(zip(down_to_0.readout.tolist(), down_to_0.channel.tolist(), strict=True))
-        self._near_zero = NearZero(nearest.take(of_pairs(nearest, pairs)), top_k)
+        self._left_out = Scores.empty()
+        self._begin(candidates, nearest.take(of_pairs(nearest, pairs)))
+
+    def _begin(self, candidates: Scores, nearest: Scores) -> None:
+        self._near_zero = NearZero(nearest, self._top_k)
         self._rank(candidates)
         # Where some of the strongest are at 0, it matters who is above.
-        few = np.flatnonzero(self.candidates.has_pre_relu & (self.candidates.n_active < top_k))
+        few = np.flatnonzero(self.candidates.has_pre_relu & (self.candidates.n_active < self._top_k))
         self._near_zero.look_deeper([self.candidates.pair(group) for group in few], Scores.empty())
 
+    def leave_out(self, not_finite: Scores) -> None:
+        """Go on without some candidates, which came out as no number when they were recomputed."""
+        self._left_out = concatenate([self._left_out, not_finite])
+        ranked, nearest = self.candidates, self._near_zero.nearest
+        self._begin(ranked.scores.take(~ranked.from_near_zero), nearest.take(find(self._left_out, nearest) < 0))
+
     def _rank(self, candidates: Scores) -> None:
-        self.candidates = rank_candidates(self._channels, candidates, self._near_zero)
+        is_left = find(self._left_out, candidates) >= 0
+        self.candidates = rank_candidates(
+            self._channels, candidates.take(~is_left), self._near_zero, candidates.take(is_left)
+        )
         self.depths = np.minimum(self.candidates.sizes, self._top_k)
         self._bounded: tuple[tuple[int, int, int], BoundedRanking] | None = None
 

@@ -38,7 +38,8 @@ class RecomputedScores:
         # In the order of shards: what comes first must not depend on who was quicker.
         shards = sorted(gathered)
         exact = concatenate(gathered[shard].exact for shard in shards)
-        error = np.abs(scanned.activation - exact.activation)[exact.ranking != NEAR_ZERO].max(initial=0.0)
+        counted = (exact.ranking != NEAR_ZERO) & np.isfinite(exact.activation)
+        error = np.abs(scanned.activation[counted] - exact.activation[counted]).max(initial=0.0)
         self.largest_error = max(self.largest_error, float(error))
         self.exact = concatenate([self.exact, exact])
         self._maps += [gathered[shard].maps for shard in shards]
@@ -47,6 +48,11 @@ class RecomputedScores:
             columns = (gathered[shard].images[name].to_pylist() for name in ("row", "label", "hash"))
             self._images.update({(shard, row): (label, digest) for row, label, digest in zip(*columns, strict=True)})
         return exact
+
+    @property
+    def not_finite(self) -> Scores:
+        """What came out as NaN or infinity though the scan saw a number: these are not ranked."""
+        return self.exact.take(~np.isfinite(self.exact.activation))
 
     def maps(self, which: np.ndarray) -> pa.Table:
         """Return the maps of some exact scores, as gather gave them, or as they were spooled."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -85,3 +85,5 @@ class Selected:
     short: list[ShortOfDistinct]
     beyond_rounding: int = 0
     """How many activations an exact scan saw otherwise than rounding explains in most networks; see `mix_up`."""
+    not_finite: Scores = field(default_factory=Scores.empty)
+    """Which activations came out as NaN or infinity when they were recomputed."""

@@ -82,6 +82,10 @@ class Selection:
             gathered: the same, recomputed, by shard position.
         """
         exact = self._recomputed.add(scanned, gathered)
+        not_finite = exact.take(~np.isfinite(exact.activation))
+        if len(not_finite.row):
+            self._extremes.leave_out(not_finite)
+            self._pool.correct(not_finite)
         # What screening saw of an image decides what is drawn: all images were seen alike.
         if not self._spec.screened:
             self._pool.correct(exact)
@@ -121,6 +125,7 @@ class Selection:
             tails=self._extremes.tails(),
             short=short,
             beyond_rounding=self._recomputed.beyond_rounding,
+            not_finite=self._recomputed.not_finite,
         )
 
 

@@ -1,0 +1,244 @@
+"""Where gather's number is not the scan's: is it rounding, the network, or another image?
+
+Nearly all networks compute an image's activation to within rounding however it is batched, so a small tolerance tells
+whether a row still names the image that was scanned. What is outside it is asked again, of the image that is there:
+
+- alone once more: a network that is no function of the image gives something else;
+- beside another image: so does one whose numbers hang on the batch;
+- in float64, and as the scan computes it: how far these are off is what rounding, and the scan's precision, do to
+  this network here. A number of another image is further off, as it has nothing to do with this one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from exemplar_ray.data.decode import decode_and_crop
+from exemplar_ray.data.shards import Shard
+from exemplar_ray.errors import ShardError, UsageError
+from exemplar_ray.exemplars.spec import ExemplarsSpec
+from exemplar_ray.exemplars.topk import NEAR_ZERO, Scores
+from exemplar_ray.network.loading import trunk_of
+from exemplar_ray.network.trunk import Trunk
+
+# How far scan and gather may disagree: rounding, as a share of the activation itself and of
+# the largest one in the shard (a small activation is what is left of large ones that cancel).
+# A row that named another image would be far beyond both.
+_TOLERANCE = 1e-3
+_TOLERANCE_OF_LARGEST = 1e-5
+# Half precision is off by up to a 256th at every step on the way.
+_TOLERANCE_OF_SCREENING = 0.25
+_TOLERANCE_OF_LARGEST_OF_SCREENING = 0.1
+
+# Other machines and kernels round in another order. So an error may be so many times as large as those that were seen,
+# of this channel and of the layer's others on the same image.
+_SAFETY = 10.0
+
+_NumbersOfReadout = np.ndarray
+"""float64 [2, channels]: activations, and what they were before the ReLU; NaN where that is not known."""
+
+
+def outside_tolerance(spec: ExemplarsSpec, scanned: Scores, exact: Scores, largest: np.ndarray) -> np.ndarray:
+    """Return the indices of activations that are further apart than rounding, or screening, explains as a rule.
+
+    What screening saw at 0, or below it before a ReLU, tells no image from another.
+
+    Args:
+        largest: float32 [2, readouts]: the largest activation of each readout in any channel on these images, and the
+            largest before its ReLU.
+    """
+    near_zero = exact.ranking == NEAR_ZERO
+    share, share_of_largest = _TOLERANCE, _TOLERANCE_OF_LARGEST
+    if spec.screened:
+        share, share_of_largest = _TOLERANCE_OF_SCREENING, _TOLERANCE_OF_LARGEST_OF_SCREENING
+    of_largest = share_of_largest * largest[near_zero.astype(np.int64), exact.readout]
+    allowed = share * np.abs(exact.activation) + of_largest
+    with np.errstate(invalid="ignore"):
+        # not (a <= b) rather than a > b: NaN must count as a mix-up.
+        wrong = ~(np.abs(scanned.activation - exact.activation) <= allowed)
+    if spec.screened:
+        wrong &= (scanned.activation != 0) & ~near_zero
+    return np.flatnonzero(wrong)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What gather has at hand to ask again."""
+
+    trunk: Trunk
+    spec: ExemplarsSpec
+    images: Mapping[int, bytes]
+    """{row: an image}"""
+
+
+def refuse_mix_up(gathered: Gathered, shard: Shard, scanned: Scores, exact: Scores, outside: np.ndarray) -> None:
+    """Ask again where scan and gather disagree.
+
+    Args:
+        outside: indices of what is outside the tolerance.
+
+    Raises:
+        UsageError: the network is no function of the image, so that no run with it can be finished.
+        ShardError: neither rounding nor the scan's precision explains the difference: the shard changed.
+    """
+    asked = _Network(gathered)
+    changed: list[int] = []
+    for row in np.unique(exact.row[outside]).tolist():
+        here = outside[exact.row[outside] == row]
+        changed += here[~asked.explains(row, scanned.take(here), exact.take(here))].tolist()
+    if changed:
+        i = changed[0]
+        layer, statistic = gathered.spec.readouts[exact.readout[i]].key
+        raise ShardError(
+            f"{shard.name} changed: row {exact.row[i]} gives {exact.activation[i]:.6g} for the {statistic} of "
+            f"{layer} channel {exact.channel[i]}, the scan recorded {scanned.activation[i]:.6g} ({len(changed)} such "
+            "rows), and the network gives the same again, within rounding; put the old shard back, or scan this one "
+            f"again: remove parts/{exact.shard[i]:06d}.json from the run folder and give the same command"
+        )
+
+
+class _Network:
+    """Asks the network again, in several ways."""
+
+    def __init__(self, gathered: Gathered) -> None:
+        self._trunk = gathered.trunk
+        self._spec = gathered.spec
+        self._images = gathered.images
+        self._in_float64: Trunk | None = trunk_of(replace(self._spec.reference_trunk, precision="float64"), "cpu")
+        self._as_scanned = trunk_of(self._spec.scan_trunk, "cpu") if self._spec.screened else None
+
+    def explains(self, row: int, scanned: Scores, exact: Scores) -> np.ndarray:
+        """Return whether the network explains what the scan said of one image, bool as long as `exact`.
+
+        Where gather got no number, another way to compute must have given the scan's.
+
+        Args:
+            scanned: candidates of the image, as the scan saw them.
+            exact: the same, as gather recomputed them.
+
+        Raises:
+            UsageError: the network is no function of the image.
+        """
+        pixels = self._pixels(row, "reference")
+        beside = self._another(row, pixels)
+        again = self._ask(self._trunk, pixels)
+        mine = _Candidates(self._spec, exact)
+        self._refuse_changing(mine, again)
+        answers = [self._ask(self._trunk, pixels, beside), *self._precise(mine, pixels, beside)]
+        if self._as_scanned is not None:
+            seen = self._pixels(row, "reference" if self._spec.decode == "reference" else "fast")
+            answers += [self._ask(self._as_scanned, seen), self._ask(self._as_scanned, seen, beside)]
+        error = _SAFETY * np.max([mine.error(answer, again) for answer in answers], axis=0)
+        seen_by_scan = scanned.activation.astype(np.float64)
+        apart = np.abs(seen_by_scan - exact.activation)
+        of_answers = np.abs(seen_by_scan - [mine.of(answer) for answer in answers])
+        nearest = np.nan_to_num(of_answers, nan=np.inf).min(axis=0)
+        share = _TOLERANCE_OF_SCREENING if self._spec.screened else _TOLERANCE
+        near = nearest <= error + share * np.abs(seen_by_scan)
+        return np.where(np.isfinite(exact.activation), apart <= error, np.isfinite(seen_by_scan) & near)
+
+    def _precise(self, mine: _Candidates, pixels: np.ndarray, beside: np.ndarray) -> list[list[_NumbersOfReadout]]:
+        """Return what the network gives in float64, where rounding is nothing; nothing if it does not compute in it."""
+        if self._in_float64 is None:
+            return []
+        try:
+            alone, together = (self._ask(self._in_float64, pixels, *more) for more in ((), (beside,)))
+        except RuntimeError:
+            # Some networks have tensors of their own, of float32.
+            self._in_float64 = None
+            return []
+        self._refuse_dependence_on_batch(mine, alone, together)
+        return [alone]
+
+    def _pixels(self, row: int, decoder: str) -> np.ndarray:
+        return decode_and_crop(self._images[row], self._spec.network.preprocess, decoder)
+
+    def _another(self, row: int, pixels: np.ndarray) -> np.ndarray:
+        """Return another image's pixels; the image's negative if there is no other."""
+        other = next((other for other in self._images if other != row), None)
+        return 255 - pixels if other is None else self._pixels(other, "reference")
+
+    def _ask(self, trunk: Trunk, pixels: np.ndarray, *beside: np.ndarray) -> list[_NumbersOfReadout]:
+        """Return the numbers of an image for each readout, with others before it in the batch."""
+        crops = torch.from_numpy(np.stack([*beside, pixels]))
+        pooled, _ = trunk.with_maps(crops, pre_relu=self._spec.screened)
+        unknown = torch.full((1,), torch.nan)
+        return [
+            np.stack(
+                np.broadcast_arrays(
+                    *(
+                        part[readout.key][-1].double().numpy() if part else unknown.double().numpy()
+                        for part in (pooled.activations, pooled.pre_relu)
+                    )
+                )
+            )
+            for readout in self._spec.readouts
+        ]
+
+    def _refuse_changing(self, mine: _Candidates, again: list[_NumbersOfReadout]) -> None:
+        i = mine.first_apart(mine.exact.activation, mine.of(again), again)
+        if i is not None:
+            raise UsageError(
+                f"the network gives another answer each time: {mine.name(i)} is {mine.exact.activation[i]:.6g}, then "
+                f"{mine.of(again)[i]:.6g} for the same image; something in it is random, as dropout that stays on "
+                "(F.dropout without training=self.training), or changes from one call to the next; make it stop in "
+                "eval mode, and run into another --out"
+            )
+
+    def _refuse_dependence_on_batch(
+        self, mine: _Candidates, alone: list[_NumbersOfReadout], together: list[_NumbersOfReadout]
+    ) -> None:
+        i = mine.first_apart(mine.of(alone), mine.of(together), alone)
+        if i is not None:
+            raise UsageError(
+                f"an image's numbers depend on the other images of its batch: {mine.name(i)} is "
+                f"{mine.of(alone)[i]:.6g} alone, and {mine.of(together)[i]:.6g} beside another image; something in the "
+                "network computes over the batch, such as batch statistics that stay on in eval mode "
+                "(track_running_stats=False); make it stop, and run into another --out"
+            )
+
+
+class _Candidates:
+    """Some candidates of one image, and where their numbers stand among all of a network's."""
+
+    def __init__(self, spec: ExemplarsSpec, exact: Scores) -> None:
+        self.exact = exact
+        self._spec = spec
+        self._kind = (exact.ranking == NEAR_ZERO).astype(np.int64)
+        channels = (spec.readouts[number].layer.channels for number in exact.readout.tolist())
+        self._at = [int(np.searchsorted(of, one)) for of, one in zip(channels, exact.channel.tolist(), strict=True)]
+
+    def of(self, numbers: list[_NumbersOfReadout]) -> np.ndarray:
+        """Return the candidates' among a network's numbers, float64."""
+        each = zip(self.exact.readout.tolist(), self._kind.tolist(), self._at, strict=True)
+        return np.array([numbers[readout][kind, at] for readout, kind, at in each])
+
+    def error(self, numbers: list[_NumbersOfReadout], again: list[_NumbersOfReadout]) -> np.ndarray:
+        """Return how far other numbers are off, float64: each candidate's own, or what is usual in its layer here."""
+        usual = []
+        with np.errstate(invalid="ignore"):
+            for readout, kind in zip(self.exact.readout.tolist(), self._kind.tolist(), strict=True):
+                apart = numbers[readout][kind] - again[readout][kind]
+                apart = apart[np.isfinite(apart)]
+                usual.append(float(np.sqrt(np.mean(apart**2))) if len(apart) else 0.0)
+            own = np.abs(self.of(numbers) - self.of(again))
+        return np.maximum(np.nan_to_num(own, nan=0.0, posinf=0.0), usual)
+
+    def first_apart(self, one: np.ndarray, other: np.ndarray, numbers: list[_NumbersOfReadout]) -> int | None:
+        """Return the first candidate of which two answers are not the same; None if there is none."""
+        each = zip(self.exact.readout.tolist(), self._kind.tolist(), strict=True)
+        largest = [float(np.abs(np.nan_to_num(numbers[r][kind], posinf=0, neginf=0)).max()) for r, kind in each]
+        allowed = _TOLERANCE * np.abs(one) + _TOLERANCE_OF_LARGEST * np.array(largest)
+        with np.errstate(invalid="ignore"):
+            same = (np.abs(one - other) <= allowed) | (one == other) | (np.isnan(one) & np.isnan(other))
+        apart = np.flatnonzero(~same)
+        return int(apart[0]) if len(apart) else None
+
+    def name(self, i: int) -> str:
+        """Say which number a candidate is."""
+        layer, statistic = self._spec.readouts[self.exact.readout[i]].key
+        return f"the {statistic} of {layer} channel {self.exact.channel[i]}"
