@@ -270,7 +270,7 @@ def _add(digest: Any, name: str, entry: object) -> None:
         scheme = entry.qscheme()
         scale: tuple[Any, ...]
         if scheme in (torch.per_channel_affine, torch.per_channel_affine_float_qparams):
-            scale: tuple = (entry.q_per_channel_scales(), entry.q_per_channel_zero_points(), entry.q_per_channel_axis())
+            scale = (entry.q_per_channel_scales(), entry.q_per_channel_zero_points(), entry.q_per_channel_axis())
         else:
             scale = (entry.q_scale(), entry.q_zero_point())
         _add(digest, f"{name} {scheme}", scale)
