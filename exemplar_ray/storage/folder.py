@@ -25,7 +25,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from exemplar_ray.errors import UsageError
 from exemplar_ray.storage import hub
-from exemplar_ray.storage.transient import is_transient, patiently
+from exemplar_ray.storage.hub_uri import is_on_hub
+from exemplar_ray.storage.transient import ATTEMPTS, is_transient, patiently
 
 Value = TypeVar("Value")
 
@@ -47,6 +48,8 @@ class Folder:
             raise UsageError(f"folder '{uri}' cannot be opened: {error}") from error
         self._root = path.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
+        # The Hub's own client asks again.
+        self._attempts = 1 if is_on_hub(uri) else ATTEMPTS
 
     @property
     def full_uri(self) -> str:
@@ -59,10 +62,10 @@ class Folder:
         try:
             if self._local:
                 # A folder of many files is gone through, not held: fsspec would make a list of paths.
-                with _asked(lambda: os.scandir(path)) as entries:
+                with self._asked(lambda: os.scandir(path)) as entries:
                     yield from (entry.name for entry in entries)
                 return
-            yield from (posixpath.basename(p.rstrip("/")) for p in _asked(lambda: self._listed(path)))
+            yield from (posixpath.basename(p.rstrip("/")) for p in self._asked(lambda: self._listed(path)))
         except (FileNotFoundError, NotADirectoryError):
             return
 
@@ -76,7 +79,7 @@ class Folder:
         # What fsspec's own `exists` cannot find out it takes for a no, and an interruption, too.
         look = partial(os.stat, path) if self._local else partial(self._looked_up, path)
         try:
-            _asked(look)
+            self._asked(look)
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
@@ -103,7 +106,7 @@ class Folder:
         Raises:
             FileNotFoundError: there is none.
         """
-        return _asked(lambda: self._read_once(name))
+        return self._asked(lambda: self._read_once(name))
 
     def _read_once(self, name: str) -> bytes:
         if not self._local:
@@ -127,9 +130,9 @@ class Folder:
             durable: wait until a local disk has it, so that it outlasts the machine's sudden end.
         """
         if not self._local:
-            _asked(lambda: self._fs.pipe_file(self._path(name), content))
+            self._asked(lambda: self._fs.pipe_file(self._path(name), content))
             return
-        _asked(lambda: self._write_local(name, content, durable))
+        self._asked(lambda: self._write_local(name, content, durable))
         if durable:
             _fsync(os.path.dirname(self._path(name)))
 
@@ -139,11 +142,12 @@ class Folder:
         Most of what writing takes is waiting for the disk, or for the object store's answers.
         """
         if not self._local:
-            _asked(lambda: self._fs.pipe({self._path(name): content for name, content in files.items()}))
+            self._asked(lambda: self._fs.pipe({self._path(name): content for name, content in files.items()}))
             return
         with ThreadPoolExecutor(len(files)) as pool:
             written = [
-                pool.submit(_asked, partial(self._write_local, name, content, True)) for name, content in files.items()
+                pool.submit(self._asked, partial(self._write_local, name, content, True))
+                for name, content in files.items()
             ]
         for one in written:
             one.result()
@@ -153,7 +157,7 @@ class Folder:
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
         with suppress(FileNotFoundError):
-            _asked(lambda: self._fs.rm_file(self._path(name)))
+            self._asked(lambda: self._fs.rm_file(self._path(name)))
 
     @contextmanager
     def writing(self, name: str) -> Iterator[str]:
@@ -166,11 +170,11 @@ class Folder:
         with tempfile.TemporaryDirectory(prefix="exemplar_ray-") as folder:
             local = os.path.join(folder, posixpath.basename(name))
             yield local
-            _asked(lambda: self._fs.put_file(local, self._path(name)))
+            self._asked(lambda: self._fs.put_file(local, self._path(name)))
 
     def open(self, name: str) -> Any:
         """Open a file for reading in binary mode."""
-        return _asked(lambda: self._fs.open(self._path(name), "rb"))
+        return self._asked(lambda: self._fs.open(self._path(name), "rb"))
 
     def _write_local(self, name: str, content: bytes, durable: bool) -> None:
         with self._temporary(name, durable) as temporary, open(temporary, "wb") as file:
@@ -193,24 +197,23 @@ class Folder:
             if os.path.exists(temporary):
                 os.remove(temporary)
 
+    def _asked(self, question: Callable[[], Value]) -> Value:
+        """Ask the storage for something, or have it do something, patiently.
+
+        Raises:
+            FileNotFoundError, NotADirectoryError: it says that there is no such thing.
+            OSError: it says nothing.
+        """
+        try:
+            return patiently(question, self._attempts)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            # Some file systems say "not found" to whatever happens; then the cause says what did.
+            if is_transient(error):
+                raise ConnectionError(f"no answer about {error} ({type(error.__cause__).__name__})") from error
+            raise
+
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
-
-
-def _asked(question: Callable[[], Value]) -> Value:
-    """Ask a storage for something, or have it do something, patiently.
-
-    Raises:
-        FileNotFoundError, NotADirectoryError: it says that there is no such thing.
-        OSError: it says nothing.
-    """
-    try:
-        return patiently(question)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        # Some file systems say "not found" to whatever happens; then the cause says what did.
-        if is_transient(error):
-            raise ConnectionError(f"no answer about {error} ({type(error.__cause__).__name__})") from error
-        raise
 
 
 def _fsync(path: str) -> None:
