@@ -49,7 +49,11 @@ class RunSpec:
         "NAME",
         "inceptionv1 (default), inceptionv1-tf, efficientnet-lite0, torchvision:NAME, or file.py:factory",
     )
-    weights: str = key("pretrained", "WHICH", "pretrained (default), random:SEED, or the path of a state dict")
+    weights: str = key(
+        "pretrained",
+        "WHICH",
+        "pretrained (default), random:SEED, the path of a state dict, or torchvision's own name, such as IMAGENET1K_V1",
+    )
     layer: tuple[str, ...] = key(("mixed4a",), "NAME", "one or several module names (default: mixed4a)")
     channels: str = key("all", "WHICH", "all (default), 0-9, or 0,3,7")
     layout: str | Mapping[str, str] = key(

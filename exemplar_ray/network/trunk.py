@@ -59,7 +59,11 @@ class Trunk:
     ) -> None:
         self.device = device
         self._type = getattr(torch, precision)
-        self._module = module.to(device, self._type).to(memory_format=self._memory_format).eval()
+        # Not one after the other: a foreign network's `train` may return nothing.
+        self._module = module
+        module.to(device, self._type)
+        module.to(memory_format=self._memory_format)
+        module.eval()
         self._layers = {layer.name: layer for layer in layers}
         self._statistics = statistics
         self._preprocess = preprocess
