@@ -62,7 +62,11 @@ def in_words(groups: Sequence[ComputedBy], items_name: str) -> str | None:
     known: list[Mapping[str, Any]] = [group.versions for group in groups if group.versions is not None]
     names = dict.fromkeys(name for one in known for name in one)
     differing = [name for name in names if len({one.get(name) for one in known}) > 1]
-    return "; ".join(f"{group.parts} {items_name} by {_named(group.versions, differing or names)}" for group in groups)
+    return "; ".join(
+        f"{group.parts} {items_name.removesuffix('s') if group.parts == 1 else items_name} by "
+        f"{_named(group.versions, differing or names)}"
+        for group in groups
+    )
 
 
 def _named(one: Mapping[str, str] | None, names: Iterable[str]) -> str:
