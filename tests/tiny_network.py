@@ -94,3 +94,58 @@ def deciding():
     network = trained()
     network.relu = Deciding()
     return network
+
+
+def _with_mixed(forward):
+    """`trained`, with something done to what `mixed` gives."""
+
+    class Mixed(nn.Module):
+        def forward(self, x):
+            return forward(x)
+
+    network = trained()
+    network.mixed = Mixed()
+    return network
+
+
+def cancelling():
+    """What `mixed` gives is left of large numbers that cancel: rounding is a hundredth of it."""
+    return _with_mixed(lambda x: (x + 65536.0) - 65536.0)
+
+
+def cancelling_a_little():
+    """The same, in half precision only."""
+    return _with_mixed(lambda x: (x + 64.0) - 64.0)
+
+
+def float32_only():
+    """As `cancelling`, with tensors of its own: it does not compute in float64."""
+    weight = torch.ones(12, 1, 1, 1)
+    return _with_mixed(lambda x: nn.functional.conv2d((x + 65536.0) - 65536.0, weight, groups=12))
+
+
+def rooting():
+    """A root whose argument is 0 but for rounding: no number where that is below 0."""
+    return _with_mixed(lambda x: x + torch.sqrt(((x + 65536.0) - 65536.0) - x + 1e-6))
+
+
+def dropping():
+    """Dropout that stays on."""
+    return _with_mixed(lambda x: nn.functional.dropout(x, 0.3))
+
+
+def counting():
+    """Something that changes from one call to the next."""
+    calls = iter(range(1, 1_000_000))
+    return _with_mixed(lambda x: x * (1 + 0.01 * next(calls)))
+
+
+def of_the_batch():
+    """Batch statistics that stay on."""
+    return _with_mixed(lambda x: x / (1 + x.mean(dim=0, keepdim=True)))
+
+
+def of_the_batch_in_float32():
+    """The same where nothing computes in float64."""
+    weight = torch.ones(12, 1, 1, 1)
+    return _with_mixed(lambda x: nn.functional.conv2d(x / (1 + x.mean(dim=0, keepdim=True)), weight, groups=12))

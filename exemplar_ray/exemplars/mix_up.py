@@ -12,10 +12,13 @@ whether a row still names the image that was scanned. What is outside it is aske
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from exemplar_ray.data.decode import decode_and_crop
 from exemplar_ray.data.shards import Shard
@@ -37,6 +40,12 @@ _TOLERANCE_OF_LARGEST_OF_SCREENING = 0.1
 # Other machines and kernels round in another order. So an error may be so many times as large as those that were seen,
 # of this channel and of the layer's others on the same image.
 _SAFETY = 10.0
+
+# So many images of a shard are asked. Others are only if they are further off than these.
+_IMAGES_ASKED = 16
+
+# Where a network does not compute in float64, rounding cannot be told from other images' influence but by its size.
+_ROUNDING_IN_DOUBT = 100.0
 
 _NumbersOfReadout = np.ndarray
 """float64 [2, channels]: activations, and what they were before the ReLU; NaN where that is not known."""
@@ -89,6 +98,8 @@ def refuse_mix_up(gathered: Gathered, shard: Shard, scanned: Scores, exact: Scor
     changed: list[int] = []
     for row in np.unique(exact.row[outside]).tolist():
         here = outside[exact.row[outside] == row]
+        if asked.is_usual(scanned.take(here), exact.take(here)):
+            continue
         changed += here[~asked.explains(row, scanned.take(here), exact.take(here))].tolist()
     if changed:
         i = changed[0]
@@ -108,8 +119,17 @@ class _Network:
         self._trunk = gathered.trunk
         self._spec = gathered.spec
         self._images = gathered.images
-        self._in_float64: Trunk | None = trunk_of(replace(self._spec.reference_trunk, precision="float64"), "cpu")
         self._as_scanned = trunk_of(self._spec.scan_trunk, "cpu") if self._spec.screened else None
+        # Of images that were asked, what errors are usual in each readout.
+        self._usual: list[np.ndarray] = []
+
+    def is_usual(self, scanned: Scores, exact: Scores) -> bool:
+        """Whether an image need not be asked, as other images of the shard showed errors of this size."""
+        if len(self._usual) < _IMAGES_ASKED:
+            return False
+        usual = np.median(self._usual, axis=0)[exact.readout]
+        apart = np.abs(scanned.activation.astype(np.float64) - exact.activation)
+        return bool((exact.ranking != NEAR_ZERO).all() and (apart <= _SAFETY * usual).all())
 
     def explains(self, row: int, scanned: Scores, exact: Scores) -> np.ndarray:
         """Return whether the network explains what the scan said of one image, bool as long as `exact`.
@@ -128,10 +148,17 @@ class _Network:
         again = self._ask(self._trunk, pixels)
         mine = _Candidates(self._spec, exact)
         self._refuse_changing(mine, again)
-        answers = [self._ask(self._trunk, pixels, beside), *self._precise(mine, pixels, beside)]
+        together = self._ask(self._trunk, pixels, beside)
+        precise = self._precise(mine, pixels, beside)
+        if not precise:
+            self._refuse_dependence_on_batch(mine, again, together, _ROUNDING_IN_DOUBT)
+        answers = [together, *precise]
         if self._as_scanned is not None:
             seen = self._pixels(row, "reference" if self._spec.decode == "reference" else "fast")
             answers += [self._ask(self._as_scanned, seen), self._ask(self._as_scanned, seen, beside)]
+        self._usual.append(
+            np.max([[_usual(a[0], b[0]) for a, b in zip(one, again, strict=True)] for one in answers], 0)
+        )
         error = _SAFETY * np.max([mine.error(answer, again) for answer in answers], axis=0)
         seen_by_scan = scanned.activation.astype(np.float64)
         apart = np.abs(seen_by_scan - exact.activation)
@@ -143,13 +170,11 @@ class _Network:
 
     def _precise(self, mine: _Candidates, pixels: np.ndarray, beside: np.ndarray) -> list[list[_NumbersOfReadout]]:
         """Return what the network gives in float64, where rounding is nothing; nothing if it does not compute in it."""
-        if self._in_float64 is None:
-            return []
         try:
-            alone, together = (self._ask(self._in_float64, pixels, *more) for more in ((), (beside,)))
+            with _InFloat64():
+                alone, together = (self._ask(self._trunk, pixels, *more) for more in ((), (beside,)))
         except RuntimeError:
-            # Some networks have tensors of their own, of float32.
-            self._in_float64 = None
+            # It has operations of its own.
             return []
         self._refuse_dependence_on_batch(mine, alone, together)
         return [alone]
@@ -180,7 +205,7 @@ class _Network:
         ]
 
     def _refuse_changing(self, mine: _Candidates, again: list[_NumbersOfReadout]) -> None:
-        i = mine.first_apart(mine.exact.activation, mine.of(again), again)
+        i = mine.first_apart(mine.exact.activation.astype(np.float64), mine.of(again), again)
         if i is not None:
             raise UsageError(
                 f"the network gives another answer each time: {mine.name(i)} is {mine.exact.activation[i]:.6g}, then "
@@ -190,9 +215,9 @@ class _Network:
             )
 
     def _refuse_dependence_on_batch(
-        self, mine: _Candidates, alone: list[_NumbersOfReadout], together: list[_NumbersOfReadout]
+        self, mine: _Candidates, alone: list[_NumbersOfReadout], together: list[_NumbersOfReadout], times: float = 1.0
     ) -> None:
-        i = mine.first_apart(mine.of(alone), mine.of(together), alone)
+        i = mine.first_apart(mine.of(alone), mine.of(together), alone, times)
         if i is not None:
             raise UsageError(
                 f"an image's numbers depend on the other images of its batch: {mine.name(i)} is "
@@ -200,6 +225,16 @@ class _Network:
                 "network computes over the batch, such as batch statistics that stay on in eval mode "
                 "(track_running_stats=False); make it stop, and run into another --out"
             )
+
+
+class _InFloat64(TorchFunctionMode):
+    """While inside, every operation of torch computes in float64, whatever its tensors are of."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def wide(value: Any) -> Any:
+            return value.double() if isinstance(value, torch.Tensor) and value.dtype == torch.float32 else value
+
+        return func(*tree_map(wide, args), **tree_map(wide, kwargs or {}))
 
 
 class _Candidates:
@@ -219,20 +254,23 @@ class _Candidates:
 
     def error(self, numbers: list[_NumbersOfReadout], again: list[_NumbersOfReadout]) -> np.ndarray:
         """Return how far other numbers are off, float64: each candidate's own, or what is usual in its layer here."""
-        usual = []
+        each = zip(self.exact.readout.tolist(), self._kind.tolist(), strict=True)
+        usual = [_usual(numbers[readout][kind], again[readout][kind]) for readout, kind in each]
         with np.errstate(invalid="ignore"):
-            for readout, kind in zip(self.exact.readout.tolist(), self._kind.tolist(), strict=True):
-                apart = numbers[readout][kind] - again[readout][kind]
-                apart = apart[np.isfinite(apart)]
-                usual.append(float(np.sqrt(np.mean(apart**2))) if len(apart) else 0.0)
             own = np.abs(self.of(numbers) - self.of(again))
         return np.maximum(np.nan_to_num(own, nan=0.0, posinf=0.0), usual)
 
-    def first_apart(self, one: np.ndarray, other: np.ndarray, numbers: list[_NumbersOfReadout]) -> int | None:
-        """Return the first candidate of which two answers are not the same; None if there is none."""
+    def first_apart(
+        self, one: np.ndarray, other: np.ndarray, numbers: list[_NumbersOfReadout], times: float = 1.0
+    ) -> int | None:
+        """Return the first candidate of which two answers are not the same; None if there is none.
+
+        Args:
+            times: how many times the usual tolerance they may be apart.
+        """
         each = zip(self.exact.readout.tolist(), self._kind.tolist(), strict=True)
         largest = [float(np.abs(np.nan_to_num(numbers[r][kind], posinf=0, neginf=0)).max()) for r, kind in each]
-        allowed = _TOLERANCE * np.abs(one) + _TOLERANCE_OF_LARGEST * np.array(largest)
+        allowed = times * (_TOLERANCE * np.abs(one) + _TOLERANCE_OF_LARGEST * np.array(largest))
         with np.errstate(invalid="ignore"):
             same = (np.abs(one - other) <= allowed) | (one == other) | (np.isnan(one) & np.isnan(other))
         apart = np.flatnonzero(~same)
@@ -242,3 +280,11 @@ class _Candidates:
         """Say which number a candidate is."""
         layer, statistic = self._spec.readouts[self.exact.readout[i]].key
         return f"the {statistic} of {layer} channel {self.exact.channel[i]}"
+
+
+def _usual(numbers: np.ndarray, again: np.ndarray) -> float:
+    """Return how far two answers are apart over all channels: the root of the mean square."""
+    with np.errstate(invalid="ignore"):
+        apart = numbers - again
+    apart = apart[np.isfinite(apart)]
+    return float(np.sqrt(np.mean(apart**2))) if len(apart) else 0.0

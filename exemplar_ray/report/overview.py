@@ -60,7 +60,8 @@ def tile_of(shown: ShownStatistic, picture: str | None, pictured: int) -> Tile:
         skew=skew(shown.channel_row),
         top_class=shown.classes[0].text if shown.classes else "",
         top_label=shown.classes[0].label if shown.classes else None,
-        labels=list(dict.fromkeys(row["label"] for row in rows if row["label"] is not None)),
+        # Results of older versions have the -1 of data sets without labels.
+        labels=list(dict.fromkeys(row["label"] for row in rows if row["label"] is not None and row["label"] >= 0)),
         settled=top.settled,
     )
 
