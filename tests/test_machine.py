@@ -202,12 +202,15 @@ def test_a_ray_that_is_lost_while_the_run_goes_on_is_a_line(tmp_path):
     command += [*TINY_FLAGS, "--model", f"{tmp_path / 'slow.py'}:trained"]
     with open(tmp_path / "said", "w") as said:
         driver = subprocess.Popen(command, env=WITHOUT_ADDRESS, stdout=said, stderr=said)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("run/parts/*.json")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    [raylet] = [one for one in psutil.Process(driver.pid).children(recursive=True) if one.name() == "raylet"]
-    raylet.kill()
-    assert driver.wait(60) == 2
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("run/parts/*.json")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        [raylet] = [one for one in psutil.Process(driver.pid).children(recursive=True) if one.name() == "raylet"]
+        raylet.kill()
+        assert driver.wait(60) == 2
+    finally:
+        driver.kill()
     text = (tmp_path / "said").read_text()
     assert text.strip().splitlines()[-1].startswith("exemplar-ray: error: the Ray at '")
     assert "is lost" in text
