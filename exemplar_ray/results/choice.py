@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from exemplar_ray.errors import UsageError
 
@@ -47,10 +48,6 @@ def values_of(column: str, kind: pa.DataType, value: Any) -> list:
         if one is not None and read(one) is None:
             raise UsageError(f"{column} is {wanted}, or several, not {_shown(one)}")
         result.append(None if one is None else read(one))
-    if pa.types.is_integer(kind):
-        # What the type has no room for, no row has.
-        room = np.iinfo(kind.to_pandas_dtype())
-        result = [one for one in result if one is None or room.min <= one <= room.max]
     if pa.types.is_floating(kind):
         with np.errstate(over="ignore"):
             result = [None if one is None else kind.to_pandas_dtype()(one).item() for one in result]
@@ -69,7 +66,7 @@ def _reading(column: str, kind: pa.DataType) -> tuple[str, Callable[[Any], Any]]
         return "a text", _text
     if pa.types.is_boolean(kind):
         return "true or false", _truth
-    raise UsageError(f"rows cannot be chosen by {column}, which is {kind}")
+    raise UsageError(f"rows cannot be chosen by {column}, which is no number and no text")
 
 
 def one_of(name: str, kind: pa.DataType, value: Any) -> Any:
@@ -122,6 +119,15 @@ def _shown(value: Any) -> str:
     """Write a value on one short line."""
     text = " ".join(repr(value).split())
     return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."
+
+
+def is_among(column: pa.ChunkedArray, values: list) -> pa.ChunkedArray:
+    """Return where a column has one of some values, bool."""
+    if pa.types.is_integer(column.type):
+        # What the type has no room for, no row has.
+        room = np.iinfo(column.type.to_pandas_dtype())
+        values = [one for one in values if one is None or room.min <= one <= room.max]
+    return pc.is_in(column, pa.array(values, column.type))
 
 
 def may_hold(statistics: Any, values: list) -> bool:

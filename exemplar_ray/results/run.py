@@ -24,10 +24,10 @@ from exemplar_ray.exemplars.plan import CHANNELS, CLASS_EXEMPLARS, CLASSES, EXEM
 from exemplar_ray.exemplars.samples import TOP
 from exemplar_ray.exemplars.summary import Summary
 from exemplar_ray.network.layers import format_channels
-from exemplar_ray.results.choice import may_hold, names_of, one_of, values_of
+from exemplar_ray.results.choice import is_among, may_hold, names_of, one_of, values_of
 from exemplar_ray.results.exemplar import Exemplar
 from exemplar_ray.results.notebook_html import channel_html, run_html
-from exemplar_ray.results.stored_table import open_table, statistics_of, with_plain_images
+from exemplar_ray.results.stored_table import open_table, read_rows, statistics_of, with_plain_images
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 
 # So many images are read at a time where a table is gone through.
@@ -239,9 +239,9 @@ class Run:
             values = {column: values_of(column, schema.field(column).type, value) for column, value in equal.items()}
             self._refuse_nobodys(name, parquet, values)
             read = list(dict.fromkeys([*wanted, *equal]))
-            table = parquet.read_row_groups(self._groups_with(parquet, values), columns=read)
+            table = read_rows(parquet, self._groups_with(parquet, values), read)
         for column, asked in values.items():
-            table = table.filter(pc.is_in(table[column], pa.array(asked, table[column].type)))
+            table = table.filter(is_among(table[column], asked))
         return with_plain_images(table.select(wanted))
 
     def _refuse_nobodys(self, name: str, parquet: pq.ParquetFile, values: dict[str, list]) -> None:

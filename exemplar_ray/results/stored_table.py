@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 _IMAGE_BYTES = "image.bytes"
+# Bytes.
+_MOST_OF_A_NUMBER, _MOST_OF_HEADERS = 8, 4096
 _PLAIN_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -20,10 +23,26 @@ def open_table(file: Any) -> pq.ParquetFile:
     parquet = pq.ParquetFile(file)
     metadata = parquet.metadata
     at = _index(metadata, _IMAGE_BYTES)
-    in_dictionary = at is not None and any(
-        "RLE_DICTIONARY" in metadata.row_group(group).column(at).encodings for group in range(metadata.num_row_groups)
+    in_dictionary = at is not None and all(
+        _is_looked_up(metadata.row_group(group).column(at)) for group in range(metadata.num_row_groups)
     )
     return pq.ParquetFile(file, metadata=metadata, read_dictionary=[_IMAGE_BYTES]) if in_dictionary else parquet
+
+
+def _is_looked_up(column: pq.ColumnChunkMetaData) -> bool:
+    """Whether all of a column's values stand in its dictionary, so that its data are numbers of these."""
+    if not column.has_dictionary_page:
+        return False
+    data = column.total_compressed_size - (column.data_page_offset - column.dictionary_page_offset)
+    return data <= _MOST_OF_A_NUMBER * column.num_values + _MOST_OF_HEADERS
+
+
+def read_rows(parquet: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
+    """Read some row groups of a table that `open_table` opened."""
+    if "image" not in columns or not groups:
+        return parquet.read_row_groups(groups, columns=columns)
+    # pyarrow reads but one dictionary inside a struct at a time.
+    return pa.concat_tables([parquet.read_row_group(group, columns=columns) for group in groups])
 
 
 def with_plain_images(table: pa.Table) -> pa.Table:
