@@ -35,7 +35,7 @@ test: setup ## every test
 exactness: setup ## compute the 800-image oracles anew (minutes), then compare with them
 	$(BIN)/python tests/notebook_loop.py inceptionv1 tests/oracle/inceptionv1-random-0.npz
 	$(BIN)/python tests/notebook_loop.py bvlc tests/oracle/bvlc-googlenet.npz
-	EXEMPLAR_RAY_ALL_IMAGES=1 $(BIN)/pytest -rP tests/test_exactness.py tests/test_brute_force.py
+	EXEMPLAR_RAY_ALL_IMAGES=1 $(BIN)/pytest -rP tests/test_exactness.py tests/test_brute_force.py tests/test_check.py
 
 benchmark: setup ## the notebook's loop, others' ways and the job, side by side, in benchmark/
 	$(BIN)/python jobs/benchmark.py --data ../shared/data/imagenet-sample --out benchmark

@@ -6,19 +6,22 @@ import argparse
 import difflib
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 
 import exemplar_ray
-from exemplar_ray.config import RUN_KEYS, add_keys, pick, settings_of
+from exemplar_ray.check.options import CheckOptions
+from exemplar_ray.config import CHECK_KEYS, RUN_KEYS, add_keys, pick, settings_of
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.interruption import interruptible
 from exemplar_ray.executor.progress import say
 from exemplar_ray.executor.resources import Resources
-from exemplar_ray.exemplars.spec import RunOptions, RunSpec
-from exemplar_ray.keys import Key
+from exemplar_ray.executor.terminal import printable, rerun_command, said_of
+from exemplar_ray.exemplars.spec import RunOptions, RunSpec, columns_chosen
+from exemplar_ray.keys import Key, keys_of
 
 if TYPE_CHECKING:
     from exemplar_ray.executor.driver import JobOutcome
@@ -35,7 +38,9 @@ class _Parser(argparse.ArgumentParser):
         unknown = message.removeprefix("unrecognized arguments: ").split()
         if message.startswith("unrecognized") and unknown:
             close = difflib.get_close_matches(unknown[0], self._flags(), n=1)
-            message += f"; did you mean {close[0]}?" if close else f"; see {self.prog} --help"
+            message += (
+                f"; did you mean {close[0]}?" if close and close[0] != unknown[0] else f"; see {self.prog} --help"
+            )
         raise UsageError(message)
 
     def _flags(self) -> set[str]:
@@ -45,42 +50,34 @@ class _Parser(argparse.ArgumentParser):
         return flags.union(*(command._flags() for choices in commands for command in choices.values()))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, script: Sequence[str] = ()) -> int:
     """Run one command and return the exit status.
 
     0: complete; 1: finished but incomplete; 2: bad usage or a refused run folder;
     130: interrupted.
+
+    Args:
+        arguments: those of the command line if None.
+        script: where a program of its own gives the arguments, the words that it was started with.
     """
-    console = Console()
-    errors = Console(stderr=True)
-    try:
-        with interruptible():
-            options = build_parser().parse_args(arguments)
-            return options.command(options, console)
-    except UsageError as error:
-        say(errors, "exemplar-ray: error: " + " ".join(str(error).split()))
-        return BAD_USAGE
-    except PermissionError as error:
-        say(
-            errors,
-            "exemplar-ray: error: access denied: "
-            + " ".join(str(error).split())
-            + "; check permissions or credentials",
-        )
-        return BAD_USAGE
-    except OSError as error:
-        # Not a bug: a folder that cannot be written, a full disk, a server that is gone.
-        say(errors, f"exemplar-ray: error: {type(error).__name__}: " + " ".join(str(error).split()))
-        return BAD_USAGE
-    except Exception as error:
-        # No credentials, no region: the user's, but no OSErrors. Not imported, as `status` of a local run needs no AWS.
-        if type(error).__module__ != "botocore.exceptions":
-            raise
-        say(errors, "exemplar-ray: error: " + " ".join(str(error).split()) + "; check `aws configure`")
-        return BAD_USAGE
-    except KeyboardInterrupt:
-        say(errors, "exemplar-ray: interrupted; finished shards are kept, run the same command to go on")
-        return INTERRUPTED
+    with printable(sys.stdout, sys.stderr):
+        console = Console()
+        errors = Console(stderr=True)
+        try:
+            with interruptible():
+                given = sys.argv[1:] if arguments is None else list(arguments)
+                options = build_parser().parse_args(given)
+                options.rerun = rerun_command(given, script)
+                return options.command(options, console)
+        except KeyboardInterrupt:
+            say(errors, "exemplar-ray: interrupted; finished shards are kept, run the same command to go on")
+            return INTERRUPTED
+        except Exception as error:
+            line = said_of(error)
+            if line is None:
+                raise
+            say(errors, f"exemplar-ray: error: {line}")
+            return BAD_USAGE
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -88,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="exemplar-ray", description=exemplar_ray.__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"exemplar-ray {exemplar_ray.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_data_commands, _add_run_commands, _add_report, _add_publish):
+    for add in (_add_data_commands, _add_run_commands, _add_layers, _add_check, _add_report, _add_publish):
         add(commands)
     return parser
 
@@ -108,6 +105,8 @@ def _add_data_commands(commands: Any) -> None:
     sub.add_argument("dir", metavar="DIR", help="a new or empty folder")
     sub.add_argument("--split", default="train", help="which split of a Hub data set (default: train)")
     sub.add_argument("--rows-per-shard", type=int, default=4000, metavar="N", help="default: 4000")
+    sub.add_argument("--image-column", metavar="NAME", help="of a Hub data set (default: as of run)")
+    sub.add_argument("--label-column", metavar="NAME", help="of a Hub data set (default: as of run); none: no labels")
 
 
 def _add_run_commands(commands: Any) -> None:
@@ -137,6 +136,21 @@ def _add_run_commands(commands: Any) -> None:
     add_keys(sub, {key: RUN_KEYS[key] for key in ("address", "retries", "settle", "log_level")})
 
 
+def _add_layers(commands: Any) -> None:
+    text = "every module of a network that can be a layer: its output, channels, receptive field; and why others cannot"
+    sub = _add(commands, "layers", _layers, text)
+    add_keys(sub, {key: RUN_KEYS[key] for key in ("model", "preprocess")})
+
+
+def _add_check(commands: Any) -> None:
+    text = "is this network what we think: top-1 and top-5 on labelled images, whether another preprocessing is better"
+    sub = _add(commands, "check", _check, text)
+    sub.add_argument("run", metavar="RUN", nargs="?", help="a run folder, instead of --model and --data")
+    sub.add_argument("--config", metavar="FILE.yaml", help="a file with keys of a run, or of those below; a flag wins")
+    unused = keys_of(RunSpec).keys() - set(_OF_NETWORK) | {"out", "max_skipped", "settle", "compile"}
+    add_keys(sub, {key: value for key, value in CHECK_KEYS.items() if key not in unused})
+
+
 def _add_report(commands: Any) -> None:
     text = "pages to look at: every channel a tile and a page, from disk or any web server"
     sub = _add(commands, "report", _report, text)
@@ -164,6 +178,9 @@ def _add_publish(commands: Any) -> None:
     sub.add_argument("--message", metavar="TEXT", help="of the commit")
 
 
+# What a run folder says to `check`.
+_OF_NETWORK = ("data", "model", "weights", "preprocess", "class_labels", "image_column", "label_column")
+
 # As `config.RUN_KEYS`.
 _FIGURE_KEYS = {
     "ranks": (Key("WHICH", "such as 1-9 (default: the first ten)"), str),
@@ -185,7 +202,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         console,
         pick(RunOptions, settings),
     )
-    return _finish(outcome, settings["out"], "exemplar-ray " + shlex.join(sys.argv[1:]), console)
+    return _finish(outcome, settings["out"], options.rerun, console)
 
 
 def _plan(options: argparse.Namespace, console: Console) -> int:
@@ -207,7 +224,19 @@ def _merge(options: argparse.Namespace, console: Console) -> int:
 
     run_options = pick(RunOptions, vars(options))
     outcome = job.merge(options.run, pick(Resources, vars(options)), console, options.allow_partial, run_options)
-    return _finish(outcome, options.run, "the run command", console)
+    rerun = "" if outcome.complete else _run_command(options)
+    return _finish(outcome, options.run, rerun, console)
+
+
+def _run_command(options: argparse.Namespace) -> str:
+    """Return the command that scans what a run folder lacks, as far as its `run.json` tells."""
+    from exemplar_ray.exemplars.plan import Plan
+    from exemplar_ray.report.provenance import command_of
+    from exemplar_ray.runs.run_folder import RunFolder
+
+    given = vars(options)
+    resources = [word for key in ("address", "retries") if key in given for word in (f"--{key}", str(given[key]))]
+    return " ".join([command_of(Plan.read(RunFolder(options.run)), options.run), *map(shlex.quote, resources)])
 
 
 def _finish(outcome: JobOutcome, run_folder: str, rerun: str, console: Console) -> int:
@@ -218,6 +247,43 @@ def _finish(outcome: JobOutcome, run_folder: str, rerun: str, console: Console) 
         say(console, f"to scan only these again: {rerun}")
         say(console, f"or to merge what is there: exemplar-ray merge {shlex.quote(run_folder)} --allow-partial")
     return COMPLETE if outcome.complete else INCOMPLETE
+
+
+def _layers(options: argparse.Namespace, console: Console) -> int:
+    from exemplar_ray.network.list_layers import layers_of_model
+
+    asked = pick(RunSpec, vars(options))
+    for line in layers_of_model(asked.model, asked.preprocess, console.width):
+        say(console, line)
+    return COMPLETE
+
+
+def _check(options: argparse.Namespace, console: Console) -> int:
+    from exemplar_ray.check import job
+    from exemplar_ray.check.looking import AskedNetwork
+    from exemplar_ray.executor.cluster import Cluster
+
+    settings = settings_of(options, required=() if options.run else ("data",), keys=CHECK_KEYS)
+    asked, run_options = pick(RunSpec, settings), pick(RunOptions, settings)
+    check_options = pick(CheckOptions, settings)
+    if check_options.figure is not None:
+        with _matplotlib():
+            from exemplar_ray.report import check_figure
+        check_figure.ending_of(check_options.figure)
+    if options.run is None:
+        network = AskedNetwork(asked.model, asked.weights, asked.preprocess)
+        subject = job.of_model(network, settings["data"], columns_chosen(asked), run_options.class_labels)
+    else:
+        for key in _OF_NETWORK:
+            if key in settings:
+                raise UsageError(f"{options.run} says already what {key} is; leave out --{key.replace('_', '-')}")
+        subject = job.of_run(options.run)
+    with Cluster(pick(Resources, settings), run_options.log_level) as cluster:
+        checked = job.check(subject, cluster, console, check_options)
+    if check_options.figure is not None:
+        check_figure.write_check_figure(checked.findings, checked.pictures, check_options.figure)
+        say(console, f"figure: {check_options.figure}")
+    return INCOMPLETE if checked.findings.failed else COMPLETE
 
 
 def _status(options: argparse.Namespace, console: Console) -> int:
@@ -243,12 +309,8 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
 
 def _figure(options: argparse.Namespace, settings: dict[str, Any], console: Console) -> int:
-    try:
+    with _matplotlib():
         from exemplar_ray.report.figure import write_figure
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        raise UsageError("figures need one more package: pip install matplotlib") from error
 
     if options.out is None:
         raise UsageError("--out is missing: the figure's file, such as figure.pdf")
@@ -259,6 +321,17 @@ def _figure(options: argparse.Namespace, settings: dict[str, Any], console: Cons
         say(console, f"boxes stand for characters that the font lacks: {lacking[:40]}; an .svg shows them")
     say(console, f"figure: {options.out}")
     return COMPLETE
+
+
+@contextmanager
+def _matplotlib() -> Iterator[None]:
+    """Say what is missing where figures cannot be drawn."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise UsageError("figures need one more package: pip install matplotlib") from error
 
 
 def _publish(options: argparse.Namespace, console: Console) -> int:
@@ -283,8 +356,13 @@ def _sample_data(options: argparse.Namespace, console: Console) -> int:
 
 
 def _shard(options: argparse.Namespace, console: Console) -> int:
+    from exemplar_ray.data.columns import Chosen
     from exemplar_ray.data.write_shards import write_shards
 
-    paths, images = write_shards(options.source, options.dir, options.split, options.rows_per_shard)
+    notes: list[str] = []
+    chosen = Chosen(options.image_column, options.label_column)
+    paths, images = write_shards(options.source, options.dir, options.split, options.rows_per_shard, chosen, notes)
+    for line in notes:
+        say(console, line)
     say(console, f"{images} images in {len(paths)} shards: {options.dir}")
     return COMPLETE

@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 import fsspec
 import yaml
 
+from exemplar_ray.check.options import CheckOptions
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.spec import RunOptions, RunSpec
 from exemplar_ray.keys import Key, keys_of
 
-T = TypeVar("T", RunSpec, RunOptions, Resources)
+T = TypeVar("T", RunSpec, RunOptions, Resources, CheckOptions)
 
 WHERE: dict[str, tuple[Key, type]] = {
     "data": (Key("URI", "parquet shards: files, folders or globs, local, s3://, hf://, ..."), list),
@@ -24,6 +25,9 @@ WHERE: dict[str, tuple[Key, type]] = {
 
 RUN_KEYS = {**WHERE, **keys_of(RunSpec, RunOptions, Resources)}
 """{key: (how it is explained, what type its values are)} of `run`; `list` for several values."""
+
+CHECK_KEYS = {**RUN_KEYS, **keys_of(CheckOptions)}
+"""The same of `check`: a run's file serves it, too."""
 
 
 def add_keys(parser: argparse._ActionsContainer, keys: Mapping[str, tuple[Key, type]]) -> None:
@@ -46,26 +50,32 @@ def _yaml_value(text: str) -> Any:
         raise argparse.ArgumentTypeError(f"'{text}' is no YAML: {' '.join(str(error).split())}") from error
 
 
-def settings_of(options: argparse.Namespace, required: Sequence[str] = ("data", "out")) -> dict[str, Any]:
+def settings_of(
+    options: argparse.Namespace,
+    required: Sequence[str] = ("data", "out"),
+    keys: Mapping[str, tuple[Key, type]] = RUN_KEYS,
+) -> dict[str, Any]:
     """Lay the flags over the config file's keys.
 
     Args:
         options: parsed flags; `config` may name a file.
         required: keys that must be there.
+        keys: all that there are.
 
     Raises:
         UsageError: the file cannot be read, a key is unknown or missing, or `data` or `out` has a wrong type. The
             dataclasses check the rest.
     """
-    settings = _read_config(options.config, RUN_KEYS) if options.config else {}
-    settings.update({key: value for key, value in vars(options).items() if key in RUN_KEYS})
+    settings = _read_config(options.config, keys) if options.config else {}
+    settings.update({key: value for key, value in vars(options).items() if key in keys})
     for key in required:
         if not settings.get(key):
             raise UsageError(f"--{key} is missing: give it as a flag or as a key of --config")
-    if isinstance(settings["data"], str):
-        settings["data"] = [settings["data"]]
-    if not isinstance(settings["data"], list) or not all(isinstance(uri, str) for uri in settings["data"]):
-        raise UsageError(f"data is one URI or several, not {settings['data']!r}")
+    data = settings.get("data", [])
+    if isinstance(data, str):
+        data = settings["data"] = [data]
+    if not isinstance(data, list) or not all(isinstance(uri, str) for uri in data):
+        raise UsageError(f"data is one URI or several, not {data!r}")
     if not isinstance(settings.get("out", ""), str):
         raise UsageError(f"out is a text, not {settings['out']!r}")
     return settings

@@ -8,4 +8,4 @@ import sys
 from exemplar_ray.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["run", *sys.argv[1:]]))
+    sys.exit(main(["run", *sys.argv[1:]], script=sys.orig_argv))

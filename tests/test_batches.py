@@ -14,6 +14,7 @@ from exemplar_ray.data.batches import batches
 from exemplar_ray.data.decode import UndecodableImageError, decode_and_crop
 from exemplar_ray.data.preprocess import DECODERS, Preprocess
 from exemplar_ray.data.shards import ImageRow, ShardReader, discover, inspect
+from exemplar_ray.storage.transient import is_transient
 
 CPU = torch.device("cpu")
 PREPROCESS = Preprocess(mean=(117, 117, 117))
@@ -91,6 +92,49 @@ def test_one_faulty_image_does_not_fail_the_others_beside_it(device):
     assert isinstance(none, UndecodableImageError)
     for pixels, data in ((first, good[0]), (second, good[1])):
         assert np.abs(pixels.cpu().numpy().astype(int) - decode_and_crop(data, SMALL)).mean() < 3
+
+
+# As torchvision wraps what CUDA and nvJPEG say.
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    RuntimeError("Error while decoding JPEG images: CUDA out of memory. Tried to allocate 20.00 MiB."),
+    RuntimeError("Error while decoding JPEG images: Failed to decode image: 5"),
+]
+IN_TROUBLE = [
+    RuntimeError("Failed to initialize nvjpeg with hardware backend: 7"),
+    RuntimeError("decode_jpegs_cuda: torchvision not compiled with nvJPEG support"),
+    RuntimeError("Error while decoding JPEG images: CUDA error: an illegal memory access was encountered"),
+]
+
+
+@pytest.mark.parametrize("error", [*OUT_OF_MEMORY, *IN_TROUBLE], ids=str)
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_gpu_that_cannot_decode_is_no_reason_to_decode_elsewhere(monkeypatch, error, count):
+    def decode_jpeg(*_):
+        raise error
+
+    monkeypatch.setattr(gpu_decoding, "decode_jpeg", decode_jpeg)
+    with pytest.raises((MemoryError, RuntimeError)) as caught:
+        list(batches(rows_of([encode(random_picture(1), "JPEG")] * count), SMALL, 4, 2, CPU, "gpu"))
+    of_memory = error in OUT_OF_MEMORY
+    assert isinstance(caught.value, MemoryError) == is_transient(caught.value) == of_memory
+    assert is_transient(OUT_OF_MEMORY[0])
+    assert ("no memory to decode on cpu" if of_memory else "cannot decode JPEGs") in str(caught.value)
+    assert "--batch-size" in str(caught.value) if of_memory else "--decode fast" in str(caught.value)
+
+
+def test_what_does_not_fit_at_once_is_decoded_one_by_one(monkeypatch):
+    original = gpu_decoding.decode_jpeg
+
+    def decode_jpeg(encoded, *more):
+        if len(encoded) > 1:
+            raise OUT_OF_MEMORY[0]
+        return original(encoded, *more)
+
+    contents = [encode(random_picture(seed), "JPEG") for seed in (1, 2)]
+    expected = gpu_decoding.decode_and_crop(contents, SMALL, CPU)
+    monkeypatch.setattr(gpu_decoding, "decode_jpeg", decode_jpeg)
+    assert all(map(torch.equal, gpu_decoding.decode_and_crop(contents, SMALL, CPU), expected))
 
 
 def test_what_is_no_ordinary_jpeg_is_left_to_the_reference():

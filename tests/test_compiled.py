@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +16,7 @@ from conftest import TINY_FLAGS, TINY_NETWORK
 
 from exemplar_ray.exemplars.resolve import resolve
 from exemplar_ray.exemplars.spec import RunSpec
+from exemplar_ray.exemplars.to_resolve import ToResolve
 from exemplar_ray.network import compiled_trunk as compiled
 from exemplar_ray.network.compiled_trunk import CannotCompileError, CompiledForm, compiled_trunk
 from exemplar_ray.network.loading import trunk_of
@@ -32,7 +35,8 @@ def cache(tmp_path, monkeypatch):
 
 def resolved(factory="trained", **changes):
     changes = {"layer": ("conv1", "mixed", "mixed_pre_relu", "classifier"), "statistic": ("max", "mean"), **changes}
-    return resolve(RunSpec(model=TINY_NETWORK.replace(":trained", f":{factory}"), preprocess=PREPROCESS, **changes))
+    spec = RunSpec(model=TINY_NETWORK.replace(":trained", f":{factory}"), preprocess=PREPROCESS, **changes)
+    return resolve(ToResolve(spec)).spec
 
 
 def form_of(spec, batch_size=4, threads=1):
@@ -85,6 +89,37 @@ def test_whatever_changes_the_numbers_or_the_machine_code_is_compiled_anew(cache
     assert len(names | {compiled._key(form_of(spec))}) == 9
     # K is none of it.
     assert compiled._key(form_of(resolved(layer=("conv1",), top_k=3))) == compiled._key(form_of(spec))
+
+
+def test_a_library_is_named_by_the_code_that_it_was_made_of(monkeypatch, tmp_path):
+    """This package's, with its constants; that of the registries' libraries; a user's file with all that it imports."""
+    spec = resolved(layer=("conv1",))
+    registered = replace(spec, network=replace(spec.network, model="inceptionv1", model_source_sha256=None))
+    names = {compiled._key(form_of(spec)), compiled._key(form_of(registered))}
+
+    folder = tmp_path / "network"
+    shutil.copytree(Path(compiled.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(compiled, "__file__", str(folder / "compiled_trunk.py"))
+    assert compiled._key(form_of(spec)) in names
+    for file in ("models.py", "torchvision_models.py", "preparation.py", "weights.py"):
+        (folder / file).write_text((folder / file).read_text() + "# changed\n")
+        names.add(compiled._key(form_of(spec)))
+    changed = tmp_path / "preprocess.py"
+    changed.write_text("# changed\n")
+    monkeypatch.setattr(compiled.preprocess, "__file__", str(changed))
+    names.add(compiled._key(form_of(spec)))
+    assert len(names) == 7
+
+    version = compiled.metadata.version
+    for library in ("torch-lucent", "torchvision", "efficientnet-lite-pytorch"):
+        monkeypatch.setattr(compiled.metadata, "version", lambda name, of=library: "9" if name == of else version(name))
+        names.add(compiled._key(form_of(registered)))
+    (tmp_path / "site-packages" / "timm-9.dist-info").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path / "site-packages"))
+    names.add(compiled._key(form_of(spec)))
+    assert len(names) == 11
+    names.add(compiled._key(form_of(replace(spec, network=replace(spec.network, model_source_sha256="0" * 64)))))
+    assert len(names) == 12
 
 
 def test_a_network_that_looks_before_it_computes_is_not_compiled(cache):

@@ -383,13 +383,14 @@ def test_images_are_ranked_by_the_new_statistic(monkeypatch, tmp_path):
 
 def test_the_file_with_a_model_is_loaded_and_its_layer_found(monkeypatch, tmp_path):
     from exemplar_ray.exemplars.resolve import resolve
+    from exemplar_ray.exemplars.to_resolve import ToResolve
 
     [command] = [text for page, kind, text in BLOCKS if (page, kind) == ("docs/extend/model.md", "bash")]
     settings = settings_of(build_parser().parse_args(shlex.split(command)[1:]))
     file, factory = settings["model"].split(":")
     (tmp_path / file).write_text(example("model"))
     monkeypatch.chdir(tmp_path)
-    spec = resolve(dataclasses.replace(pick(RunSpec, settings), weights="random:0"))
+    spec = resolve(ToResolve(dataclasses.replace(pick(RunSpec, settings), weights="random:0"))).spec
     [layer] = spec.layers
     assert factory in spec.network.model_title
     assert (layer.name, layer.channel_count) == ("3", 32)

@@ -121,19 +121,19 @@ def scan_memory(path):
     from exemplar_ray.data.shards import discover, inspect
     from exemplar_ray.exemplars.resolve import resolve
     from exemplar_ray.exemplars.spec import RunSpec
+    from exemplar_ray.exemplars.to_resolve import ToResolve
     from exemplar_ray.network.models import load_network
     from exemplar_ray.network.trunk import Trunk
 
     keep_freed_memory()
     torch.set_num_threads(1)
-    spec = resolve(
-        RunSpec(
-            model=TINY_NETWORK,
-            layer=("mixed",),
-            preprocess={"resize": 36, "crop": 32, "mean": [117, 117, 117]},
-            top_k=3,
-        )
+    asked = RunSpec(
+        model=TINY_NETWORK,
+        layer=("mixed",),
+        preprocess={"resize": 36, "crop": 32, "mean": [117, 117, 117]},
+        top_k=3,
     )
+    spec = resolve(ToResolve(asked)).spec
     network = load_network(spec.network.model, spec.network.weights, check_factory=False)
     trunk = Trunk(network.module, spec.layers, spec.statistics, spec.network.preprocess, torch.device("cpu"))
     [shard], _ = inspect(discover([path]))

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 from awkward_images import broken_images, scored_images
-from conftest import SAMPLE, needs_shared, random_picture
+from conftest import SAMPLE, encode, needs_shared, random_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,6 +15,7 @@ from exemplar_ray.data import decode as images
 from exemplar_ray.data.decode import UndecodableImageError, crop, decode, decode_and_crop
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.data.shards import ShardReader, discover
+from exemplar_ray.storage.transient import is_transient
 
 DEFAULT = Preprocess(mean=(117, 117, 117))
 BICUBIC = Preprocess(mean=(0, 0, 0), resize=80, crop=64, interpolation="bicubic")
@@ -70,3 +71,20 @@ def test_where_only_the_crop_is_computed_it_is_the_same_to_one_level(monkeypatch
     whole = crop(image, DEFAULT).astype(int)
     monkeypatch.setattr(images, "_LARGEST_RESIZED", 0)
     assert np.abs(crop(image, DEFAULT) - whole).max() <= 1
+
+
+OUT_OF_MEMORY = [MemoryError(), OSError("out of memory error when reading image file"), OSError(12, "Cannot allocate")]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
+@pytest.mark.parametrize("decoder", ["reference", "fast"])
+def test_an_image_is_not_broken_because_this_machine_is_short_of_memory(monkeypatch, error, decoder):
+    data = encode(random_picture(1))
+
+    def convert(*_):
+        raise error
+
+    monkeypatch.setattr(Image.Image, "convert", convert)
+    with pytest.raises(MemoryError) as caught:
+        decode_and_crop(data, DEFAULT, decoder)
+    assert is_transient(caught.value)

@@ -74,6 +74,18 @@ def test_where_python_drops_it_it_comes_again(number, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_where_python_drops_what_rays_handler_raises_it_comes_again(capfd):
+    """While Ray starts, its own handler of SIGTERM is there."""
+
+    def start():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        Freed(signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        do_and_wait(start)
+    assert capfd.readouterr().err == ""
+
+
 def test_another_thread_is_left_alone():
     def work():
         with interruptible():

@@ -399,7 +399,7 @@ def test_a_worker_that_always_dies_fails_its_shards_and_not_forever(tiny_data, t
         "    def __init__(self):\n"
         "        super().__init__(); self.mixed = torch.nn.Identity()\n"
         "    def forward(self, x):\n"
-        "        if len(x) > 1:\n"
+        "        if len(x) > 2:\n"
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
         "        return self.mixed(x)\n"
     )

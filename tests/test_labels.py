@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from exemplar_ray.data.labels import ClassLabels, read_class_labels
+from exemplar_ray.data.labels import ClassLabels, entries_of_texts, read_class_labels
 from exemplar_ray.errors import UsageError
 
 
@@ -54,3 +54,13 @@ def test_class_labels_of_another_shape_are_refused(tmp_path, content):
     (tmp_path / "labels.json").write_text(content)
     with pytest.raises(UsageError, match="class labels"):
         read_class_labels(str(tmp_path / "labels.json"))
+
+
+def test_class_labels_of_texts_go_by_what_they_say_not_by_number():
+    table = {"0": ("n01440764", "tench"), "5": ("n01443537", "goldfish"), "1": ("n1", "crane"), "2": ("n2", "crane")}
+    found = entries_of_texts(["5", "crane", "n01440764", "other"], table)
+    assert found == {"0": table["5"], "2": table["0"]}
+    assert entries_of_texts(["goldfish"], table) == {"0": table["5"]}
+    assert entries_of_texts(["goldfish"], {}) == {}
+    with pytest.raises(UsageError, match="labels are texts, such as 'dog', and the class labels have no entry"):
+        entries_of_texts(["dog"], table)

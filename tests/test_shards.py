@@ -72,8 +72,8 @@ def test_an_unknown_protocol_is_refused():
 
 
 def test_a_shard_without_an_image_column_is_refused_naming_what_it_has(tmp_path):
-    pq.write_table(pa.table({"picture": [b"x"], "label": [1]}), tmp_path / "x.parquet")
-    with pytest.raises(UsageError, match="no image column.*picture: binary, label: int64"):
+    pq.write_table(pa.table({"sound": [b"x"], "label": [1]}), tmp_path / "x.parquet")
+    with pytest.raises(UsageError, match="no image column.*sound: binary, label: int64"):
         inspect(discover([str(tmp_path)]))
 
 

@@ -36,7 +36,7 @@ def resolved(**changes):
         "margin": 10,
     }
     values.update(changes)
-    network = NetworkSpec(**{one.name: values.pop(one.name) for one in fields(NetworkSpec)})
+    network = NetworkSpec(**{one.name: values.pop(one.name) for one in fields(NetworkSpec) if one.name in values})
     return ExemplarsSpec(network=network, **values)
 
 

@@ -116,6 +116,15 @@ def test_input_on_0_to_1_is_torchvisions_to_tensor_and_normalize():
     assert torch.equal(to_input(crops, preprocess), expected)
 
 
+@pytest.mark.parametrize("shape", [(6, 6, 9), (2, 6, 3, 4, 5), (0, 6, 3, 3)])
+def test_response_normalisation_of_other_than_maps_is_torchs_own(shape):
+    """As many images as channels: their rows would be taken for the maps of one image."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.local_response_norm(x, 5)
+    with FastResponseNorm():
+        assert torch.equal(torch.nn.functional.local_response_norm(x, 5), expected)
+
+
 @pytest.mark.parametrize("size", [2, 5, 9, 11])
 @pytest.mark.parametrize("beta", [0.5, 0.75, 0.6])
 def test_fast_response_normalisation_is_torchs(size, beta):

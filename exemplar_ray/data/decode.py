@@ -7,6 +7,7 @@ differ by at most one level of 255.
 
 from __future__ import annotations
 
+import errno
 import io
 import struct
 import zlib
@@ -31,11 +32,13 @@ _UNDECODABLE = (
     EOFError,
     OverflowError,
     RuntimeError,
-    MemoryError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
 )
+
+# Of which Pillow's own decoders make an OSError.
+_OUT_OF_MEMORY = "out of memory error"
 
 _JPEG = b"\xff\xd8"
 _PLAIN_COLOURS = ("YCbCr", "Gray")
@@ -54,6 +57,7 @@ def decode(data: bytes | None) -> Image.Image:
 
     Raises:
         UndecodableImageError: there are no bytes, or Pillow cannot decode them whole.
+        MemoryError: this machine has too little memory now, which says nothing of the image.
     """
     if not data:
         raise UndecodableImageError("no image bytes" if data is None else "empty image bytes")
@@ -65,6 +69,8 @@ def decode(data: bytes | None) -> Image.Image:
         raise UndecodableImageError("not an image of any known format") from error
     except _UNDECODABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, OSError) and (error.errno == errno.ENOMEM or reason.startswith(_OUT_OF_MEMORY)):
+            raise MemoryError(f"no memory to decode an image: {reason}") from error
         raise UndecodableImageError(reason) from error
 
 
@@ -106,7 +112,7 @@ def decode_and_crop(data: bytes | None, preprocess: Preprocess, decoder: str = "
             crop's pixels are resized. What it does not take, or finds fault with, goes the reference's way.
 
     Raises:
-        UndecodableImageError: as `decode`.
+        UndecodableImageError, MemoryError: as `decode`.
     """
     pixels = _decode_plain_jpeg(data) if decoder == "fast" else None
     if pixels is not None:

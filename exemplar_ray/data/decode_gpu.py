@@ -6,10 +6,15 @@ for screening only. What is no ordinary JPEG goes the reference's way on the CPU
 
 from __future__ import annotations
 
+import io
+import re
+import socket
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -19,6 +24,10 @@ from exemplar_ray.data.framing import Framing
 from exemplar_ray.data.preprocess import Preprocess
 
 _END_OF_JPEG = b"\xff\xd9"
+# What libraries write of memory: CUDA's allocator, the C++ library, nvJPEG (its status 5).
+_OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|ALLOCATOR_FAILURE|Failed [a-z ]+: 5\b", re.IGNORECASE)
+# And of the device rather than of the image.
+_OF_DEVICE = re.compile(r"CUDA error|CUDA driver|cudaError|device-side assert|not compiled with", re.IGNORECASE)
 # Larger ones would not fit many at a time.
 _LARGEST_PIXELS = 1 << 25
 
@@ -33,6 +42,10 @@ def decode_and_crop(
 
     Returns:
         For each image uint8 [crop, crop, 3] on the device, or the reference's reason why there is none.
+
+    Raises:
+        MemoryError: the device has too little memory now, also for one image at a time.
+        RuntimeError: the device cannot decode at all. Doing that on the CPU instead would be another run.
     """
     ordinary = {
         i: content for i, content in enumerate(data) if content is not None and _is_ordinary(content, preprocess)
@@ -69,9 +82,41 @@ def _decode(data: Sequence[bytes], device: torch.device) -> list[Tensor | None]:
     encoded = [torch.from_numpy(np.frombuffer(bytearray(one), np.uint8)) for one in data]
     try:
         return list(decode_jpeg(encoded, ImageReadMode.RGB, device))
-    except RuntimeError:
-        # One faulty image fails the call for all.
-        return [None] if len(data) == 1 else [_decode([one], device)[0] for one in data]
+    except RuntimeError as error:
+        # One faulty image fails the call for all; and one needs less memory than many.
+        if len(data) > 1:
+            return [_decode([one], device)[0] for one in data]
+        _refuse_trouble_of_device(error, device)
+        return [None]
+
+
+def _refuse_trouble_of_device(error: RuntimeError, device: torch.device) -> None:
+    """Tell a device that cannot decode from an image that cannot be decoded.
+
+    Raises:
+        MemoryError, RuntimeError: see `decode_and_crop`.
+    """
+    reason = " ".join(str(error).split())
+    if isinstance(error, torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(reason):
+        raise MemoryError(f"no memory to decode on {device}: {reason}; a smaller --batch-size takes less") from error
+    try:
+        if not _OF_DEVICE.search(reason):
+            decode_jpeg([_sound_jpeg()], ImageReadMode.RGB, device)
+            return
+    except RuntimeError as of_sound_one:
+        reason = " ".join(str(of_sound_one).split())
+    raise RuntimeError(
+        f"{device} on {socket.gethostname()} cannot decode JPEGs: {reason}; mend it, or give --decode fast, which "
+        "decodes on the CPUs"
+    ) from error
+
+
+@cache
+def _sound_jpeg() -> Tensor:
+    """Return a JPEG that any decoder decodes: uint8 [bytes]."""
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "JPEG")
+    return torch.from_numpy(np.frombuffer(bytearray(file.getvalue()), np.uint8))
 
 
 def _crop(pixels: Tensor, preprocess: Preprocess) -> Tensor:

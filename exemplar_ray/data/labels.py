@@ -1,10 +1,11 @@
-"""Synset ids and class names: from an image's path, the shard's metadata, or a file."""
+"""Labels as class ids; synset ids and class names: from an image's path, the shard's metadata, or a file."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,61 @@ from exemplar_ray.errors import UsageError
 
 # n01440764_18.JPEG, n02105855_2933_n02105855.JPEG, train_000_n01440764.JPEG
 _SYNSET_ID = re.compile(r"(?<![0-9A-Za-z])n\d{8}(?![0-9A-Za-z])")
+_MOST = 2**63
+
+
+def label_of(value: Any, numbers: Mapping[str, int] | None = None) -> int | None:
+    """Return the class id that a row's label stands for; None where it stands for none.
+
+    No class are null, NaN, an empty text, and what is below 0, which data sets write where nobody has looked.
+    False and true are the classes 0 and 1.
+
+    Args:
+        numbers: {text: class id}, if labels are texts.
+
+    Raises:
+        ValueError: a number is not whole or too large, a text is no known one.
+
+    >>> [label_of(value) for value in (7, 7.0, True, -1, float("nan"), None)]
+    [7, 7, 1, None, None, None]
+    """
+    if value is None or value != value or value == "":
+        return None
+    if isinstance(value, str):
+        if numbers is None or value not in numbers:
+            raise ValueError(f"label {value!r} is none of the data set's classes")
+        return numbers[value]
+    try:
+        number = int(value)
+    except (OverflowError, TypeError):
+        number = _MOST
+    if number != value or number >= _MOST:
+        raise ValueError(f"label {value!r} is no whole number of 64 bits")
+    return number if number >= 0 else None
+
+
+def entries_of_texts(names: Sequence[str], table: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Return a `--class-labels` table for labels that are texts: its own numbers may be of other classes.
+
+    An entry is of the class whose text is its synset id, its name (if that is of one entry only) or its key.
+
+    Raises:
+        UsageError: not one is.
+    """
+    by_text: dict[str, tuple[str, str]] = {}
+    called = Counter(name for _, name in table.values())
+    for key, entry in table.items():
+        by_text[key] = entry
+        if called[entry[1]] == 1:
+            by_text[entry[1]] = entry
+        by_text[entry[0]] = entry
+    found = {str(number): by_text[name] for number, name in enumerate(names) if name in by_text}
+    if table and not found:
+        raise UsageError(
+            f"labels are texts, such as '{names[0] if names else ''}', and the class labels have no entry of such a "
+            "name, synset id or key; leave out --class-labels, or write an entry for each"
+        )
+    return found
 
 
 @dataclass(frozen=True)

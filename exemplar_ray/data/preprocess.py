@@ -6,9 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import yaml
+
 from exemplar_ray.errors import UsageError, near_matches
 
 INTERPOLATIONS = ("bilinear", "bicubic")
+
+RGB, BGR = "rgb", "bgr"
+ORDERS = (RGB, BGR)
 
 
 GPU_DECODER = "gpu"
@@ -23,7 +28,8 @@ class Preprocess:
 
     The shorter side is resized to `resize` pixels (Pillow, antialiased), the centre
     `crop` x `crop` pixels are cut out, values are put on 0..`scale`, then `mean` (RGB) is
-    subtracted and the rest divided by `std` (RGB).
+    subtracted and the rest divided by `std` (RGB). The network gets red first, or, in the `order`
+    bgr, blue.
     """
 
     mean: tuple[float, float, float]
@@ -32,6 +38,7 @@ class Preprocess:
     crop: int = 224
     scale: float = 255.0
     interpolation: str = "bilinear"
+    order: str = RGB
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -53,6 +60,43 @@ class Preprocess:
         if self.interpolation not in INTERPOLATIONS:
             hint = near_matches(str(self.interpolation), INTERPOLATIONS)
             raise UsageError(f"preprocess: unknown interpolation '{self.interpolation}'; {hint}")
+        if self.order not in ORDERS:
+            raise UsageError(f"preprocess: order is one of {', '.join(ORDERS)}, not {self.order!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return its fields; `Preprocess(**values)` reads them back.
+
+        The usual order is left out: run folders from before there was another one have none.
+        """
+        values = asdict(self)
+        if self.order == RGB:
+            del values["order"]
+        return values
+
+    def as_flag(self) -> str:
+        """Return the whole of it as the value of `--preprocess`.
+
+        >>> Preprocess(mean=(117, 117, 117), interpolation="bicubic").as_flag()
+        '{mean: [117, 117, 117], std: [1, 1, 1], resize: 256, crop: 224, scale: 255, interpolation: bicubic}'
+        """
+        values = {name: _plain(value) for name, value in self.to_json().items()}
+        return yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=10_000).strip()
+
+    def in_words(self) -> str:
+        """Say how an image becomes the network's input.
+
+        >>> Preprocess(mean=(123, 117, 104)).in_words()
+        'shorter side to 256 pixels (bilinear), centre 224 × 224, RGB 0..255 minus (123, 117, 104)'
+        >>> Preprocess(scale=1, mean=(0, 0, 0.5), std=(2, 2, 1), resize=8, crop=8, order="bgr").in_words()
+        'shorter side to 8 pixels (bilinear), centre 8 × 8, RGB 0..1 minus (0, 0, 0.5) over (2, 2, 1), as BGR'
+        """
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        divided = "" if self.std == (1.0, 1.0, 1.0) else f" over ({std})"
+        reversed_ = ", as BGR" if self.order == BGR else ""
+        return (
+            f"shorter side to {self.resize} pixels ({self.interpolation}), centre {self.crop} × {self.crop}, "
+            f"RGB 0..{self.scale:g} minus ({mean}){divided}{reversed_}"
+        )
 
     @classmethod
     def of(cls, own: Preprocess | None, overrides: Mapping[str, Any] | None) -> Preprocess:
@@ -82,3 +126,10 @@ def is_whole(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """Write whole numbers as such, tuples as lists."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

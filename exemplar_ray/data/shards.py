@@ -1,8 +1,9 @@
-"""Where images come from: discover parquet shards, read rows of one, write new ones.
+"""Where images come from: list parquet shards, look at them, read rows of one.
 
 A shard is one parquet file in the layout of `ILSVRC/imagenet-1k` on the Hugging Face Hub:
 `image: struct<bytes, path>` (a plain binary column is taken too) and, if the data is
-labelled, `label: int64` with the class names in the `huggingface` schema metadata.
+labelled, `label: int64` with the class names in the `huggingface` schema metadata. What
+else is taken, see `columns`.
 """
 
 from __future__ import annotations
@@ -10,29 +11,37 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
+from exemplar_ray.data.columns import (
+    TEXT,
+    USUAL,
+    Chosen,
+    Columns,
+    find_columns,
+    image_bytes,
+    image_fields,
+    image_paths,
+    label_kind,
+    label_reader,
+)
+from exemplar_ray.data.footers import open_file
+from exemplar_ray.data.inspection import PATHS_ONLY, look_at
+from exemplar_ray.data.listing import LeftOut, list_files
 from exemplar_ray.errors import ShardError, UsageError
 from exemplar_ray.storage import hub
-from exemplar_ray.storage.hub_uri import AccessError, NoAnswerError, is_on_hub, without_revision
 
 # What a parquet file is read in: small enough that memory follows the batch, not the shard.
 ROWS_PER_READ = 32
 # A row group of the usual 100 images is one request; of larger ones only so much is in memory at a time.
 _BYTES_PER_READ = 16 << 20
-# ImageNet's footers are below this, so one request reads a whole footer.
-_TAIL_BYTES = 1 << 16
-_LISTING_THREADS = 32
+_SHOWN_OF_A_HASH = 12
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,8 @@ class Shard:
     `name` is its path below the folder that all shards of a run share; it is what results
     refer to. `uri` names the commit, if the file is in a repository on the Hub. `rows` and
     `footer` (SHA-256 of the parquet footer) are None while the file cannot be read as parquet:
-    such a shard fails when it is scanned, not before.
+    such a shard fails when it is scanned, not before. `columns` is None where images and labels are in the usual
+    columns, and before the shard has been looked at.
     """
 
     name: str
@@ -50,6 +60,7 @@ class Shard:
     size: int
     rows: int | None = None
     footer: str | None = None
+    columns: Columns | None = None
 
     @property
     def kind(self) -> str:
@@ -57,14 +68,35 @@ class Shard:
         return "shard"
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values; `Shard(**values)` reads them back."""
-        return asdict(self)
+        """Return plain JSON values; `from_json` reads them back."""
+        values = {"name": self.name, "uri": self.uri, "size": self.size, "rows": self.rows, "footer": self.footer}
+        return values if self.columns is None else {**values, "columns": self.columns.to_json()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], class_names: Sequence[str] | None = None) -> Shard:
+        """Read back what `to_json` wrote.
+
+        Args:
+            class_names: of the data set: what labels that are texts may be.
+        """
+        columns = values.get("columns")
+        known = {name: value for name, value in values.items() if name != "columns"}
+        return cls(**known, columns=None if columns is None else Columns.from_json(columns, class_names))
 
     def change_since(self, recorded: Mapping[str, Any]) -> str | None:
-        """Say how the file differs from what a completion record says of it; None if it does not."""
-        if (recorded["size"], recorded["footer"]) == (self.size, self.footer):
+        """Say how the file differs from what a completion record says of it; None if it does not.
+
+        A record without a footer is of a file that could not be looked at when the run was planned, and was scanned.
+        """
+        then, now = recorded["footer"], self.footer
+        if recorded["size"] != self.size:
+            return f"{recorded['size']} bytes then, {self.size} now"
+        if then == now or then is None:
             return None
-        return f"{recorded['size']} bytes then, {self.size} now"
+        if now is None:
+            return f"{self.size} bytes as then, but no longer a parquet file"
+        short = (footer[:_SHOWN_OF_A_HASH] for footer in (then, now))
+        return "{} bytes as then, but another footer: SHA-256 {} then, {} now".format(self.size, *short)
 
 
 class ImageRow(NamedTuple):
@@ -76,7 +108,9 @@ class ImageRow(NamedTuple):
     label: int | None
 
 
-def discover(data: Sequence[str], revisions: Mapping[str, str] | None = None) -> list[Shard]:
+def discover(
+    data: Sequence[str], revisions: Mapping[str, str] | None = None, left_out: LeftOut | None = None
+) -> list[Shard]:
     """List the shards that files, folders and globs stand for, sorted by name.
 
     Args:
@@ -84,143 +118,116 @@ def discover(data: Sequence[str], revisions: Mapping[str, str] | None = None) ->
             `*.parquet` files directly in it.
         revisions: the commits at which to read repositories on the Hub, as
             `hub.resolve_revisions` returns them; None to look them up.
+        left_out: gets what is passed over: hidden files, and those named before.
 
     Raises:
         UsageError: nothing matches, or a file system cannot be reached.
     """
     if revisions is None:
         revisions = hub.resolve_revisions(data)
-    sizes: dict[str, int] = {}
-    for uri in data:
-        files = _expand(hub.pinned(uri, revisions))
-        if not files:
-            raise UsageError(f"no parquet shard matches '{uri}'")
-        sizes.update(files)
     # Names are of places, not of commits: a run is the same at another commit if its shards are.
-    uris: dict[str, str] = {}
-    for uri in sorted(sizes):
-        plain_uri = without_revision(uri)
-        if plain_uri in uris:
-            raise UsageError(f"'{plain_uri}' is in the data at two revisions; give one")
-        uris[plain_uri] = uri
-    levels = zip(*(plain_uri.split("/")[:-1] for plain_uri in uris), strict=False)
+    files = list_files(data, revisions, LeftOut() if left_out is None else left_out)
+    levels = zip(*(file.place.split("/")[:-1] for file in files), strict=False)
     shared = len(list(takewhile(lambda folders: len(set(folders)) == 1, levels)))
-    shards = [Shard("/".join(plain_uri.split("/")[shared:]), uri, sizes[uri]) for plain_uri, uri in uris.items()]
+    shards = [Shard("/".join(file.place.split("/")[shared:]), file.uri, file.size) for file in files]
     return sorted(shards, key=lambda shard: shard.name)
 
 
-def _expand(uri: str) -> dict[str, int]:
-    """Return {full URI: size in bytes} of the files that one URI, folder or glob stands for."""
-    try:
-        fs, path = hub.file_system(uri)
-        fs.invalidate_cache()
-        pattern = path if fsspec.core.has_magic(path) else None
-        if pattern is None and fs.isdir(path):
-            pattern = path.rstrip("/") + "/*.parquet"
-        infos = fs.glob(pattern, detail=True).values() if pattern is not None else [fs.info(path)]
-    except FileNotFoundError:
-        return {}
-    except AccessError as error:
-        raise UsageError(str(error)) from error
-    except PermissionError as error:
-        raise UsageError(
-            f"cannot list '{uri}': access denied ({_one_line(error)}); check permissions or credentials"
-        ) from error
-    except (OSError, ValueError, ImportError) as error:
-        raise UsageError(f"cannot list '{uri}': {_one_line(error)}") from error
-    local = isinstance(fs, LocalFileSystem)
-    return {
-        info["name"] if local else fs.unstrip_protocol(info["name"]): info["size"]
-        for info in infos
-        if info["type"] == "file" or (local and Path(info["name"]).is_file())  # fsspec calls links to files "other"
-    }
+def inspect(
+    shards: Sequence[Shard], chosen: Chosen | None = None, numbers_are_known: bool = False
+) -> tuple[list[Shard], list[str] | None]:
+    """Look at every shard: fill in `rows`, `footer` and `columns`, and find the class names.
 
+    Nothing but footers is read if labels are whole numbers. Texts are read to find out which classes there are.
 
-def inspect(shards: Sequence[Shard]) -> tuple[list[Shard], list[str] | None]:
-    """Read every shard's footer: fill in `rows` and `footer`, and find the class names.
+    Args:
+        chosen: the columns that the user names.
+        numbers_are_known: the user says what class each number is, so that shards may name them differently.
 
     Returns:
-        The shards, completed where their footer could be read, and the class names of the
-        first shard that has them (index = label), or None.
+        The shards, completed where they are parquet files, and the class names (index = label): the texts, if labels
+        are texts, else those that the shards have, or None.
 
     Raises:
-        UsageError: a shard is a parquet file without an image column, or cannot be had from the Hub.
+        UsageError: a shard cannot be looked at now, is a pointer of Git LFS, has no image column or none that can be
+            told from others, or labels that are none; or two shards do not agree on what labels are.
     """
-    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-        inspected = list(pool.map(_inspect_one, shards))
-    class_names = next((names for _, names in inspected if names), None)
-    return [shard for shard, _ in inspected], class_names
+    looked_at = look_at([(shard.uri, shard.size) for shard in shards], chosen or Chosen(), numbers_are_known)
+    inspected = [
+        shard
+        if look is None
+        else replace(shard, rows=look.rows, footer=look.footer, columns=None if look.columns == USUAL else look.columns)
+        for shard, look in zip(shards, looked_at.looks, strict=True)
+    ]
+    return inspected, looked_at.class_names
 
 
-def _inspect_one(shard: Shard) -> tuple[Shard, list[str] | None]:
-    try:
-        footer = _read_footer(shard)
-        metadata = pq.read_metadata(pa.BufferReader(footer))
-    except (AccessError, NoAnswerError) as error:
-        raise UsageError(str(error)) from error
-    except (OSError, pa.ArrowException):
-        return shard, None
-    schema = metadata.schema.to_arrow_schema()
-    if _image_columns(schema) is None:
-        columns = ", ".join(f"{field.name}: {field.type}" for field in schema) or "no columns"
-        raise UsageError(
-            f"'{shard.uri}' has no image column (image: struct<bytes, path> or image: binary); it has {columns}"
-        )
-    digest = hashlib.sha256(footer).hexdigest()
-    return Shard(shard.name, shard.uri, shard.size, metadata.num_rows, digest), _class_names(schema)
+def identity_of_columns(shards: Sequence[Shard]) -> dict[str, Any]:
+    """Return what is unusual about where a data set's images and labels are, as far as it decides a result.
 
-
-def _read_footer(shard: Shard) -> bytes:
-    """Return the file's footer: its metadata, the metadata's length, and the magic bytes."""
-    with _open(shard) as file:
-        file.seek(max(0, shard.size - _TAIL_BYTES))
-        tail = file.read()
-        if len(tail) < 12 or tail[-4:] != b"PAR1":
-            raise OSError("not a parquet file")
-        length = int.from_bytes(tail[-8:-4], "little") + 8
-        if length > len(tail):
-            file.seek(max(0, shard.size - length))
-            tail = file.read()
-    return tail[-length:]
-
-
-def _open(shard: Shard) -> Any:
-    """Open a shard's file for reading in binary mode."""
-    fs, path = hub.file_system(shard.uri)
-    # pyarrow reads local files without the interpreter; others are read range by range,
-    # without a read-ahead cache that would fetch bytes twice.
-    if isinstance(fs, LocalFileSystem):
-        return pa.OSFile(path)
-    # The Hub would list the folder, in every process, to find out the size.
-    options = {"size": shard.size} if is_on_hub(shard.uri) else {}
-    return fs.open(path, "rb", cache_type="none", **options)
+    The keys are the user's; there are none where images are in `image`, and labels whole numbers in `label`.
+    """
+    looked_at = [shard.columns or USUAL for shard in shards if shard.rows is not None]
+    images = sorted({columns.image for columns in looked_at})
+    labels = sorted({columns.label for columns in looked_at if columns.label is not None})
+    identity: dict[str, Any] = {}
+    if images and images != [USUAL.image]:
+        identity["image_column"] = images[0] if len(images) == 1 else images
+    if labels and labels != [USUAL.label]:
+        identity["label_column"] = labels[0] if len(labels) == 1 else labels
+    names = next((columns.names for columns in looked_at if columns.texts), None)
+    if names is not None:
+        # A label's number is its place among these.
+        identity["label_texts"] = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    return identity
 
 
 class ShardReader:
     """Reads rows of one shard, one small batch at a time.
 
     Raises:
-        ShardError: the file is not the one that the shard list describes, or has no image
-            column. Corrupt files raise pyarrow's errors, unreachable ones OSError.
+        ShardError: the file is not the one that the shard list describes, has no image
+            column, or a label that is none. Corrupt files raise pyarrow's errors, unreachable ones OSError.
     """
 
     def __init__(self, shard: Shard) -> None:
-        self._source = _open(shard)
+        self._shard = shard
+        self._source = open_file(shard.uri, shard.size)
         try:
             self._file = pq.ParquetFile(self._source, pre_buffer=False, buffer_size=_BYTES_PER_READ)
+            self.rows = self._file.metadata.num_rows
+            if shard.rows is not None and self.rows != shard.rows:
+                raise ShardError(f"{shard.name} changed: {self.rows} rows, the shard list says {shard.rows}")
+            self._find_columns(self._file.schema_arrow)
         except BaseException:
             self._source.close()
             raise
-        self.rows = self._file.metadata.num_rows
-        columns = _image_columns(self._file.schema_arrow)
-        if columns is None:
-            self.close()
-            raise ShardError(f"{shard.name} has no image column")
-        if shard.rows is not None and self.rows != shard.rows:
-            self.close()
-            raise ShardError(f"{shard.name} changed: {self.rows} rows, the shard list says {shard.rows}")
-        self._image_columns = columns
-        self._label_columns = ["label"] if "label" in self._file.schema_arrow.names else []
+
+    def _find_columns(self, schema: pa.Schema) -> None:
+        """Find out what to read.
+
+        Raises:
+            ShardError: there are no images where they should be, or labels are none.
+        """
+        shard = self._shard
+        try:
+            # One that has been looked at says what is unusual about it.
+            looked_at = USUAL if shard.rows is not None else None
+            columns = shard.columns or looked_at or find_columns(schema, Chosen(), shard.name)
+        except UsageError as error:
+            raise ShardError(str(error)) from error
+        fields = image_fields(schema, columns.image)
+        if fields is None:
+            raise ShardError(f"{shard.name} changed: it has no images in column '{columns.image}'")
+        self._image, self._image_columns = columns.image, fields
+        # A shard that was no parquet file when it was listed is seen here first.
+        self._label = columns.label_column if columns.label_column in schema.names else None
+        if self._label is None:
+            return
+        kind = schema.field(self._label).type
+        if label_kind(kind) is None or (label_kind(kind) == TEXT and columns.names is None):
+            raise ShardError(f"{shard.name}: column '{self._label}' is {kind}; the shard list does not say so")
+        self._read_labels = label_reader(kind, columns.names)
 
     def __enter__(self) -> ShardReader:
         return self
@@ -235,17 +242,22 @@ class ShardReader:
     def images(self) -> Iterator[ImageRow]:
         """Yield every row in order, without paths (`path` is None)."""
         row = 0
-        columns = [*self._image_columns[:1], *self._label_columns]
+        has_images = False
+        columns = self._columns(self._image_columns[:1])
         for group in range(self._file.num_row_groups):
             for batch in self._batches(group, columns):
-                for data, label in zip(_image_bytes(batch), self._labels(batch), strict=True):
+                images = image_bytes(batch[self._image])
+                has_images = has_images or any(images)
+                for data, label in zip(images, self._labels(batch), strict=True):
                     yield ImageRow(row, data, None, label)
                     row += 1
+        if row and not has_images and any(image.path for image in self.select([0])):
+            raise ShardError(f"{self._shard.name} {PATHS_ONLY}")
 
     def select(self, rows: Iterable[int]) -> Iterator[ImageRow]:
         """Yield the given rows in order, reading only the row groups that hold them."""
         wanted = np.unique(np.fromiter(rows, dtype=np.int64))
-        columns = [*self._image_columns, *self._label_columns]
+        columns = self._columns(self._image_columns)
         first = 0
         for group in range(self._file.num_row_groups):
             after = first + self._file.metadata.row_group(group).num_rows
@@ -253,56 +265,35 @@ class ShardReader:
             start = first
             for batch in self._batches(group, columns) if len(here) else ():
                 inside = here[(here >= start) & (here < start + len(batch))]
-                picked = batch.take(pa.array(inside - start))
+                picked = _take(batch, inside - start)
                 start += len(batch)
-                paths = _image_paths(picked)
-                yield from map(ImageRow, inside.tolist(), _image_bytes(picked), paths, self._labels(picked))
+                images = picked[self._image]
+                rows_here = (inside.tolist(), image_bytes(images), image_paths(images), self._labels(picked))
+                yield from map(ImageRow, *rows_here)
             first = after
 
+    def _columns(self, of_images: list[str]) -> list[str]:
+        return [*of_images, *([] if self._label is None else [self._label])]
+
     def _labels(self, batch: pa.RecordBatch) -> list[int | None]:
-        return batch["label"].to_pylist() if self._label_columns else [None] * len(batch)
+        if self._label is None:
+            return [None] * len(batch)
+        try:
+            return self._read_labels(batch[self._label])
+        except ValueError as error:
+            raise ShardError(f"{self._shard.name}: column '{self._label}': {error}") from error
 
     def _batches(self, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         return self._file.iter_batches(batch_size=ROWS_PER_READ, row_groups=[group], columns=columns, use_threads=False)
 
 
-def _image_columns(schema: pa.Schema) -> list[str] | None:
-    """Return the parquet columns that hold an image's bytes (first) and path, or None."""
-    if "image" not in schema.names:
-        return None
-    kind = schema.field("image").type
-    if pa.types.is_struct(kind):
-        names = [kind.field(i).name for i in range(kind.num_fields)]
-        return [f"image.{name}" for name in ("bytes", "path") if name in names] if "bytes" in names else None
-    return ["image"] if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else None
-
-
-def _image_bytes(batch: pa.RecordBatch) -> list[bytes | None]:
-    images = batch["image"]
-    if pa.types.is_struct(images.type):
-        # flatten() carries a null struct over to its fields.
-        names = [images.type.field(i).name for i in range(images.type.num_fields)]
-        images = images.flatten()[names.index("bytes")]
-    return images.to_pylist()
-
-
-def _image_paths(batch: pa.RecordBatch) -> list[str | None]:
-    images = batch["image"]
-    if pa.types.is_struct(images.type):
-        names = [images.type.field(i).name for i in range(images.type.num_fields)]
-        if "path" in names:
-            return images.flatten()[names.index("path")].to_pylist()
-    return [None] * len(batch)
-
-
-def _class_names(schema: pa.Schema) -> list[str] | None:
-    """Return the names of the label's ClassLabel feature, where the schema has one."""
+def _take(batch: pa.RecordBatch, places: np.ndarray) -> pa.RecordBatch:
+    """Return rows of a batch; pyarrow has no `take` of views, such as `binary_view`."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        names = features["label"]["names"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    return names if isinstance(names, list) and all(isinstance(n, str) for n in names) else None
+        return batch.take(pa.array(places))
+    except pa.ArrowNotImplementedError:
+        columns = [pa.array([column[i].as_py() for i in places.tolist()], column.type) for column in batch.columns]
+        return pa.RecordBatch.from_arrays(columns, batch.schema.names)
 
 
 def imagenet_schema(class_names: Sequence[str] | None) -> pa.Schema:
@@ -316,7 +307,3 @@ def imagenet_schema(class_names: Sequence[str] | None) -> pa.Schema:
         ],
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

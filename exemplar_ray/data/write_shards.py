@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from exemplar_ray.data.columns import NO_LABELS, TEXT, Chosen, class_names, describe, find_columns, label_kind
+from exemplar_ray.data.labels import label_of
+from exemplar_ray.data.listing import LeftOut, files_below, refuse_names_that_are_no_text
 from exemplar_ray.data.shards import imagenet_schema
 from exemplar_ray.errors import UsageError
 
 ROWS_PER_GROUP = 100
+
+# What a command that was killed leaves: whole shards get other names.
+_TEMPORARY = ".[0-9][0-9][0-9][0-9][0-9].parquet.tmp"
 
 
 class LabelledImage(NamedTuple):
@@ -25,7 +34,14 @@ class LabelledImage(NamedTuple):
     label: int | None
 
 
-def write_shards(source: str, folder: str, split: str, rows_per_shard: int) -> tuple[list[Path], int]:
+def write_shards(
+    source: str,
+    folder: str,
+    split: str,
+    rows_per_shard: int,
+    chosen: Chosen | None = None,
+    notes: list[str] | None = None,
+) -> tuple[list[Path], int]:
     """Turn an image folder or a Hugging Face data set into shards in the ImageNet schema.
 
     Image bytes are copied as they are, decodable or not.
@@ -36,20 +52,23 @@ def write_shards(source: str, folder: str, split: str, rows_per_shard: int) -> t
         folder: where to write, new or empty.
         split: which split of a Hub data set.
         rows_per_shard: images a shard.
+        chosen: which columns of a Hub data set hold images and labels.
+        notes: gets what is to be said of the result, in lines.
 
     Returns:
         The shards' paths and the number of images.
 
     Raises:
-        UsageError: there are no images, or the folder has files in it.
+        UsageError: there are no images, or the folder has files in it, or a name or a label cannot be written down.
     """
     if rows_per_shard < 1:
         raise UsageError(f"--rows-per-shard is a whole number from 1, not {rows_per_shard}")
+    notes = [] if notes is None else notes
     if Path(source).is_dir():
-        images, class_names = _from_folder(Path(source))
+        images, names = _from_folder(Path(source), notes)
     else:
-        images, class_names = _from_hub(source, split)
-    return write_images(images, folder, class_names, rows_per_shard, split)
+        images, names = _from_hub(source, split, chosen or Chosen(), notes)
+    return write_images(images, folder, names, rows_per_shard, split)
 
 
 def write_images(
@@ -59,25 +78,55 @@ def write_images(
     rows_per_shard: int,
     split: str = "train",
 ) -> tuple[list[Path], int]:
-    """Write a stream of images as `SPLIT-00000-of-00006.parquet`, ...; see `write_shards`."""
+    """Write a stream of images as `SPLIT-00000-of-00006.parquet`, ...; see `write_shards`.
+
+    Whatever goes wrong, the folder is as it was before.
+    """
     target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    is_new = not target.exists()
+    if not is_new and (not target.is_dir() or not _is_empty(target)):
         raise UsageError(f"'{folder}' is not an empty folder; choose a new one")
     images = iter(images)
     first = next(images, None)
     if first is None:
         raise UsageError("there are no images to write")
     target.mkdir(parents=True, exist_ok=True)
-    schema = imagenet_schema(class_names)
     written: list[Path] = []
+    try:
+        rows = _write(chain([first], images), target, imagenet_schema(class_names), rows_per_shard, written)
+        # How many shards there are is known at the end, and only then do they get their names.
+        for i, path in enumerate(written):
+            written[i] = path.rename(target / f"{split}-{i:05d}-of-{len(written):05d}.parquet")
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        if is_new:
+            with suppress(OSError):
+                target.rmdir()
+        raise
+    return written, rows
+
+
+def _is_empty(target: Path) -> bool:
+    """Whether there is nothing in a folder but what a command that was killed has left, which is removed."""
+    left = set(target.glob(_TEMPORARY))
+    if set(target.iterdir()) - left:
+        return False
+    for path in left:
+        path.unlink(missing_ok=True)
+    return True
+
+
+def _write(
+    images: Iterator[LabelledImage], target: Path, schema: pa.Schema, rows_per_shard: int, written: list[Path]
+) -> int:
+    """Write shards under temporary names, which `written` gets; return how many images there were."""
     rows = 0
-    remaining = chain([first], images)
-    # How many shards there will be is known at the end, and only then do they get their names.
-    while shard := list(islice(remaining, 1)):
+    while shard := list(islice(images, 1)):
         path = target / f".{len(written):05d}.parquet.tmp"
         written.append(path)
         with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
-            in_shard = chain(shard, islice(remaining, rows_per_shard - 1))
+            in_shard = chain(shard, islice(images, rows_per_shard - 1))
             while group := list(islice(in_shard, ROWS_PER_GROUP)):
                 rows += len(group)
                 columns = {
@@ -85,27 +134,38 @@ def write_images(
                     "label": [image.label for image in group],
                 }
                 writer.write_table(pa.table(columns, schema=schema))
-    names = [target / f"{split}-{i:05d}-of-{len(written):05d}.parquet" for i in range(len(written))]
-    return [path.rename(name) for path, name in zip(written, names, strict=True)], rows
+    return rows
 
 
-def _from_folder(source: Path) -> tuple[Iterator[LabelledImage], list[str] | None]:
+def _from_folder(source: Path, notes: list[str]) -> tuple[Iterator[LabelledImage], list[str] | None]:
     Image.init()
-    files = sorted(file for file in source.rglob("*") if file.suffix.lower() in Image.EXTENSION and file.is_file())
+    left_out = LeftOut()
+    files = sorted(Path(file) for file in files_below(str(source), left_out) if _is_image(file))
+    # A folder has other hidden files, too, which nobody misses.
+    left_out.hidden = [path for path in left_out.hidden if _is_image(path) or os.path.isdir(path)]
+    left_out.lost_links = [path for path in left_out.lost_links if _is_image(path)]
+    notes += left_out.lines()
     if not files:
         raise UsageError(f"'{source}' has no image files in it")
+    refuse_names_that_are_no_text(map(str, files), "image")
     classes = sorted({file.relative_to(source).parts[0] for file in files if file.parent != source})
-    label_of = {name: label for label, name in enumerate(classes)}
+    label_of_class = {name: label for label, name in enumerate(classes)}
 
     def images() -> Iterator[LabelledImage]:
         for file in files:
             path = file.relative_to(source)
-            yield LabelledImage(file.read_bytes(), path.as_posix(), label_of.get(path.parts[0]))
+            yield LabelledImage(file.read_bytes(), path.as_posix(), label_of_class.get(path.parts[0]))
 
     return images(), classes or None
 
 
-def _from_hub(source: str, split: str) -> tuple[Iterator[LabelledImage], list[str] | None]:
+def _is_image(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in Image.EXTENSION
+
+
+def _from_hub(
+    source: str, split: str, chosen: Chosen | None = None, notes: list[str] | None = None
+) -> tuple[Iterator[LabelledImage], list[str] | None]:
     import datasets
 
     try:
@@ -113,19 +173,37 @@ def _from_hub(source: str, split: str) -> tuple[Iterator[LabelledImage], list[st
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"'{source}' is neither a folder nor a data set that can be loaded: {reason}") from error
-    features = data.features or {}
-    if not isinstance(features.get("image"), datasets.Image):
-        columns = ", ".join(features) or "no known columns"
-        raise UsageError(f"'{source}' has no image column called 'image'; it has {columns}")
-    data = data.cast_column("image", datasets.Image(decode=False))
-    label = features.get("label")
+    schema = (data.features or datasets.Features()).arrow_schema
+    columns = find_columns(schema, chosen or Chosen(), source)
+    image_column, label_column = columns.image, columns.label_column
+    if chosen is not None and chosen.label is not None and columns.label is None and chosen.label != NO_LABELS:
+        raise UsageError(f"'{source}' has no column '{chosen.label}' (--label-column)")
+    names = class_names(schema, label_column)
+    numbers: dict[str, int] | None = None
+    if label_column is not None and label_kind(schema.field(label_column).type) == TEXT:
+        names = sorted({row[label_column] for row in data.select_columns([label_column])} - {None, ""})
+        numbers = {name: number for number, name in enumerate(names)}
+    if notes is not None:
+        notes += describe([replace(columns, names=tuple(names or ()))])
+    data = data.cast_column(image_column, datasets.Image(decode=False))
+
+    def label(row: dict[str, Any]) -> int | None:
+        if label_column is None:
+            return None
+        try:
+            return label_of(row.get(label_column), numbers)
+        except ValueError as error:
+            raise UsageError(
+                f"'{source}': column '{label_column}': {error}; choose another with --label-column NAME, or "
+                f"--label-column {NO_LABELS}"
+            ) from error
 
     def images() -> Iterator[LabelledImage]:
         for row in data:
-            image = row["image"] or {"bytes": None, "path": None}
+            image = row[image_column] or {"bytes": None, "path": None}
             content = image["bytes"]
             if content is None and image["path"]:
                 content = Path(image["path"]).read_bytes()
-            yield LabelledImage(content, image["path"], row.get("label"))
+            yield LabelledImage(content, image["path"], label(row))
 
-    return images(), label.names if isinstance(label, datasets.ClassLabel) else None
+    return images(), names

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import importlib.util
+import json
 import logging
 import os
 import signal
@@ -22,10 +23,14 @@ from typing import Any, Generic, TypeVar
 import ray
 
 from exemplar_ray.errors import UsageError
+from exemplar_ray.executor.failures import LESS_MEMORY, Failure, TaskError, failure_of, reason_of
+from exemplar_ray.executor.machine import cpus
 from exemplar_ray.executor.named_function import named_function
+from exemplar_ray.executor.ray_address import CLIENT, Watch, is_same, refuse_unusable
 from exemplar_ray.executor.resources import Demand, Resources, batch_size_of, demand_of
-from exemplar_ray.executor.task_log import log_of, logged
-from exemplar_ray.runs.run_folder import TornPartError
+from exemplar_ray.executor.search_path import SearchPath
+from exemplar_ray.executor.task_log import logged
+from exemplar_ray.storage.transient import is_transient
 
 Key = TypeVar("Key")
 
@@ -35,19 +40,13 @@ _MOST_IN_FLIGHT = 1000
 _LONGEST_WAIT_SECONDS = 60.0
 _MOST_PREPARED = 64
 
-_LESS_MEMORY = (
-    "run again with fewer tasks at once (a larger --cpus-per-task), a smaller --batch-size, or more memory a machine"
-)
-
-# OSErrors that trying again does not mend.
-_PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
-
-# What a task raises of this is not only of that task: nothing that follows would fare better.
-_FATAL = (UsageError, TornPartError)
-
 _ONE_CPU = Demand()
 
 _LOGGER = "exemplar_ray"
+
+# Where Ray's monitor says what it sees, every 5 s.
+_AUTOSCALER = "__autoscaling_status"
+_LOOKS_FOR_AUTOSCALER = 10
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,15 @@ class Outcome(Generic[Key]):
     attempts: int = 1
     lost: bool = False
     """The task did not raise: its worker or machine was lost, the last time, too."""
+    transient: bool = False
+    """What it raised, the last time, too, may pass: a time-out, say."""
 
 
 class Cluster:
     """A connection to Ray, started here or joined, for the time of a `with` block.
 
     `demand` is what a task that runs a network asks for, `batch_size` the images of its forward pass, `slots` how many
-    such tasks run at once.
+    such tasks run at once; `waits_for` says so where no machine is large enough for one, but another may join.
 
     Args:
         resources: what the user asks for.
@@ -81,7 +82,10 @@ class Cluster:
     def __init__(self, resources: Resources, log_level: str = "warning") -> None:
         self.resources = resources
         self._log_level = log_level.upper()
-        self._address = resources.address or os.environ.get("RAY_ADDRESS")
+        address = resources.address or os.environ.get("RAY_ADDRESS")
+        self._address = None if address == "local" else address
+        self._folders: tuple[str, ...] = ()
+        self.waits_for: str | None = None
 
     def __enter__(self) -> Cluster:
         """Connect.
@@ -91,9 +95,12 @@ class Cluster:
             KeyboardInterrupt: SIGTERM came meanwhile.
         """
         self._joined = ray.is_initialized()
-        if not self._joined:
+        if self._joined:
+            self._refuse_another()
+        else:
             self._connect()
         try:
+            self._watch = Watch(ray.get_runtime_context().gcs_address, _raylet())
             self._size_tasks(ray.cluster_resources())
         except UsageError:
             self.__exit__()
@@ -104,20 +111,35 @@ class Cluster:
         if not self._joined:
             ray.shutdown()
 
+    def _refuse_another(self) -> None:
+        """Refuse an address of another Ray than the one that this process is connected to."""
+        asked, here = self.resources.address, ray.get_runtime_context().gcs_address
+        if asked not in (None, "auto", "local") and not is_same(asked, here):
+            raise UsageError(
+                f"this process is connected to the Ray at '{here}' already, so that it cannot join '{asked}'; leave "
+                "--address (address) out, or call ray.shutdown() first"
+            )
+
     def _connect(self) -> None:
         on_sigterm = signal.getsignal(signal.SIGTERM)
+        address = self._address or "local"
+        refuse_unusable(_found(address))
+        config, path = ray.job_config.JobConfig(), SearchPath()
+        config._py_driver_sys_path = path
+        options: dict[str, Any] = {} if address.startswith(CLIENT) else {"job_config": config}
         try:
             ray.init(
                 # "local" starts a Ray of our own; without it ray.init would join whatever
                 # cluster it finds on this machine.
-                address=self._address or "local",
-                num_cpus=None if self._address else len(os.sched_getaffinity(0)),
+                address=address,
+                num_cpus=None if self._address else cpus(),
                 include_dashboard=None if self._address else False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                **options,
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UsageError(f"cannot connect to Ray at '{self._address or 'local'}': {error}") from error
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise UsageError(_why_not(address, error)) from error
         except SystemExit as error:
             # Ray's own handlers of SIGTERM, there meanwhile, and nothing else in it, raise that.
             raise KeyboardInterrupt from error
@@ -125,13 +147,21 @@ class Cluster:
             # They would end the process on the spot.
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_sigterm)
+        self._folders = tuple(path.left_out)
 
     def _size_tasks(self, totals: dict[str, float]) -> None:
         self.demand = demand_of(self.resources, totals)
         self.batch_size = batch_size_of(self.resources, self.demand)
-        if not self._address:
-            self.demand.refuse_impossible(totals)
         self.slots = self.demand.slots(totals)
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not self.demand.fits(machines):
+            if not (self._joined or self._address):
+                self.demand.refuse_impossible(machines)
+            if not _may_grow():
+                self.demand.refuse_impossible(machines, "any machine of this cluster")
+            self.waits_for = (
+                f"no machine of this cluster has what a task asks for ({self.demand.words}): tasks wait until one joins"
+            )
 
     @property
     def brings_working_folder(self) -> bool:
@@ -169,7 +199,9 @@ class Cluster:
         # The name is for people: Ray's dashboard and the process list show it.
         name = (imports or function).rpartition(":")[2]
         task = _call.options(num_cpus=demand.cpus, num_gpus=demand.gpus, name=name)
-        called = _Called(function, _folder_of(imports or function), self._log_level)
+        folder = _folder_of(imports or function)
+        folders = self._folders if folder is None else (folder, *self._folders)
+        called = _Called(function, folders, self._log_level)
         # In a list, and the item as bytes: they may be of classes that a worker has to find first.
         stored = [ray.put(value) for value in shared]
 
@@ -196,22 +228,35 @@ class Cluster:
             if not running:
                 time.sleep(max(0.0, resting[0][0] - time.monotonic()) if resting else 0)
                 continue
-            wait = max(0.0, resting[0][0] - time.monotonic()) if resting else None
+            # Not longer than until the next look whether there is a Ray at all.
+            wait = min(
+                max(0.0, resting[0][0] - time.monotonic()) if resting else Watch.EVERY_SECONDS, Watch.EVERY_SECONDS
+            )
             done, _ = ray.wait(list(running), num_returns=1, timeout=wait, fetch_local=False)
+            self._watch.look()
             for ref in done:
                 key, call, attempt = running.pop(ref)
                 try:
                     yield Outcome(key, ray.get(ref), attempts=attempt)
                     continue
                 except ray.exceptions.RayError as error:
-                    failure = error
-                _raise_if_fatal(failure)
-                if _is_transient(failure) and attempt <= self.resources.retries:
+                    failure = _failure(error)
+                if failure.transient and attempt <= self.resources.retries:
                     count += 1
                     pause = min(0.5 * 2 ** (attempt - 1), _LONGEST_WAIT_SECONDS)
                     heapq.heappush(resting, (time.monotonic() + pause, count, key, call, attempt + 1))
                     continue
-                yield _failed(key, failure, attempt)
+                if failure.fatal is not None:
+                    raise failure.fatal
+                yield Outcome(
+                    key,
+                    error=failure.reason,
+                    details=failure.details,
+                    log=failure.log,
+                    attempts=attempt,
+                    lost=failure.lost,
+                    transient=failure.transient,
+                )
 
     def _most_in_flight(self) -> int:
         """How many tasks to have handed to Ray, begun or not."""
@@ -223,40 +268,62 @@ class Cluster:
         return min(2 * max(self.demand.slots(ray.cluster_resources()), 1), _MOST_IN_FLIGHT)
 
 
-def _failed(key: Key, error: ray.exceptions.RayError, attempts: int) -> Outcome[Key]:
-    cause = getattr(error, "cause", None)
-    return Outcome(
-        key,
-        error=_reason(error),
-        details=str(error),
-        log=log_of(cause),
-        attempts=attempts,
-        lost=not isinstance(error, ray.exceptions.RayTaskError),
-    )
+def _failure(error: ray.exceptions.RayError) -> Failure:
+    """Return why a task failed, as its worker judged it, or as Ray says where that did not come to it."""
+    if not isinstance(error, ray.exceptions.RayTaskError):
+        lines = str(error).strip().splitlines() or [""]
+        reason = f"{type(error).__name__}: {lines[0]}"
+        if isinstance(error, ray.exceptions.OutOfMemoryError):
+            reason = f"killed for memory: {lines[0]}; {LESS_MEMORY}"
+        return Failure(reason, str(error), transient=True, lost=True)
+    if isinstance(error.cause, TaskError):
+        return error.cause.failure
+    cause = error.cause or error
+    return Failure(reason_of(cause), str(error), is_transient(cause))
 
 
-def _is_transient(error: ray.exceptions.RayError) -> bool:
-    """Whether another attempt may fare better: lost workers and nodes, I/O that timed out."""
-    if isinstance(error, ray.exceptions.RayTaskError):
-        return isinstance(error.cause, OSError) and not isinstance(error.cause, _PERMANENT)
+def _found(address: str) -> str:
+    """Return where the Ray is that `auto` stands for; other addresses as they are."""
+    if address != "auto":
+        return address
+    try:
+        return ray._private.services.canonicalize_bootstrap_address(address) or address
+    except (ConnectionError, ValueError):
+        # Ray will say so.
+        return address
+
+
+def _why_not(address: str, error: Exception) -> str:
+    """Say in one line why there is no connection."""
+    if "AF_UNIX" in str(error):
+        variable = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+        return (
+            f"Ray cannot start below {variable} ('{os.environ.get(variable, '/tmp')}'): the paths of its sockets there "
+            f"would be too long; set RAY_TMPDIR to a short folder of your own, such as /tmp/NAME ({error})"
+        )
+    what = f"connect to Ray at '{address}'" if address != "local" else "start Ray on this machine"
+    return f"cannot {what}: {str(error) or type(error).__name__}"
+
+
+def _raylet() -> str | None:
+    """Return the address of Ray's process on this machine; None for a client, which has none."""
+    if ray.util.client.ray.is_connected():
+        return None
+    here = ray.get_runtime_context().get_node_id()
+    addresses = [(n["NodeManagerAddress"], n["NodeManagerPort"]) for n in ray.nodes() if n["NodeID"] == here]
+    return "{}:{}".format(*addresses[0]) if addresses else None
+
+
+def _may_grow() -> bool:
+    """Whether machines may join while tasks wait for them: there is an autoscaler, or Ray does not tell."""
+    for _ in range(_LOOKS_FOR_AUTOSCALER):
+        status = json.loads(ray.experimental.internal_kv._internal_kv_get(_AUTOSCALER) or "{}")
+        kinds = (status.get("autoscaler_report") or {}).get("active_nodes")
+        if kinds:
+            # Without an autoscaler Ray's monitor calls every machine after itself.
+            return not all(kind.startswith("node_") for kind in kinds)
+        time.sleep(1)
     return True
-
-
-def _raise_if_fatal(error: ray.exceptions.RayError) -> None:
-    """Raise again what a task raised, if it is not only of that task."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, _FATAL):
-        raise type(cause)(*cause.args) from error
-
-
-def _reason(error: ray.exceptions.RayError) -> str:
-    """Say in one line why a task failed."""
-    cause = getattr(error, "cause", None) or error
-    lines = str(cause).strip().splitlines()
-    text = lines[0] if lines else ""
-    if isinstance(cause, ray.exceptions.OutOfMemoryError):
-        return f"killed for memory: {text}; {_LESS_MEMORY}"
-    return text if type(cause).__name__ == "ShardError" else f"{type(cause).__name__}: {text}"
 
 
 @dataclass(frozen=True)
@@ -265,8 +332,8 @@ class _Called:
 
     function: str
     """`module:function`"""
-    folder: str | None
-    """Where the driver has the code, if that is not this package's."""
+    folders: tuple[str, ...]
+    """Where the driver has code that is not this package's."""
     log_level: str
 
 
@@ -291,11 +358,17 @@ def _folder_of(function: str) -> str | None:
 # task gets a new process each time unless max_calls says otherwise; ours keep the network.
 @ray.remote(max_retries=0, max_calls=0)
 def _call(called: _Called, item: bytes, shared: list[ray.ObjectRef]) -> Any:
-    if called.folder is not None and called.folder not in sys.path:
-        # Last: what a job brings along, or a machine has installed, goes first.
-        sys.path.append(called.folder)
-    with logged(logging.getLogger(_LOGGER), called.log_level):
-        return named_function(called.function)(*ray.get(shared), ray.cloudpickle.loads(item))
+    # Last: what a job brings along, or a machine has installed, goes first.
+    sys.path.extend(folder for folder in called.folders if folder not in sys.path)
+    try:
+        with logged(logging.getLogger(_LOGGER), called.log_level):
+            return named_function(called.function)(*ray.get(shared), ray.cloudpickle.loads(item))
+    except (Exception, SystemExit) as error:
+        # What a model's file raises to end its program would end the worker, as if that were lost; Ray's own may.
+        if hasattr(error, "ray_terminate_msg"):
+            raise
+        # Ray's errors are of what is shared: it was lost, or came too late.
+        raise TaskError(failure_of(error, isinstance(error, ray.exceptions.RayError))) from None
 
 
 @ray.remote(max_retries=0, max_calls=0)

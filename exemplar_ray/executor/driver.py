@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 from rich.console import Console
@@ -47,8 +48,9 @@ def run_job(job: Job, out: str, cluster: Cluster, console: Console, started: flo
     """
     started = time.monotonic() if started is None else started
     folder, manifest = _open(job, out)
-    state = folder.adopt(manifest, job.keep)
-    if not state.unfinished and _is_answered(job, folder, manifest):
+    is_answered = cache(partial(_is_answered, job, folder, manifest))
+    state = folder.adopt(manifest, job.keep, is_answered)
+    if not state.unfinished and is_answered():
         say(console, f"nothing to do: every {manifest.items[0].kind} is done and the result is written")
         return _outcome(manifest, True)
     for line in job.announce(cluster):
@@ -56,6 +58,8 @@ def run_job(job: Job, out: str, cluster: Cluster, console: Console, started: flo
     done = f", {len(state.completed)} already done" if state.completed else ""
     at_once = f"{cluster.slots} tasks at once, {cluster.demand} each"
     say(console, f"{len(manifest.items)} {manifest.items_name}{done}; {at_once}")
+    if cluster.waits_for is not None:
+        say(console, cluster.waits_for)
     context = Context(cluster, folder, manifest, state.completed, console)
     mapping_started = time.monotonic()
     mapped = map_items(job, context, state.unfinished)

@@ -42,6 +42,9 @@ def interruptible() -> Iterator[None]:
     def dropped(what: Any) -> None:
         if issubclass(what.exc_type, KeyboardInterrupt):
             _come_again(last)
+        elif issubclass(what.exc_type, SystemExit) and getattr(what.exc_value, "code", None) == signal.SIGTERM:
+            # What Ray's own handler raises, while Ray starts.
+            _come_again(signal.SIGTERM)
         else:
             report_dropped(what)
 

@@ -13,6 +13,7 @@ from exemplar_ray.executor.named_function import named_function
 from exemplar_ray.runs.manifest import Item
 from exemplar_ray.runs.records import CompletionRecord, now
 from exemplar_ray.runs.run_folder import RunFolder
+from exemplar_ray.runs.versions import versions
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def do_item(task: ItemTask, settings: Any, given: tuple[int, Item]) -> Completio
         seconds=round(time.perf_counter() - started, 3),
         host=socket.gethostname(),
         finished=now(),
+        versions=versions(),
     )
     _log.info("%s %s done in %.1f s", item.kind, item.name, record.seconds)
     return folder.commit(position, made.files, record)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from exemplar_ray.errors import UsageError
@@ -73,18 +73,37 @@ class Demand:
         slots = totals.get("CPU", 0) / self.cpus
         return int(min(slots, totals.get("GPU", 0) / self.gpus) if self.gpus else slots)
 
-    def refuse_impossible(self, totals: Mapping[str, float]) -> None:
-        """Refuse what a Ray that does not grow lacks: a task would wait for it for ever.
+    def fits(self, machines: Sequence[Mapping[str, float]]) -> bool:
+        """Whether one of the machines has as much as one task asks for; each as `ray.nodes` says what it has."""
+        return any(machine.get("CPU", 0) >= self.cpus and machine.get("GPU", 0) >= self.gpus for machine in machines)
+
+    def refuse_impossible(self, machines: Sequence[Mapping[str, float]], where: str = "this machine") -> None:
+        """Refuse what no machine of a Ray that does not grow has: a task would wait for it for ever.
+
+        Args:
+            where: what the machines are together, or the one that there is.
 
         Raises:
-            UsageError: there is less in all than one task asks for.
+            UsageError: no machine has as much as one task asks for.
         """
+        if self.fits(machines):
+            return
+        most = {kind: max((machine.get(kind, 0) for machine in machines), default=0) for kind in ("CPU", "GPU")}
         for kind, count in (("CPU", self.cpus), ("GPU", self.gpus)):
-            if count > totals.get(kind, 0):
+            if count > most[kind]:
                 raise UsageError(
-                    f"{count:g} {kind}s a task are more than the {totals.get(kind, 0):g} that this machine has; "
+                    f"{count:g} {kind}s a task are more than the {most[kind]:g} that {where} has; "
                     f"lower --{kind.lower()}s-per-task, or give --address of a larger cluster"
                 )
+        raise UsageError(
+            f"{self.cpus} CPUs and {self.gpus:g} GPUs a task are more than what {where} has; "
+            "lower --cpus-per-task or --gpus-per-task, or give --address of a larger cluster"
+        )
+
+    @property
+    def words(self) -> str:
+        """Return all that is asked for, in words."""
+        return f"{self.cpus} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
 
     def __str__(self) -> str:
         return "a GPU" if self.gpus else f"{self.cpus} CPU"

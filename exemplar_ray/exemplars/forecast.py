@@ -13,7 +13,7 @@ from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.job import resolve_spec
 from exemplar_ray.exemplars.scan_job import TASKS, scan_settings
 from exemplar_ray.exemplars.settings import Probed
-from exemplar_ray.exemplars.spec import ExemplarsSpec, RunSpec
+from exemplar_ray.exemplars.spec import ExemplarsSpec, RunSpec, columns_chosen
 
 PROBED_IMAGES = 200
 
@@ -64,12 +64,12 @@ def measure(spec: RunSpec, data: Sequence[str], resources: Resources) -> Forecas
     Raises:
         UsageError: the run cannot be done, or its data cannot be read.
     """
-    shards, _ = inspect(discover(data))
+    shards, _ = inspect(discover(data), columns_chosen(spec), numbers_are_known=True)
     readable = [shard for shard in shards if shard.rows]
     if not readable:
         raise UsageError("no shard can be read as parquet, or all are empty")
     with Cluster(resources) as cluster:
-        resolved = resolve_spec(cluster, spec)
+        resolved = resolve_spec(cluster, spec, shards).spec
         at_once = max(min(cluster.slots, len(shards)), 1)
         shards_tried = readable[: min(at_once, _MOST_PROBES)]
         probed = _probe(cluster, resolved, readable, shards_tried)

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib import metadata
 from typing import Any
 
 from rich.console import Console
 
-from exemplar_ray._version import __version__
-from exemplar_ray.data.labels import ClassLabels, read_class_labels
+from exemplar_ray.data.labels import ClassLabels, entries_of_texts, read_class_labels
+from exemplar_ray.data.listing import LeftOut
 from exemplar_ray.data.preprocess import GPU_DECODER
-from exemplar_ray.data.shards import discover, inspect
+from exemplar_ray.data.shards import Shard, discover, inspect
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.driver import JobOutcome, reduce_job, run_job
 from exemplar_ray.executor.job import Context, Reduced
+from exemplar_ray.executor.progress import say
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.answer import answer
-from exemplar_ray.exemplars.plan import EXEMPLARS, Plan
+from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, Plan
 from exemplar_ray.exemplars.rescan import rescan_exactly
 from exemplar_ray.exemplars.room_for_maps import refuse_more_maps_than_room
 from exemplar_ray.exemplars.scan_job import TASKS, ScanJob
-from exemplar_ray.exemplars.spec import ExemplarsSpec, RunOptions, RunSpec
+from exemplar_ray.exemplars.spec import RunOptions, RunSpec, columns_chosen
 from exemplar_ray.exemplars.summary import labels_digest
+from exemplar_ray.exemplars.to_resolve import Resolved, ToResolve
+from exemplar_ray.network.questions import KnownNetwork
 from exemplar_ray.runs.manifest import RUN
 from exemplar_ray.runs.run_folder import RunFolder
+from exemplar_ray.runs.versions import versions
 from exemplar_ray.storage.hub import resolve_revisions
 from exemplar_ray.storage.hub_uri import refuse_writing
 
-_VERSIONED_PACKAGES = ("ray", "torch", "torchvision", "torch-lucent", "pyarrow", "numpy", "pillow")
+_SHARDS_TO_QUESTION_WITH = 3
 
 
 class ExemplarsJob(ScanJob):
@@ -81,11 +83,19 @@ def run(
     options = options or RunOptions()
     table = read_class_labels(options.class_labels) if options.class_labels else {}
     refuse_writing(out)
+    before = RunFolder(out).read_json(RUN) or {}
     # A branch may have moved since the run began; the run has not.
-    revisions = resolve_revisions(data, (RunFolder(out).read_json(RUN) or {}).get("revisions", {}))
-    shards, names = inspect(discover(data, revisions))
+    revisions = resolve_revisions(data, before.get("revisions", {}))
+    left_out = LeftOut()
+    shards, names = inspect(discover(data, revisions, left_out), columns_chosen(spec), bool(table))
+    if any(shard.columns is not None and shard.columns.texts for shard in shards):
+        table = entries_of_texts(names or (), table)
+    for line in left_out.lines():
+        say(console, line)
     with Cluster(resources, options.log_level) as cluster:
-        plan = Plan(resolve_spec(cluster, spec), shards, ClassLabels(names, table), _versions(), revisions)
+        resolved = resolve_spec(cluster, spec, shards, _known_network(before))
+        labels = ClassLabels(names, table)
+        plan = Plan(resolved.spec, shards, labels, versions(), revisions, resolved.answers)
         if not RunFolder(out).exists(EXEMPLARS):
             refuse_more_maps_than_room(plan)
         job = ExemplarsJob(plan, cluster, options.max_skipped, options.settle)
@@ -120,15 +130,28 @@ def merge(
         return reduce_job(job, out, cluster, console, allow_partial, started)
 
 
-def resolve_spec(cluster: Cluster, spec: RunSpec) -> ExemplarsSpec:
-    """Build and look at the model in a task, where torch and the weights are.
+def _known_network(run: Mapping[str, Any]) -> KnownNetwork | None:
+    """Return the network that an earlier invocation questioned, if what `run.json` holds tells of one."""
+    if run.get("job", JOB) != JOB or not run.get("questions"):
+        return None
+    return Plan.from_json(run).known_network()
+
+
+def resolve_spec(
+    cluster: Cluster, spec: RunSpec, shards: Sequence[Shard], known: KnownNetwork | None = None
+) -> Resolved:
+    """Build and question the model in a task, where torch and the weights are.
+
+    Args:
+        shards: whose first images the model is questioned with.
+        known: what an earlier invocation of the run found out; the same model is not questioned again.
 
     Files of a model and of weights are looked for from the driver's working folder, or, in a job that brings its
     working folder along, from each worker's copy of it.
 
     Raises:
         UsageError: see `resolve.resolve`; or the GPU is to decode, and there is none; or the workers that
-            built the model were lost, all of them.
+            built the model were lost, all of them, or had no memory, or no answer from where its weights are.
     """
     if spec.decode == GPU_DECODER and not cluster.demand.gpus:
         raise UsageError("decode gpu needs a GPU a task, and this run has none; give --gpus-per-task, or --decode fast")
@@ -136,20 +159,10 @@ def resolve_spec(cluster: Cluster, spec: RunSpec) -> ExemplarsSpec:
         spec = spec.with_whole_paths()
     # The other workers get ready meanwhile.
     cluster.prepare(TASKS)
-    [outcome] = cluster.map(f"{TASKS}:resolve", [("model", spec)])
-    if outcome.lost:
+    first = [shard for shard in shards if shard.rows][:_SHARDS_TO_QUESTION_WITH]
+    [outcome] = cluster.map(f"{TASKS}:resolve", [("model", ToResolve(spec, first, known))])
+    if outcome.lost or outcome.transient:
         raise UsageError(f"the model cannot be built: {outcome.error}")
     if outcome.error:
         raise RuntimeError(f"the model cannot be built: {outcome.error}\n{outcome.details}")
     return outcome.value
-
-
-def _versions() -> dict[str, str]:
-    """Return the driver's versions; the lock file keeps the workers' equal."""
-    versions = {"exemplar_ray": __version__, "python": platform.python_version()}
-    for package in _VERSIONED_PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -20,13 +20,15 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 from exemplar_ray.data.labels import ClassLabels
-from exemplar_ray.data.shards import Shard
+from exemplar_ray.data.shards import Shard, identity_of_columns
 from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars.spec import FORMAT_VERSION, ExemplarsSpec
+from exemplar_ray.network.questions import Answers, KnownNetwork
 from exemplar_ray.runs.identity import fingerprint
 from exemplar_ray.runs.manifest import Manifest, job_of, refuse_other_format
 from exemplar_ray.runs.records import CompletionRecord
 from exemplar_ray.runs.run_folder import RunFolder
+from exemplar_ray.runs.versions import Versions, kept
 
 JOB = "exemplars"
 
@@ -47,14 +49,18 @@ class Plan:
     shards: list[Shard]
     class_labels: ClassLabels
     versions: dict[str, str]
+    """Of the driver that began the run; what computed a part, its record says."""
     revisions: dict[str, str] = field(default_factory=dict)
     """The commits at which repositories on the Hub are read, as `hub.resolve_revisions` returns them."""
+    answers: Answers | None = None
+    """What the network answered when it was questioned; None in run folders from before that."""
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the result, under the user's key names. Shards count by name:
         what is in them is held against each completion record instead, so that a broken
         shard can be repaired."""
-        return {**self.spec.identity(), "data": [shard.name for shard in self.shards]}
+        data = [shard.name for shard in self.shards]
+        return {**self.spec.identity(), "data": data, **identity_of_columns(self.shards)}
 
     @property
     def fingerprint(self) -> str:
@@ -68,6 +74,7 @@ class Plan:
             "versions": self.versions,
             "class_labels": self.class_labels.to_json(),
             "revisions": self.revisions,
+            "questions": self.answers.to_json() if self.answers else None,
         }
 
     def manifest(self) -> Manifest:
@@ -77,13 +84,19 @@ class Plan:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Plan:
         """Read back what its manifest wrote."""
+        class_labels = ClassLabels.from_json(values["class_labels"])
         return cls(
             spec=ExemplarsSpec.from_json(values["spec"]),
-            shards=[Shard(**shard) for shard in values["shards"]],
-            class_labels=ClassLabels.from_json(values["class_labels"]),
+            shards=[Shard.from_json(shard, class_labels.names) for shard in values["shards"]],
+            class_labels=class_labels,
             versions=values["versions"],
             revisions=values.get("revisions", {}),
+            answers=Answers.from_json(values["questions"]) if values.get("questions") else None,
         )
+
+    def known_network(self) -> KnownNetwork | None:
+        """Return the network as it was questioned."""
+        return KnownNetwork(self.spec.network, self.answers) if self.answers else None
 
     @classmethod
     def read(cls, folder: RunFolder) -> Plan:
@@ -114,6 +127,8 @@ class ScannedShard(NamedTuple):
     device: str
     skipped_images: tuple[dict[str, Any], ...]
     not_finite: tuple[dict[str, Any], ...]
+    versions: Versions | None = None
+    """Of the worker that scanned it."""
 
     @classmethod
     def of(cls, record: CompletionRecord) -> Self:
@@ -129,4 +144,5 @@ class ScannedShard(NamedTuple):
             device=sys.intern(facts["device"]),
             skipped_images=tuple(facts["skipped_images"]),
             not_finite=tuple(facts["not_finite"]),
+            versions=kept(record.versions),
         )

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from exemplar_ray.exemplars.spec import ExemplarsSpec, RunSpec, margin_of
-from exemplar_ray.network.resolve import resolve_network
-from exemplar_ray.network.statistics import check_statistics
+from functools import partial
+
+from exemplar_ray.data.first_images import two_images
+from exemplar_ray.exemplars.spec import ExemplarsSpec, margin_of
+from exemplar_ray.exemplars.to_resolve import Resolved, ToResolve
+from exemplar_ray.network.resolve import NetworkRequest, resolve_network
+from exemplar_ray.network.statistics import check_statistics, refuse_missing_class_token
 
 
-def resolve(spec: RunSpec) -> ExemplarsSpec:
-    """Build the network once and settle everything that decides the numbers.
+def resolve(given: ToResolve) -> Resolved:
+    """Build the network once, question it, and settle everything that decides the numbers.
 
     Raises:
-        UsageError: the model, its weights, a layer, a channel, a statistic or the
-            preprocessing cannot be had.
+        UsageError: the model, its weights, a layer, a channel, a statistic or the preprocessing cannot be had, or the
+            network is no function of the image.
     """
+    spec = given.spec
     check_statistics(spec.statistic)
-    return ExemplarsSpec(
-        network=resolve_network(spec.model, spec.weights, spec.layer, spec.channels, spec.preprocess),
+    request = NetworkRequest(spec.model, spec.weights, spec.layer, spec.channels, spec.preprocess, spec.layout)
+    network = resolve_network(request, partial(two_images, given.shards), given.known)
+    refuse_missing_class_token(spec.statistic, network.spec.layers)
+    resolved = ExemplarsSpec(
+        network=network.spec,
         statistics=spec.statistic,
         top_k=spec.top_k,
         samples=spec.sample,
@@ -28,3 +36,4 @@ def resolve(spec: RunSpec) -> ExemplarsSpec:
         decode=spec.decode,
         margin=margin_of(spec),
     )
+    return Resolved(resolved, network.answers)

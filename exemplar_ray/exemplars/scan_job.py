@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from exemplar_ray.data.columns import describe
 from exemplar_ray.data.shards import Shard
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.job import Context, Job, Reduced
@@ -12,6 +13,7 @@ from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, Plan, ScannedShard
 from exemplar_ray.exemplars.samples import sample_rate
 from exemplar_ray.exemplars.settings import ScanSettings
 from exemplar_ray.exemplars.spec import ExemplarsSpec
+from exemplar_ray.network.layers import NCHW, VECTOR
 from exemplar_ray.runs.manifest import Manifest
 from exemplar_ray.runs.records import CompletionRecord
 
@@ -87,7 +89,10 @@ def announcement(plan: Plan) -> list[str]:
         lines.append(f"screening: {spec.precision}, decoding {spec.decode}; exemplars are recomputed exactly")
     for layer in spec.layers:
         size = f", maps {layer.map_size[0]}x{layer.map_size[1]}" if layer.map_size else ""
+        size += f" ({layer.written_layout})" if layer.layout not in (NCHW, VECTOR) else ""
         chosen = f"{len(layer.channels)} of " if len(layer.channels) < layer.channel_count else ""
         lines.append(f"layer {layer.name}: {chosen}{layer.channel_count} channels{size}")
+    lines += plan.answers.news() if plan.answers else []
+    lines += describe(shard.columns for shard in plan.shards)
     lines += [f"{repository} is read at commit {commit}" for repository, commit in plan.revisions.items()]
     return lines

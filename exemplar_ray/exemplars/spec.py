@@ -8,18 +8,19 @@ covers it. Nothing here imports torch or Ray.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
+from exemplar_ray.data.columns import NO_LABELS, Chosen
 from exemplar_ray.data.preprocess import DECODERS, is_whole
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.exemplars.samples import BOTTOM, DISTINCT, TOP, is_drawn, parse_samples, place_in_results
 from exemplar_ray.exemplars.tallies import TALLIES
 from exemplar_ray.keys import key
 from exemplar_ray.network.layers import PRECISIONS, Layer
-from exemplar_ray.network.spec import NetworkSpec, TrunkSpec
+from exemplar_ray.network.layouts import AUTO, check_layout
+from exemplar_ray.network.spec import NetworkSpec, TrunkSpec, whole_paths
 from exemplar_ray.network.statistics import STATISTICS
 
 # Counted up when the meaning of a part or of the result changes, so that a run folder written
@@ -48,9 +49,20 @@ class RunSpec:
         "NAME",
         "inceptionv1 (default), inceptionv1-tf, efficientnet-lite0, torchvision:NAME, or file.py:factory",
     )
-    weights: str = key("pretrained", "WHICH", "pretrained (default), random:SEED, or the path of a state dict")
+    weights: str = key(
+        "pretrained",
+        "WHICH",
+        "pretrained (default), random:SEED, the path of a state dict, or torchvision's own name, such as IMAGENET1K_V1",
+    )
     layer: tuple[str, ...] = key(("mixed4a",), "NAME", "one or several module names (default: mixed4a)")
     channels: str = key("all", "WHICH", "all (default), 0-9, or 0,3,7")
+    layout: str | Mapping[str, str] = key(
+        AUTO,
+        "HOW",
+        "how outputs lie: auto (default: the network is asked), nchw, nhwc, tokens:1 (with the number of tokens before "
+        "the map's), or a mapping such as '{features.3: nhwc}'",
+        flow=True,
+    )
     statistic: tuple[str, ...] = key(("mean",), "NAME", f"one or several of {', '.join(STATISTICS)} (default: mean)")
     top_k: int = key(10, "K", "exemplars a channel (default: 10)")
     sample: tuple[str, ...] = key(
@@ -62,6 +74,14 @@ class RunSpec:
     max_per_class: int | None = key(None, "N", "at most N of a class in the sample `distinct` (default: any number)")
     class_top_k: int = key(0, "K", "also the K strongest images of every class (default: 0)")
     seed: int = key(0, "N", "of the images that samples draw (default: 0)")
+    image_column: str | None = key(
+        None, "NAME", "the shards' column of images (default: image, or the one that must be it)"
+    )
+    label_column: str | None = key(
+        None,
+        "NAME",
+        f"their column of labels (default: label, or the one that must be it); {NO_LABELS}: read none",
+    )
     preprocess: Mapping[str, Any] | None = key(
         None, "MAP", "over the model's own, such as '{resize: 256, mean: [123, 117, 104]}'", flow=True
     )
@@ -84,6 +104,7 @@ class RunSpec:
         for name in ("layer", "statistic"):
             object.__setattr__(self, name, _names(name, getattr(self, name)))
         object.__setattr__(self, "channels", str(self.channels).replace(" ", ""))
+        check_layout(self.layout)
         object.__setattr__(self, "sample", parse_samples(_names("sample", self.sample)))
         for name, choices in (("precision", PRECISIONS), ("decode", DECODERS)):
             if getattr(self, name) not in choices:
@@ -97,6 +118,10 @@ class RunSpec:
                 continue
             if not is_whole(value) or value < least:
                 raise UsageError(f"{name} is a whole number from {least}, not {value!r}")
+        for name in ("image_column", "label_column"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value):
+                raise UsageError(f"{name} is the name of a column, not {value!r}")
         if not isinstance(self.distinct, bool):
             raise UsageError(f"distinct is true or false, not {self.distinct!r}")
         if self.preprocess is not None and not isinstance(self.preprocess, Mapping):
@@ -104,12 +129,8 @@ class RunSpec:
 
     def with_whole_paths(self) -> RunSpec:
         """Return the same for processes with another working folder: what is a file here, by its whole path."""
-        file, _, factory = self.model.rpartition(":")
-        model = f"{os.path.abspath(file)}:{factory}" if file.endswith(".py") and os.path.isfile(file) else self.model
-        # Whatever lies about under the name of a choice.
-        chosen = self.weights == "pretrained" or self.weights.startswith("random:")
-        is_file = not chosen and os.path.isfile(self.weights)
-        return replace(self, model=model, weights=os.path.abspath(self.weights) if is_file else self.weights)
+        model, weights = whole_paths(self.model, self.weights)
+        return replace(self, model=model, weights=weights)
 
 
 @dataclass(frozen=True)
@@ -232,7 +253,7 @@ class ExemplarsSpec:
     def from_json(cls, values: Mapping[str, Any]) -> ExemplarsSpec:
         """Read back what `to_json` wrote."""
         names = {field.name for field in fields(NetworkSpec)}
-        network = NetworkSpec.from_json({name: values[name] for name in names})
+        network = NetworkSpec.from_json({name: values[name] for name in names if name in values})
         own = {name: value for name, value in values.items() if name not in names}
         sequences = {name: tuple(own[name]) for name in ("statistics", "samples")}
         return cls(network=network, **{**own, **sequences})
@@ -256,6 +277,11 @@ class ExemplarsSpec:
         }
         # As it reads back from a file, where tuples are lists.
         return json.loads(json.dumps(identity))
+
+
+def columns_chosen(spec: RunSpec) -> Chosen:
+    """Return the columns of shards that the user names."""
+    return Chosen(spec.image_column, spec.label_column)
 
 
 def _is_screening(precision: str, decode: str) -> bool:

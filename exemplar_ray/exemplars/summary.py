@@ -17,6 +17,7 @@ from exemplar_ray.exemplars.plan import EXEMPLARS, Plan, ScannedShard
 from exemplar_ray.exemplars.rerank.selected import Certainty, Selected
 from exemplar_ray.exemplars.spec import Readout
 from exemplar_ray.network.layers import format_channels
+from exemplar_ray.runs import versions
 from exemplar_ray.runs.run_folder import SUMMARY
 
 if TYPE_CHECKING:
@@ -80,6 +81,15 @@ class ShardSummary:
 
 
 @dataclass(frozen=True)
+class ComputedBy:
+    """How many shards were scanned by workers of some versions."""
+
+    versions: dict[str, str] | None
+    """{package: version}; None where their records do not say."""
+    shards: int
+
+
+@dataclass(frozen=True)
 class Summary:
     """What `summary.json` says of a run."""
 
@@ -113,6 +123,8 @@ class Summary:
     shards: list[ShardSummary]
     settled_anew: int | None = None
     """How many channels were scanned once more, exactly; None if that was not allowed."""
+    computed_by: list[ComputedBy] = field(default_factory=list)
+    """More than one if a rerun had other versions; none in summaries of earlier versions."""
     result: str = EXEMPLARS
     beyond_rounding: int = 0
     """How many activations an exact scan saw otherwise than rounding explains in most networks."""
@@ -136,11 +148,14 @@ class Summary:
             "unsettled": UnsettledRanking,
             "short_of_distinct": ShortChannel,
             "shards": ShardSummary,
+            "computed_by": ComputedBy,
         }
         missing = [one.name for one in fields(cls) if one.name not in values and _is_required(one)]
         if missing:
             raise UsageError(f"{SUMMARY} lacks {', '.join(missing)}; exemplar-ray merge writes it anew")
-        read: dict[str, Any] = {name: [_take(kind, entry) for entry in values[name]] for name, kind in entries.items()}
+        read: dict[str, Any] = {
+            name: [_take(kind, entry) for entry in values.get(name, [])] for name, kind in entries.items()
+        }
         return _take(cls, {**values, **read})
 
     def lines(self) -> list[str]:
@@ -151,6 +166,8 @@ class Summary:
             lines.append(f"NaN or infinite activations on {len(self.not_finite)} channels: see {SUMMARY}")
         if self.unsettled:
             lines.append(f"NOT SETTLED: {len(self.unsettled)} channels, where the scan's error may hide an exemplar")
+        if mixed := self.mixed_versions():
+            lines.append(f"computed by different versions: {mixed}")
         if self.beyond_rounding:
             lines.append(
                 f"{self.beyond_rounding} activations hang on rounding, by up to {self.largest_error:.2g}: this network "
@@ -160,6 +177,10 @@ class Summary:
             channels = len(self.short_of_distinct)
             lines.append(f"{channels} channels have fewer distinct exemplars than asked for: see {SUMMARY}")
         return lines
+
+    def mixed_versions(self) -> str | None:
+        """Say which versions scanned how many shards; None if all were scanned by the same."""
+        return versions.in_words([versions.ComputedBy(one.versions, one.shards) for one in self.computed_by], "shards")
 
 
 def _is_required(one: Field) -> bool:
@@ -222,6 +243,7 @@ def summarise(plan: Plan, completed: Mapping[int, ScannedShard], selected: Selec
         task_seconds=round(sum(shard.seconds for shard in shards), 3),
         shards=shards,
         settled_anew=account.settled_anew,
+        computed_by=[ComputedBy(*one) for one in versions.computed_by(s.versions for s in completed.values())],
         beyond_rounding=selected.beyond_rounding,
     )
 

@@ -15,9 +15,12 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -26,14 +29,16 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from exemplar_ray._version import __version__
+from exemplar_ray.data import preprocess
+from exemplar_ray.network.reference_precision import reference_precision
 from exemplar_ray.network.spec import TrunkSpec
-from exemplar_ray.network.trunk import Pooled, Trunk, reference_precision
+from exemplar_ray.network.trunk import Pooled, Trunk
 
 # How far compiled and plain activations may differ, as a share of the largest one.
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05, "float16": 0.01}
 
-# The modules beside this one whose code decides what goes into the library.
-_TRACED = ("compiled_trunk", "hooks", "models", "pre_relu", "response_norm", "spec", "statistics", "trunk")
+# The packages whose code the networks of the registries are.
+_LIBRARIES = ("efficientnet-lite-pytorch", "torch-lucent", "torchvision")
 
 
 class CannotCompileError(Exception):
@@ -117,11 +122,34 @@ def _key(form: CompiledForm) -> str:
     spec = form.trunk
     what = {**spec.network.identity(), "statistic": spec.statistics, "precision": spec.precision}
     what["pre_relu"] = spec.pre_relu
-    own = Path(__file__).parent
-    code = [hashlib.sha256((own / f"{name}.py").read_bytes()).hexdigest() for name in _TRACED]
-    versions = [__version__, torch.__version__, code]
+    versions = [
+        __version__,
+        torch.__version__,
+        _code(),
+        _libraries(is_users=spec.network.model_source_sha256 is not None),
+    ]
     everything = json.dumps([what, form.batch_size, form.threads, versions, _processor()], sort_keys=True)
     return hashlib.sha256(everything.encode()).hexdigest()[:32]
+
+
+def _code() -> list[str]:
+    """Return hashes of what this package puts into a library: networks and their constants, hooks, preprocessing."""
+    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(preprocess.__file__)]
+    return [f"{file.stem} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]
+
+
+def _libraries(is_users: bool) -> list[str]:
+    """Return what else a network's code is of: the registries' libraries, or, as a user's file may import whatever is
+    there, all that is installed.
+    """
+    if is_users:
+        folders = {Path(entry) for entry in sys.path if entry.endswith("-packages")}
+        return sorted(found.name for folder in folders for found in folder.glob("*.dist-info"))
+    versions = []
+    for name in _LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            versions.append(f"{name} {metadata.version(name)}")
+    return versions
 
 
 def _processor() -> str:

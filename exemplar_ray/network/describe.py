@@ -1,97 +1,122 @@
-"""What a network's layers give: found out by one forward pass over a grey image."""
+"""What a network's layers give, and whether it can be believed: the questions of an `inquiry`, put and judged."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.errors import UsageError, near_matches
-from exemplar_ray.network.hooks import forward, hooked
-from exemplar_ray.network.layers import Layer, ReceptiveField, parse_channels
-from exemplar_ray.network.pre_relu import SUFFIX, split_name
-from exemplar_ray.network.receptive_field import UntraceableError, receptive_fields
-from exemplar_ray.network.trunk import to_input
+from exemplar_ray.network.inquiry import OPERATIONS, Found, Inquiry
+from exemplar_ray.network.layers import NCHW, NHWC, VECTOR, Layer, parse_channels
+from exemplar_ray.network.layouts import AUTO, GivenLayout, layout_of, refuse_unknown_layers
+from exemplar_ray.network.pre_relu import split_name
+from exemplar_ray.network.questions import NOISE, Answers
+from exemplar_ray.network.tell_layout import tell_layout
+
+
+@dataclass(frozen=True)
+class Questioned:
+    """A network's layers, and its answers."""
+
+    layers: tuple[Layer, ...]
+    answers: Answers
 
 
 def describe_layers(
     module: nn.Module, names: Sequence[str], channels: str, preprocess: Preprocess
 ) -> tuple[Layer, ...]:
-    """Find out what the wanted layers give, by a forward pass over one grey image.
+    """Find out what the wanted layers give; see `question_network`."""
+    return question_network(module, names, channels, preprocess).layers
+
+
+def question_network(
+    module: nn.Module,
+    names: Sequence[str],
+    channels: str,
+    preprocess: Preprocess,
+    images: Tensor | None = None,
+    asked_with: str = NOISE,
+    layout: GivenLayout = AUTO,
+) -> Questioned:
+    """Find out what the wanted layers give, and whether the network is a function of the image.
 
     Args:
         module: a network in eval mode on the CPU.
         names: module names, as `module.named_modules()` spells them.
         channels: the wanted channels, as `layers.parse_channels` reads them.
+        images: uint8 [2, crop, crop, 3], two different ones; None for noise.
+        asked_with: which images these are, for people.
+        layout: how outputs lie, where the user says so.
 
     Raises:
-        UsageError: a layer does not exist, does not run exactly once in a forward pass, or
-            its output has no channels; or a channel is out of range.
+        UsageError: a layer does not exist, does not run exactly once in a forward pass, or its output has no channels,
+            or no layout that can be told; a channel is out of range; or the network is no function of the image.
     """
+    refuse_unknown_layers(layout, names)
+    _refuse_unknown_modules(module, names)
+    if images is None:
+        images = noise(preprocess.crop)
+    inquiry = Inquiry(module, names, preprocess, images)
+    inquiry.look_alone()
+    inquiry.look_watching()
+    other_size = inquiry.look_at_a_smaller_one()
+    channels_last = inquiry.look_together()
+    layouts = {name: tell_layout(inquiry, name, layout_of(layout, name)) for name in names}
+    answers = Answers(
+        asked_with=asked_with,
+        repeated_difference=inquiry.repeated_difference,
+        batch_difference=inquiry.batch_difference,
+        other_size=other_size,
+        channels_last=channels_last,
+        layouts={name: why for name, (_, why) in layouts.items() if why},
+        same_for_both=inquiry.same_for_both,
+    )
+    return Questioned(
+        tuple(described_layer(inquiry.found[name], name, layouts[name][0], channels) for name in names), answers
+    )
+
+
+def _refuse_unknown_modules(module: nn.Module, names: Sequence[str]) -> None:
     modules = [name for name, _ in module.named_modules() if name]
     for name in names:
         if split_name(name, modules)[0] not in modules:
             raise UsageError(f"unknown layer '{name}'; {near_matches(name, modules)}")
-    shapes: dict[str, list[torch.Size | str]] = {name: [] for name in names}
-
-    def look(name: str, output: object, _before: object) -> bool:
-        shapes[name].append(output.shape if isinstance(output, Tensor) else type(output).__name__)
-        return False
-
-    grey = torch.full((1, preprocess.crop, preprocess.crop, 3), 128, dtype=torch.uint8)
-    with hooked(module, names, look), torch.inference_mode():
-        try:
-            forward(module, to_input(grey, preprocess))
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise UsageError(
-                f"the model fails on a {preprocess.crop} x {preprocess.crop} image: {str(error).splitlines()[0]}"
-            ) from error
-    layers = tuple(_describe(name, shapes[name], channels) for name in names)
-    fields = _fields_of_maps(module, layers, to_input(grey, preprocess))
-    return tuple(replace(layer, field=fields.get(layer.name)) for layer in layers)
 
 
-def _fields_of_maps(module: nn.Module, layers: Sequence[Layer], image: Tensor) -> dict[str, ReceptiveField]:
-    """Find the receptive fields of those layers that have maps; {} if the network cannot be traced."""
-    names = [layer.name for layer in layers if layer.map_size]
+def noise(crop: int) -> Tensor:
+    """Return two images of coarse noise, uint8 [2, crop, crop, 3]: fine noise is all the same to a network."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand((2, 3, 8, 8), generator=generator) * 255
+    fine = nn.functional.interpolate(coarse, (crop, crop), mode="bilinear").permute(0, 2, 3, 1)
+    return fine.round().to(torch.uint8)
 
-    def outputs(x: Tensor) -> dict[str, Tensor]:
-        seen_outputs: dict[str, Tensor] = {}
 
-        def seen(name: str, output: Tensor, _before: Tensor | None) -> bool:
-            seen_outputs[name] = output
-            return len(seen_outputs) == len(names)
+def described_layer(found: Found, name: str, layout: str, channels: str) -> Layer:
+    """Return a layer as it was found.
 
-        with hooked(module, names, seen):
-            forward(module, x)
-        return seen_outputs
-
+    Raises:
+        UsageError: a channel is out of range.
+    """
+    shape, grid = found.shape, found.grid
+    count = shape[1] if layout in (NCHW, VECTOR) else shape[-1]
+    size: tuple[int, ...] | None = (grid.height, grid.width) if grid else None
+    if layout in (NCHW, NHWC):
+        size = shape[2:4] if layout == NCHW else shape[1:3]
     try:
-        with torch.no_grad():
-            return receptive_fields(outputs, image) if names else {}
-    except UntraceableError:
-        return {}
-
-
-def _describe(name: str, shapes: list[torch.Size | str], channels: str) -> Layer:
-    if shapes == ["NoneType"] and name.endswith(SUFFIX):
-        layer = name.removesuffix(SUFFIX)
-        raise UsageError(f"layer '{layer}' does not end in a ReLU, so there is no '{name}'; name '{layer}', or another")
-    if len(shapes) != 1:
-        raise UsageError(f"layer '{name}' runs {len(shapes)} times in a forward pass; name one that runs once")
-    shape = shapes[0]
-    if isinstance(shape, str):
-        raise UsageError(f"layer '{name}' gives a {shape}, not a tensor; name a layer inside it")
-    if len(shape) not in (2, 4):
-        raise UsageError(
-            f"layer '{name}' gives a tensor of shape {list(shape)}; a layer's output is "
-            "[images, channels, height, width] or [images, channels]"
-        )
-    try:
-        wanted = parse_channels(channels, shape[1])
+        wanted = parse_channels(channels, count)
     except UsageError as error:
         raise UsageError(f"layer '{name}': {error}") from None
-    return Layer(name, shape[1], (shape[2], shape[3]) if len(shape) == 4 else None, wanted)
+    return Layer(
+        name=name,
+        channel_count=count,
+        map_size=(size[0], size[1]) if size else None,
+        channels=wanted,
+        # Followed along other axes, it is of something else.
+        field=found.receptive_field if size and found.votes.get(OPERATIONS, layout) == layout else None,
+        layout=layout,
+        prefix_tokens=grid.prefix if grid else 0,
+    )

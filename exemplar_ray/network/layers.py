@@ -11,6 +11,10 @@ from exemplar_ray.errors import UsageError
 # What a scan may compute in, and how it may decode: the first of each is the reference.
 PRECISIONS = ("float32", "bfloat16", "float16")
 
+# How a layer's output lies: [images, channels, height, width], [images, height, width, channels], or
+# [images, tokens, channels]; and [images, channels] where there is no map.
+NCHW, NHWC, TOKENS, VECTOR = "nchw", "nhwc", "tokens", "nc"
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -35,10 +39,12 @@ class ReceptiveField:
 
 @dataclass(frozen=True)
 class Layer:
-    """One wanted layer: its output's channel count, map size, wanted channels, receptive field.
+    """One wanted layer: its output's channel count, map size, wanted channels, receptive field, and how it lies.
 
     `map_size` is (height, width), or None where the layer's output has no map (logits).
     `field` is None where there is no map, or where the network's arithmetic is not known.
+    `layout` is `nchw`, `nhwc` or `tokens`, and `nc` where there is no map. Where it is `tokens`, `prefix_tokens` stand
+    before those of the map: the class token first.
     """
 
     name: str
@@ -46,6 +52,13 @@ class Layer:
     map_size: tuple[int, int] | None
     channels: tuple[int, ...]
     field: ReceptiveField | None = None
+    layout: str = NCHW
+    prefix_tokens: int = 0
+
+    @property
+    def written_layout(self) -> str:
+        """Return the layout as the key `layout` has it: `nhwc`, or `tokens:1` with the number of prefix tokens."""
+        return f"{self.layout}:{self.prefix_tokens}" if self.layout == TOKENS else self.layout
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` reads them back."""
@@ -60,6 +73,9 @@ class Layer:
             map_size=tuple(values["map_size"]) if values["map_size"] else None,
             channels=parse_channels(values["channels"], values["channel_count"]),
             field=_field_from_json(values["field"]),
+            # Older run folders know no other layout than channels first.
+            layout=values.get("layout", NCHW if values["map_size"] else VECTOR),
+            prefix_tokens=values.get("prefix_tokens", 0),
         )
 
 

@@ -12,9 +12,9 @@ import torch
 
 from exemplar_ray.errors import UsageError
 from exemplar_ray.network.compiled_trunk import CannotCompileError, CompiledForm, CompiledTrunk, compiled_trunk
-from exemplar_ray.network.models import load_network
-from exemplar_ray.network.spec import TrunkSpec
-from exemplar_ray.network.trunk import Trunk
+from exemplar_ray.network.models import Network, load_network
+from exemplar_ray.network.spec import NetworkSpec, TrunkSpec
+from exemplar_ray.network.trunk import ContiguousTrunk, Trunk
 
 _log = logging.getLogger(__name__)
 
@@ -78,17 +78,11 @@ def trunk_of(spec: TrunkSpec, device: str) -> Trunk:
     """Build the network, with the very weights that the spec names.
 
     Raises:
-        UsageError: the weights here are others.
+        UsageError: the model's file here, or the weights, are others.
     """
-    started = time.perf_counter()
-    network = load_network(spec.network.model, spec.network.weights, check_factory=False)
-    if network.weights_sha256 != spec.network.weights_sha256:
-        raise UsageError(
-            f"the weights of '{spec.network.model}' on {socket.gethostname()} are not the run's: "
-            f"{network.weights_sha256[:12]} there, {spec.network.weights_sha256[:12]} in the run"
-        )
-    _log.info("%s loaded in %.1f s", spec.network.model_title, time.perf_counter() - started)
-    return Trunk(
+    network = network_of(spec.network)
+    kind = Trunk if spec.network.channels_last else ContiguousTrunk
+    return kind(
         network.module,
         spec.network.layers,
         spec.statistics,
@@ -97,3 +91,39 @@ def trunk_of(spec: TrunkSpec, device: str) -> Trunk:
         spec.precision,
         spec.pre_relu,
     )
+
+
+def network_of(spec: NetworkSpec) -> Network:
+    """Build a network, on the CPU: the very one that the spec names.
+
+    Raises:
+        UsageError: the model's file here, or the weights, are others.
+    """
+    started = time.perf_counter()
+    network = load_network(spec.model, spec.weights, check_factory=False, image_size=spec.preprocess.crop)
+    _refuse_another_network(network, spec)
+    _log.info("%s loaded in %.1f s", spec.model_title, time.perf_counter() - started)
+    return network
+
+
+def _refuse_another_network(network: Network, of_run: NetworkSpec) -> None:
+    here, source = socket.gethostname(), network.architecture.source_sha256
+    if source != of_run.model_source_sha256:
+        raise UsageError(
+            f"the file of '{of_run.model}', or a file that it imports, is not the run's on {here}: {_short(source)} "
+            f"there, {_short(of_run.model_source_sha256)} in the run; put the file back, or start a new run"
+        )
+    if network.model != of_run.model:
+        raise UsageError(
+            f"the run is of '{of_run.model}', and torchvision's own loader gives '{network.model}', which transforms "
+            "its input; start a new run with another --out"
+        )
+    if network.weights_sha256 != of_run.weights_sha256:
+        raise UsageError(
+            f"the weights of '{of_run.model}' on {here} are not the run's: "
+            f"{_short(network.weights_sha256)} there, {_short(of_run.weights_sha256)} in the run"
+        )
+
+
+def _short(sha256: str | None) -> str:
+    return sha256[:12] if sha256 else "none"

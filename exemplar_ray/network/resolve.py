@@ -1,41 +1,95 @@
-"""From a model's and layers' names to a `NetworkSpec`: build the network and look at it."""
+"""From a model's and layers' names to a `NetworkSpec`: build the network, look at it, and question it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from exemplar_ray.data.preprocess import Preprocess
-from exemplar_ray.network.describe import describe_layers
-from exemplar_ray.network.models import load_network
+from exemplar_ray.network.describe import question_network
+from exemplar_ray.network.layers import parse_channels
+from exemplar_ray.network.layouts import AUTO, GivenLayout, layout_of
+from exemplar_ray.network.models import find_architecture, load_network
+from exemplar_ray.network.questions import NOISE, KnownNetwork
 from exemplar_ray.network.spec import NetworkSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NetworkRequest:
+    """Which network, in the user's words."""
+
+    model: str
+    """See `models.load_network`."""
+    weights: str
+    """See `models.load_network`."""
+    layers: tuple[str, ...]
+    """Names of the wanted layers."""
+    channels: str
+    """The wanted channels, as `layers.parse_channels` reads them."""
+    preprocess: Mapping[str, Any] | None = None
+    """Keys over the model's own preprocessing."""
+    layout: GivenLayout = AUTO
+
+
+Images = Callable[[Preprocess], "tuple[Tensor | None, str]"]
+"""Gives two different images as uint8 [2, crop, crop, 3] (None if it has none), and says which they are."""
+
+
+def _no_images(_preprocess: Preprocess) -> tuple[None, str]:
+    return None, NOISE
 
 
 def resolve_network(
-    model: str, weights: str, layers: Sequence[str], channels: str, preprocess: Mapping[str, Any] | None
-) -> NetworkSpec:
-    """Build a network once, and settle everything that decides its numbers.
+    request: NetworkRequest, images: Images = _no_images, known: KnownNetwork | None = None
+) -> KnownNetwork:
+    """Build a network once, settle everything that decides its numbers, and put the questions to it.
 
     Args:
-        model: see `models.load_network`.
-        weights: see `models.load_network`.
-        layers: names of the wanted layers.
-        channels: the wanted channels, as `layers.parse_channels` reads them.
-        preprocess: keys over the model's own preprocessing.
+        images: to question it with; see `describe.question_network`.
+        known: what an earlier invocation found out. If it is of this network, the network is not questioned again.
 
     Raises:
-        UsageError: the model, its weights, a layer, a channel or the preprocessing cannot be had.
+        UsageError: the model, its weights, a layer, a channel or the preprocessing cannot be had, or the network is
+            no function of the image.
     """
-    network = load_network(model, weights)
-    settled = Preprocess.of(network.architecture.preprocess, preprocess)
-    return NetworkSpec(
-        model=model,
+    settled = Preprocess.of(find_architecture(request.model, request.weights).preprocess, request.preprocess)
+    network = load_network(request.model, request.weights, image_size=settled.crop)
+    spec = NetworkSpec(
+        model=network.model,
         model_title=network.architecture.title,
         model_source_sha256=network.architecture.source_sha256,
-        weights=weights,
+        weights=request.weights,
         weights_title=network.weights_title,
         weights_sha256=network.weights_sha256,
         trained=network.trained,
-        layers=describe_layers(network.module, layers, channels, settled),
+        layers=(),
         preprocess=settled,
     )
+    if known is not None and _is_known(spec, request, known):
+        layers = tuple(
+            replace(layer, channels=parse_channels(request.channels, layer.channel_count))
+            for layer in known.spec.layers
+        )
+        return KnownNetwork(replace(spec, layers=layers, channels_last=known.spec.channels_last), known.answers)
+    questioned = question_network(
+        network.module, request.layers, request.channels, settled, *images(settled), request.layout
+    )
+    answers = questioned.answers
+    return KnownNetwork(replace(spec, layers=questioned.layers, channels_last=answers.channels_last), answers)
+
+
+def _is_known(spec: NetworkSpec, request: NetworkRequest, known: KnownNetwork) -> bool:
+    """Whether another invocation has questioned the same network about the same layers."""
+    layers = known.spec.layers
+    same = (spec.model_source_sha256 or spec.model, spec.weights_sha256, spec.preprocess, request.layers) == (
+        known.spec.model_source_sha256 or known.spec.model,
+        known.spec.weights_sha256,
+        known.spec.preprocess,
+        tuple(layer.name for layer in layers),
+    )
+    given = [layout_of(request.layout, layer.name) for layer in layers]
+    return same and all(word in (AUTO, layer.layout) for word, layer in zip(given, layers, strict=True))

@@ -33,12 +33,14 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
     """Do what `torch.nn.functional.local_response_norm` does, with its argument names.
 
     Args:
-        input: float [images, channels, height, width].
+        input: float [images, channels, height, width]; whatever else is left to torch.
 
     Returns:
         input / (k + alpha / size * sum of input^2 over `size` neighbouring channels) ** beta
         (Krizhevsky, Sutskever and Hinton, 2012, section 3.3, with torch's division of alpha by size).
     """
+    if input.dim() != 4 or input.numel() == 0:
+        return nn.functional.local_response_norm(input, size, alpha, beta, k)
     # Scaled before it is squared: float16 has no room for the square of a large activation.
     squares = input * (alpha / size) * input
     if get_proxy_mode() is not None:

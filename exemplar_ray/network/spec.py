@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from exemplar_ray.data.preprocess import Preprocess
-from exemplar_ray.network.layers import PRECISIONS, Layer, format_channels
+from exemplar_ray.network.layers import NCHW, PRECISIONS, VECTOR, Layer, format_channels
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class NetworkSpec:
     trained: bool
     layers: tuple[Layer, ...]
     preprocess: Preprocess
+    channels_last: bool = True
+    """Whether it runs where its input and weights lie in memory with the channels last, which is faster. Some networks
+    only take an image's plain form, such as those that flatten maps by `view`."""
 
     def identity(self) -> dict[str, Any]:
         """Return what decides a network's numbers, under the user's own key names.
@@ -32,18 +36,22 @@ class NetworkSpec:
         Weights count by their hash, a model's file by its contents: what they are called on
         this machine does not matter.
         """
+        layouts = {layer.name: layer.written_layout for layer in self.layers if layer.layout not in (NCHW, VECTOR)}
         return {
             "model": self.model_source_sha256 or self.model,
             "weights": self.weights_sha256,
             "layer": [layer.name for layer in self.layers],
             "channels": {layer.name: format_channels(layer.channels) for layer in self.layers},
-            "preprocess": asdict(self.preprocess),
+            # Runs of layers with channels first are older than the key.
+            **({"layout": layouts} if layouts else {}),
+            "preprocess": self.preprocess.to_json(),
         }
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` reads them back."""
         values = asdict(self)
         values["layers"] = [layer.to_json() for layer in self.layers]
+        values["preprocess"] = self.preprocess.to_json()
         return json.loads(json.dumps(values))
 
     @classmethod
@@ -67,3 +75,13 @@ class TrunkSpec:
     def readouts(self) -> list[tuple[str, str]]:
         """Return (layer, statistic) of all that it gives, in the order of results."""
         return [(layer.name, statistic) for layer in self.network.layers for statistic in self.statistics]
+
+
+def whole_paths(model: str, weights: str) -> tuple[str, str]:
+    """Return a model's and its weights' names for processes with another working folder: files by their whole path."""
+    file, _, factory = model.rpartition(":")
+    if file.endswith(".py") and os.path.isfile(file):
+        model = f"{os.path.abspath(file)}:{factory}"
+    # Whatever lies about under the name of a choice.
+    chosen = weights == "pretrained" or weights.startswith("random:")
+    return model, os.path.abspath(weights) if not chosen and os.path.isfile(weights) else weights

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.data.preprocess import BGR, Preprocess
 from exemplar_ray.network.hooks import forward, hooked
 from exemplar_ray.network.layers import Layer
+from exemplar_ray.network.layouts import Reading, read
+from exemplar_ray.network.reference_precision import reference_precision
 from exemplar_ray.network.response_norm import FastResponseNorm
-from exemplar_ray.network.statistics import STATISTICS, pooled
+from exemplar_ray.network.statistics import STATISTICS, pooled, pooled_pre_relu
 
 OfReadouts = dict[tuple[str, str], Tensor]
 """{(layer, statistic): float32 [images, wanted channels]}"""
@@ -57,7 +59,11 @@ class Trunk:
     ) -> None:
         self.device = device
         self._type = getattr(torch, precision)
-        self._module = module.to(device, self._type).to(memory_format=self._memory_format).eval()
+        # Not one after the other: a foreign network's `train` may return nothing.
+        self._module = module
+        module.to(device, self._type)
+        module.to(memory_format=self._memory_format)
+        module.eval()
         self._layers = {layer.name: layer for layer in layers}
         self._statistics = statistics
         self._preprocess = preprocess
@@ -75,7 +81,7 @@ class Trunk:
         """Score one batch and keep the layers' outputs.
 
         Returns:
-            What a call returns, by this `pre_relu`, and {layer: the wanted channels of its output}, float32
+            What a call returns, by this `pre_relu`, and {layer: the maps of its wanted channels}, float32
             [images, wanted channels, height, width] or, for logits, [images, wanted channels].
         """
         outputs: dict[str, Tensor] = {}
@@ -91,24 +97,17 @@ class Trunk:
 
         def seen(name: str, output: Tensor, before: Tensor | None) -> bool:
             wanted = self._layers[name]
-            if len(wanted.channels) < wanted.channel_count:
-                index = torch.tensor(wanted.channels, device=output.device)
-                output = output.index_select(1, index)
-                before = None if before is None else before.index_select(1, index)
-            # A channel's sum is then the same, to the last bit, whatever other channels are wanted.
-            output = output.contiguous().float()
+            reading, reading_before = self._read(output, wanted), None if before is None else self._read(before, wanted)
             for statistic in self._statistics:
-                values = pooled(STATISTICS[statistic].pool, output)
+                values = pooled(STATISTICS[statistic], reading)
                 result.activations[name, statistic] = values
                 if pre_relu:
-                    pool = STATISTICS[statistic].pool_pre_relu
+                    values_before = reading_before and pooled_pre_relu(STATISTICS[statistic], reading_before)
                     result.pre_relu[name, statistic] = (
-                        torch.full_like(values, torch.nan)
-                        if before is None or pool is None
-                        else pooled(pool, before.float())
+                        torch.full_like(values, torch.nan) if values_before is None else values_before
                     )
             if outputs is not None:
-                outputs[name] = output.clone()
+                outputs[name] = reading.maps.clone()
             waiting.remove(name)
             return not waiting
 
@@ -117,6 +116,20 @@ class Trunk:
             pixels = to_input(crops.to(self.device), self._preprocess).to(self._type)
             forward(self._module, pixels.contiguous(memory_format=self._memory_format))
         return result
+
+    @staticmethod
+    def _read(output: Tensor, layer: Layer) -> Reading:
+        """Read the wanted channels of a layer's output."""
+        reading = read(output, layer)
+        if len(layer.channels) < layer.channel_count:
+            reading = reading.of_channels(torch.tensor(layer.channels, device=output.device))
+        return reading.copied()
+
+
+class ContiguousTrunk(Trunk):
+    """The same, for networks that do not run with the channels last in memory, see `spec.NetworkSpec`."""
+
+    _memory_format = torch.contiguous_format
 
 
 class PlainTrunk(Trunk):
@@ -135,18 +148,5 @@ def to_input(crops: Tensor, preprocess: Preprocess) -> Tensor:
     if preprocess.scale != 255.0:
         x = x.div(255.0).mul(preprocess.scale)
     mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (preprocess.mean, preprocess.std))
-    return x.sub(mean).div(std)
-
-
-@contextmanager
-def reference_precision() -> Iterator[None]:
-    """Compute in full float32: TensorFloat-32 off, algorithms not chosen by timing."""
-    cudnn = torch.backends.cudnn
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
-    matmul.allow_tf32 = False
-    try:
-        with cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        matmul.allow_tf32 = before
+    x = x.sub(mean).div(std)
+    return x.flip(1) if preprocess.order == BGR else x

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from exemplar_ray.check.findings import CHECK
 from exemplar_ray.exemplars.plan import CHANNELS, CLASS_EXEMPLARS, CLASSES, EXEMPLARS, HISTOGRAMS, IMAGES, Plan
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.report.pages import write_report
@@ -60,6 +61,10 @@ def write_folder(run: Run, folder: Path, images: bool) -> dict[str, int]:
     public = RunFolder(str(folder))
     public.write_json(RUN, public_plan(run.plan).manifest().to_json())
     public.write_json(SUMMARY, _public_summary(run))
+    if (check := run.check) is not None:
+        title = public_plan(run.plan).spec.network.weights_title
+        # Reasons name machines and files.
+        public.write_json(CHECK, replace(check, weights_title=title, failed={}).to_json())
     write_report(str(folder), str(folder / REPORT), images=images, run_folder=RUN_ON_PAGES)
     return {table: pq.read_metadata(folder / table).num_rows for table in tables}
 

@@ -50,7 +50,7 @@ _FONT = "DejaVu Sans"  # comes with matplotlib
 _LABEL_POINTS, _SMALL_POINTS = 7, 4.5
 _INK, _FAINT, _ALARM = "#1c1c1e", "#6b6b70", "#b3261e"
 
-_SETTINGS: dict[Any, Any] = {
+SETTINGS: dict[Any, Any] = {
     "font.family": [_FONT, "sans-serif"],
     "pdf.fonttype": 42,  # TrueType: what journals ask for
     "svg.fonttype": "none",
@@ -111,7 +111,7 @@ def write_figure(
     )
     if any(row["image"] is None for row in rows):
         raise UsageError(f"'{run}' holds no images: it was published without them")
-    with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
+    with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
         # The caller is told what the font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = _draw(finished, shown, rows, captions, as_vectors=ending != ".png")

@@ -85,6 +85,7 @@ class _Report:
         self._environment.globals |= {
             "spec": self._spec,
             "provenance": provenance_of(run, run_folder),
+            "check": run.check,
             "version": __version__,
             "longest_side": LONGEST_SIDE,
             "with_images": images,

@@ -14,7 +14,7 @@ from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.exemplars.plan import Plan
 from exemplar_ray.exemplars.spec import RunSpec, margin_of
 from exemplar_ray.exemplars.summary import Summary
-from exemplar_ray.network.layers import Layer, format_channels
+from exemplar_ray.network.layers import NCHW, VECTOR, Layer, format_channels
 from exemplar_ray.network.statistics import STATISTICS
 from exemplar_ray.results.run import Run
 
@@ -56,6 +56,9 @@ def provenance_of(run: Run, run_folder: str) -> Provenance:
         warnings.append(f"PARTIAL RESULT: only {summary.partial}")
     if unsettled:
         warnings.append(f"NOT SETTLED: {_named(unsettled)}; the scan's error may hide an exemplar there")
+    check = run.check
+    if check is not None and check.better:
+        warnings.append(f"PREPROCESSING IN DOUBT: {check.in_short()}")
     scan = f"computed in {spec.precision}, decoded by {spec.decode}"
     if spec.screened:
         scan += "; what is shown was recomputed exactly"
@@ -69,11 +72,13 @@ def provenance_of(run: Run, run_folder: str) -> Provenance:
         ("preprocessing", describe_preprocess(network.preprocess)),
         ("statistics", "; ".join(f"{name}: {words_of(name)}" for name in spec.statistics)),
         ("layers", "; ".join(map(_channels_of, spec.layers))),
+        ("the network's answers", "; ".join(_answers(run.plan))),
         ("data", ", ".join(_patterns([without_secrets(shard.uri) for shard in run.plan.shards]))),
         ("images", f"{searched}; {skipped}"),
         ("scan", scan),
+        *([("check", f"{check.in_short()} ({check.checked[:10]})")] if check is not None else []),
         ("certainty", settled + (f": {_named(unsettled)}" if unsettled else "")),
-        ("versions", ", ".join(f"{name} {version}" for name, version in run.plan.versions.items())),
+        ("versions", _versions(run)),
         ("fingerprint", run.plan.fingerprint),
     ]
     essentials = [
@@ -84,18 +89,21 @@ def provenance_of(run: Run, run_folder: str) -> Provenance:
     return Provenance(warnings, essentials, facts, command_of(run.plan, run_folder))
 
 
+def _versions(run: Run) -> str:
+    """Say which versions computed the parts; where no record says so, which began the run."""
+    if mixed := run.summary.mixed_versions():
+        return f"computed by different versions: {mixed}"
+    recorded = [one.versions for one in run.summary.computed_by if one.versions is not None]
+    return ", ".join(f"{name} {version}" for name, version in (recorded or [run.plan.versions])[0].items())
+
+
 def describe_preprocess(preprocess: Preprocess) -> str:
     """Say in words how an image becomes the network's input.
 
     >>> describe_preprocess(Preprocess(mean=(123, 117, 104)))
     'shorter side to 256 pixels (bilinear), centre 224 × 224, RGB 0..255 minus (123, 117, 104)'
     """
-    mean, std = (", ".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
-    divided = "" if preprocess.std == (1.0, 1.0, 1.0) else f" over ({std})"
-    return (
-        f"shorter side to {preprocess.resize} pixels ({preprocess.interpolation}), centre {preprocess.crop} × "
-        f"{preprocess.crop}, RGB 0..{preprocess.scale:g} minus ({mean}){divided}"
-    )
+    return preprocess.in_words()
 
 
 def without_secrets(uri: str) -> str:
@@ -135,6 +143,7 @@ def command_of(plan: Plan, out: str) -> str:
         "weights": without_secrets(spec.network.weights),
         "layer": [layer.name for layer in spec.layers],
         "channels": channels,
+        "layout": _flow(layouts) if (layouts := _layouts_to_name(plan)) else "auto",
         "statistic": list(spec.statistics),
         "top_k": spec.top_k,
         "sample": list(spec.samples),
@@ -142,7 +151,7 @@ def command_of(plan: Plan, out: str) -> str:
         "max_per_class": spec.max_per_class,
         "class_top_k": spec.class_top_k,
         "seed": spec.seed,
-        "preprocess": _flow({key: _plain(value) for key, value in asdict(spec.network.preprocess).items()}),
+        "preprocess": spec.network.preprocess.as_flag(),
         "precision": spec.precision,
         "decode": spec.decode,
         "margin": spec.margin,
@@ -169,13 +178,6 @@ def _flow(values: dict[str, Any]) -> str:
     return yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=10_000).strip()
 
 
-def _plain(value: Any) -> Any:
-    """Write whole numbers as such, tuples as lists."""
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 def _patterns(uris: list[str]) -> list[str]:
     """Name shards: one by one if they are few, else by a pattern that all of them match.
 
@@ -191,7 +193,20 @@ def _patterns(uris: list[str]) -> list[str]:
 
 
 def _channels_of(layer: Layer) -> str:
-    return f"{layer.name}: {len(layer.channels)} of {layer.channel_count} channels"
+    other_layout = "" if layer.layout in (NCHW, VECTOR) else f", {layer.written_layout}"
+    return f"{layer.name}: {len(layer.channels)} of {layer.channel_count} channels{other_layout}"
+
+
+def _answers(plan: Plan) -> list[str]:
+    """Say what the network answered when it was questioned."""
+    return plan.answers.lines() if plan.answers else ["it was not questioned: the run began with an earlier version"]
+
+
+def _layouts_to_name(plan: Plan) -> dict[str, str]:
+    """Return the layouts that a command has to give, or had better: those that are not channels first."""
+    given = plan.answers.given_layouts if plan.answers else ()
+    layers = (layer for layer in plan.spec.layers if layer.layout not in (NCHW, VECTOR) or layer.name in given)
+    return {layer.name: layer.written_layout for layer in layers}
 
 
 def _unsettled(summary: Summary) -> list[str]:

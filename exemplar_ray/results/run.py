@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from exemplar_ray.check.findings import Findings, read_findings
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.exemplars.plan import CHANNELS, CLASS_EXEMPLARS, CLASSES, EXEMPLARS, HISTOGRAMS, IMAGES, Plan
 from exemplar_ray.exemplars.samples import TOP
@@ -105,6 +106,11 @@ class Run:
 
     def _repr_html_(self) -> str:
         return run_html(self.plan, self.summary)
+
+    @property
+    def check(self) -> Findings | None:
+        """What the last `exemplar-ray check` of it found, or None if it was not checked."""
+        return read_findings(self._folder, self.plan.fingerprint)
 
     @property
     def partial(self) -> str | None:

@@ -6,10 +6,13 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
+from exemplar_ray.check.findings import read_findings
+from exemplar_ray.data.columns import describe as describe_columns
 from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, Plan
 from exemplar_ray.runs.manifest import Manifest, job_of, read_manifest
 from exemplar_ray.runs.records import CompletionRecord, State
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
+from exemplar_ray.runs.versions import computed_by, in_words, kept
 
 _MOST_LISTED = 20
 
@@ -21,14 +24,15 @@ def describe(run_folder: str) -> tuple[list[str], bool]:
         UsageError: there is no run in the folder.
     """
     folder = RunFolder(run_folder)
-    manifest, title = _read(folder)
+    manifest, titles = _read(folder)
     state = folder.state(manifest, _counts)
     items = manifest.items
     lines = [
-        title,
+        *titles,
         f"{manifest.items_name}: {len(items)} in all, {len(state.completed)} done, {len(state.failed)} failed, "
         f"{len(state.pending)} pending",
         *_rows(state),
+        *_versions(state, manifest),
     ]
     failures = (
         f"failed: {items[p].name}: {failed.reason} ({failed.attempts} attempts)" for p, failed in state.failed.items()
@@ -41,30 +45,33 @@ def describe(run_folder: str) -> tuple[list[str], bool]:
     lines += _first(failures, len(state.failed), f"failed {manifest.items_name}")
     lines += _first(skips, _total(state, "skipped"), "skipped images")
     result, complete = _result(folder, manifest, state)
-    return [*lines, result], complete
+    return [*lines, *_check(folder, manifest), result], complete
 
 
-def _read(folder: RunFolder) -> tuple[Manifest, str]:
-    """Return what the folder is for, and that in a line."""
+def _read(folder: RunFolder) -> tuple[Manifest, list[str]]:
+    """Return what the folder is for, and that in lines."""
     values = folder.read_run()
     if job_of(values) != JOB:
         manifest = read_manifest(values)
         identity = "; ".join(f"{key}: {value}" for key, value in manifest.identity.items() if key != "data")
-        return manifest, f"{manifest.job}: {identity}"
+        return manifest, [f"{manifest.job}: {identity}"]
     plan = Plan.of_run(values, folder.uri)
     spec, network = plan.spec, plan.spec.network
     untrained = "" if network.trained else " — UNTRAINED"
     layers = ", ".join(f"{layer.name} ({len(layer.channels)} channels)" for layer in spec.layers)
-    return plan.manifest(), (
+    title = (
         f"{network.model_title}, {network.weights_title}{untrained}; {layers}; "
         f"{', '.join(spec.statistics)}; {', '.join(spec.shown_samples)}: {spec.top_k} each"
     )
+    columns = describe_columns(shard.columns for shard in plan.shards)
+    return plan.manifest(), [title, *columns, *(plan.answers.lines() if plan.answers else ())]
 
 
 def _counts(record: CompletionRecord) -> Mapping[str, Any]:
     """Take from a record what is shown of it."""
     names = ("rows", "scored", "skipped", "skipped_images")
-    return {name: record.facts[name] for name in names if record.facts.get(name)}
+    facts = {name: record.facts[name] for name in names if record.facts.get(name)}
+    return {**facts, "versions": kept(record.versions)}
 
 
 def _total(state: State[Mapping[str, Any]], name: str) -> int:
@@ -77,6 +84,19 @@ def _rows(state: State[Mapping[str, Any]]) -> list[str]:
     if state.completed and not rows:
         return []
     return [f"rows: {rows} read = {_total(state, 'scored')} scored + {_total(state, 'skipped')} skipped"]
+
+
+def _check(folder: RunFolder, manifest: Manifest) -> list[str]:
+    """Say what the last check of it found; nothing if it was not checked."""
+    findings = read_findings(folder, manifest.fingerprint)
+    return [] if findings is None else [f"check of {findings.checked[:10]}: {findings.in_short()}"]
+
+
+def _versions(state: State[Mapping[str, Any]], manifest: Manifest) -> list[str]:
+    """Say which versions computed what, where they differ."""
+    groups = computed_by(facts["versions"] for facts in state.completed.values())
+    mixed = in_words(groups, manifest.items_name)
+    return [f"computed by different versions: {mixed}"] if mixed else []
 
 
 def _result(folder: RunFolder, manifest: Manifest, state: State) -> tuple[str, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,6 +11,8 @@ from exemplar_ray.errors import UsageError
 from exemplar_ray.runs.identity import fingerprint
 
 RUN = "run.json"
+
+_VERSIONS = "versions"
 
 # Run folders that do not say which job they are of were written when there was one.
 _FIRST_JOB = "exemplars"
@@ -65,6 +68,28 @@ class Manifest:
             "items": self.items_name,
             self.items_name: [item.to_json() for item in self.items],
         }
+
+    def renewal_of(self, there: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return what a `run.json` of this run is to hold from now on; None if that is what it holds.
+
+        Items may have been repaired since, or moved. The versions stay those that began the run: which versions
+        computed a part, its record says.
+        """
+        here = self.to_json()
+        if _VERSIONS in here and _VERSIONS in there:
+            here[_VERSIONS] = there[_VERSIONS]
+        same = here.keys() == there.keys() and all(_is_same(here[key], there[key]) for key in here)
+        return None if same else here
+
+
+def _is_same(here: Any, there: Any) -> bool:
+    """Whether values are what they are once written and read back."""
+    if here == there:
+        return True
+    if isinstance(here, list) and isinstance(there, list) and len(here) == len(there) > 1:
+        # One by one: of many items the text of all would take several times their room.
+        return all(map(_is_same, here, there))
+    return json.loads(json.dumps(here)) == there
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ class CompletionRecord:
     """UTC, ISO 8601."""
     files: dict[str, StoredFile] = field(default_factory=dict)
     """{how the name of a part's file ends: what is in it}"""
+    versions: dict[str, str] | None = None
+    """{package: version} of the worker, see `versions.versions`; None in records of earlier versions."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, the job's facts among them; `from_json` reads them back."""
@@ -45,6 +47,7 @@ class CompletionRecord:
             "host": self.host,
             "finished": self.finished,
             "files": {ending: stored._asdict() for ending, stored in self.files.items()},
+            **({} if self.versions is None else {"versions": self.versions}),
         }
 
     @classmethod
@@ -57,11 +60,12 @@ class CompletionRecord:
             fingerprint=values["fingerprint"],
             item_kind=item_kind,
             item=values[item_kind],
-            facts={name: value for name, value in values.items() if name not in common},
+            facts={name: value for name, value in values.items() if name not in (*common, "versions")},
             seconds=values["seconds"],
             host=values["host"],
             finished=values["finished"],
             files={ending: StoredFile(**stored) for ending, stored in values["files"].items()},
+            versions=values.get("versions"),
         )
 
 

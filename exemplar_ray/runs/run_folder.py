@@ -71,11 +71,19 @@ class RunFolder(Folder):
             refuse_other_format({"identity": {}}, -1, self.uri)
         return values
 
-    def adopt(self, manifest: Manifest, keep: Callable[[CompletionRecord], Kept] = whole_record) -> State[Kept]:
+    def adopt(
+        self,
+        manifest: Manifest,
+        keep: Callable[[CompletionRecord], Kept] = whole_record,
+        is_answered: Callable[[], bool] = lambda: False,
+    ) -> State[Kept]:
         """Make this the folder of a run, or continue in it if it already is; return how far that is.
+
+        Where nothing is left to do, and where `run.json` holds what it is to hold already, nothing is written.
 
         Args:
             keep: what to keep of each completion record, see `state`.
+            is_answered: asked once every item is done: whether the result is written, too.
 
         Raises:
             UsageError: the folder belongs to another run (the message names the keys that
@@ -85,7 +93,7 @@ class RunFolder(Folder):
             self._refuse_foreign_files()
             self.write_json(RUN, manifest.to_json())
             return State({}, {}, list(range(len(manifest.items))), {})
-        self._refuse_another_run(manifest)
+        there = self._refuse_another_run(manifest)
         state = self.state(manifest, keep)
         for position, change in state.changed.items():
             item = manifest.items[position]
@@ -94,10 +102,12 @@ class RunFolder(Folder):
                 f"({change}); choose another --out, or remove parts/{_number(position)}.json from the run folder to "
                 "scan it again"
             )
-        self.write_json(RUN, manifest.to_json())
+        renewal = manifest.renewal_of(there)
+        if renewal is not None and (state.unfinished or not is_answered()):
+            self.write_json(RUN, renewal)
         return state
 
-    def _refuse_another_run(self, manifest: Manifest) -> None:
+    def _refuse_another_run(self, manifest: Manifest) -> dict[str, Any]:
         there = self.read_run()
         if job_of(there) != manifest.job:
             raise UsageError(
@@ -111,6 +121,7 @@ class RunFolder(Folder):
                 f"run folder '{self.uri}' is of another run; these keys differ: {', '.join(differing)} "
                 f"({'; '.join(differing.values())}); choose another --out, or the settings of that run"
             )
+        return there
 
     def _refuse_foreign_files(self) -> None:
         foreign = sorted(name for name in self.names("") if not name.startswith("."))

@@ -2,6 +2,9 @@
 
 On a local disk through a temporary name, fsync and rename, on an object store through a single PUT.
 On the Hugging Face Hub a folder is only read.
+
+What fails for a moment is done again, with pauses: everything here may be repeated. What then still fails is raised. A
+storage that does not answer has not said that a file is not there.
 """
 
 from __future__ import annotations
@@ -12,15 +15,20 @@ import os
 import posixpath
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
 from exemplar_ray.errors import UsageError
 from exemplar_ray.storage import hub
+from exemplar_ray.storage.hub_uri import is_on_hub
+from exemplar_ray.storage.transient import ATTEMPTS, is_transient, patiently
+
+Value = TypeVar("Value")
 
 
 class Folder:
@@ -40,6 +48,8 @@ class Folder:
             raise UsageError(f"folder '{uri}' cannot be opened: {error}") from error
         self._root = path.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
+        # The Hub's own client asks again.
+        self._attempts = 1 if is_on_hub(uri) else ATTEMPTS
 
     @property
     def full_uri(self) -> str:
@@ -52,28 +62,41 @@ class Folder:
         try:
             if self._local:
                 # A folder of many files is gone through, not held: fsspec would make a list of paths.
-                with os.scandir(path) as entries:
+                with self._asked(lambda: os.scandir(path)) as entries:
                     yield from (entry.name for entry in entries)
                 return
-            self._fs.invalidate_cache(path)
-            yield from (posixpath.basename(p.rstrip("/")) for p in self._fs.ls(path, detail=False))
+            yield from (posixpath.basename(p.rstrip("/")) for p in self._asked(lambda: self._listed(path)))
         except (FileNotFoundError, NotADirectoryError):
             return
+
+    def _listed(self, path: str) -> list[str]:
+        self._fs.invalidate_cache(path)
+        return self._fs.ls(path, detail=False)
 
     def exists(self, name: str) -> bool:
         """Whether a file is there now."""
         path = self._path(name)
-        if self._local:
-            # fsspec's own answers no to whatever happens meanwhile, an interruption too.
-            return os.path.exists(path)
+        # What fsspec's own `exists` cannot find out it takes for a no, and an interruption, too.
+        look = partial(os.stat, path) if self._local else partial(self._looked_up, path)
+        try:
+            self._asked(look)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def _looked_up(self, path: str) -> Any:
         self._fs.invalidate_cache(posixpath.dirname(path))
-        return self._fs.exists(path)
+        return self._fs.info(path)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Read a JSON object; None where there is none or it is torn."""
         try:
-            values = json.loads(self.read(name))
-        except (FileNotFoundError, ValueError):
+            content = self.read(name)
+        except FileNotFoundError:
+            return None
+        try:
+            values = json.loads(content)
+        except ValueError:
             return None
         return values if isinstance(values, dict) else None
 
@@ -83,6 +106,9 @@ class Folder:
         Raises:
             FileNotFoundError: there is none.
         """
+        return self._asked(lambda: self._read_once(name))
+
+    def _read_once(self, name: str) -> bytes:
         if not self._local:
             return self._fs.cat_file(self._path(name))
         with open(self._path(name), "rb") as file:
@@ -104,9 +130,9 @@ class Folder:
             durable: wait until a local disk has it, so that it outlasts the machine's sudden end.
         """
         if not self._local:
-            self._fs.pipe_file(self._path(name), content)
+            self._asked(lambda: self._fs.pipe_file(self._path(name), content))
             return
-        self._write_local(name, content, durable)
+        self._asked(lambda: self._write_local(name, content, durable))
         if durable:
             _fsync(os.path.dirname(self._path(name)))
 
@@ -116,10 +142,13 @@ class Folder:
         Most of what writing takes is waiting for the disk, or for the object store's answers.
         """
         if not self._local:
-            self._fs.pipe({self._path(name): content for name, content in files.items()})
+            self._asked(lambda: self._fs.pipe({self._path(name): content for name, content in files.items()}))
             return
         with ThreadPoolExecutor(len(files)) as pool:
-            written = [pool.submit(self._write_local, name, content, True) for name, content in files.items()]
+            written = [
+                pool.submit(self._asked, partial(self._write_local, name, content, True))
+                for name, content in files.items()
+            ]
         for one in written:
             one.result()
         for folder in {os.path.dirname(self._path(name)) for name in files}:
@@ -128,7 +157,7 @@ class Folder:
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
         with suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(name))
+            self._asked(lambda: self._fs.rm_file(self._path(name)))
 
     @contextmanager
     def writing(self, name: str) -> Iterator[str]:
@@ -141,11 +170,11 @@ class Folder:
         with tempfile.TemporaryDirectory(prefix="exemplar_ray-") as folder:
             local = os.path.join(folder, posixpath.basename(name))
             yield local
-            self._fs.put_file(local, self._path(name))
+            self._asked(lambda: self._fs.put_file(local, self._path(name)))
 
     def open(self, name: str) -> Any:
         """Open a file for reading in binary mode."""
-        return self._fs.open(self._path(name), "rb")
+        return self._asked(lambda: self._fs.open(self._path(name), "rb"))
 
     def _write_local(self, name: str, content: bytes, durable: bool) -> None:
         with self._temporary(name, durable) as temporary, open(temporary, "wb") as file:
@@ -167,6 +196,21 @@ class Folder:
         finally:
             if os.path.exists(temporary):
                 os.remove(temporary)
+
+    def _asked(self, question: Callable[[], Value]) -> Value:
+        """Ask the storage for something, or have it do something, patiently.
+
+        Raises:
+            FileNotFoundError, NotADirectoryError: it says that there is no such thing.
+            OSError: it says nothing.
+        """
+        try:
+            return patiently(question, self._attempts)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            # Some file systems say "not found" to whatever happens; then the cause says what did.
+            if is_transient(error):
+                raise ConnectionError(f"no answer about {error} ({type(error.__cause__).__name__})") from error
+            raise
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root

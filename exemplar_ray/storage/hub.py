@@ -6,18 +6,23 @@ to a task names the commit. The Hub's client takes long to import, and is not be
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import fsspec
 
+from exemplar_ray.storage.chained import is_chained
 from exemplar_ray.storage.hub_uri import PROTOCOL, is_on_hub, parse, repository_of
 
 
 def file_system(uri: str) -> tuple[Any, str]:
     """Return a URI's file system and the path in it, as `fsspec.url_to_fs` does."""
     if not is_on_hub(uri):
+        if "::" in uri and not is_chained(uri):
+            # fsspec takes any name with this in it for a chain of addresses.
+            return fsspec.filesystem("file"), os.path.abspath(uri)
         return fsspec.url_to_fs(uri)
     from exemplar_ray.storage.hub_files import HubFileSystem
 

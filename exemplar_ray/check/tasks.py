@@ -1,0 +1,201 @@
+"""What a worker does for the check: build the network and see what it gives; look at images of a shard.
+
+Named by the driver as `module:function`; see `executor.cluster`. The network is kept between tasks.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from exemplar_ray.check.counts import Count
+from exemplar_ray.check.images import Chosen
+from exemplar_ray.check.logits import NoLogitsError, are_probabilities, logits_of, probabilities, ranks_of
+from exemplar_ray.check.looking import (
+    FIRST_GUESSES,
+    AskedNetwork,
+    Introduced,
+    Looked,
+    LookSettings,
+    SeenGuesses,
+    ToIntroduce,
+)
+from exemplar_ray.data.batches import Batch, batches
+from exemplar_ray.data.first_images import two_images
+from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.data.shards import ShardReader
+from exemplar_ray.errors import UsageError
+from exemplar_ray.executor.malloc import keep_freed_memory
+from exemplar_ray.network.describe import noise, question_network
+from exemplar_ray.network.loading import device, network_of
+from exemplar_ray.network.looks import in_one_line
+from exemplar_ray.network.models import find_architecture
+from exemplar_ray.network.reference_precision import reference_precision
+from exemplar_ray.network.resolve import NetworkRequest, resolve_network
+from exemplar_ray.network.response_norm import FastResponseNorm
+from exemplar_ray.network.spec import NetworkSpec
+from exemplar_ray.network.trunk import to_input
+
+# Broken EXIF, palettes with transparency, large images: images like any other, no news.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+OUTPUTS = "outputs"
+
+
+class Logits(nn.Module):
+    """A network of which only the logits are left, wherever in its output they are."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return float [images, outputs].
+
+        Raises:
+            NoLogitsError: the network gives none.
+        """
+        return logits_of(self.network(x), len(x))
+
+
+def introduce(given: ToIntroduce) -> Introduced:
+    """Build a network, see what it gives for an image, and put the questions to what it says of classes.
+
+    Raises:
+        UsageError: the network cannot be built, fails, or is no function of the image.
+    """
+    if isinstance(given.asked, AskedNetwork):
+        asked = given.asked
+        spec = resolve_network(NetworkRequest(asked.model, asked.weights, (), "all", asked.preprocess)).spec
+    else:
+        spec = given.asked
+    architecture = find_architecture(spec.model)
+    if architecture.source_sha256 != spec.model_source_sha256:
+        raise UsageError(
+            f"the file of '{spec.model}' is not the run's any more; give --model and --data instead of the run folder"
+        )
+    module = Logits(network_of(spec).module)
+    crop = spec.preprocess.crop
+    try:
+        logits = _logits(module, noise(crop), spec.preprocess)
+    except NoLogitsError as error:
+        return Introduced(spec, architecture.preprocess, None, str(error))
+    except Exception as error:  # a user's network may raise anything
+        raise UsageError(f"the model fails on {crop} x {crop} images: {in_one_line(error)}") from error
+    # As the layer of a network that has no other: what it says of classes may be made of several layers' outputs.
+    whole = nn.Sequential(OrderedDict({OUTPUTS: module}))
+    images = two_images(given.shards, spec.preprocess)
+    answers = question_network(whole, (OUTPUTS,), "all", spec.preprocess, *images).answers
+    spec = replace(spec, channels_last=answers.channels_last)
+    return Introduced(spec, architecture.preprocess, logits.shape[1], None, tuple(answers.lines()))
+
+
+def look(settings: LookSettings, chosen: Chosen) -> Looked:
+    """Show a shard's chosen images to the network, prepared in all wanted ways, and count when it is right.
+
+    Raises:
+        ShardError: the file is not the listed one.
+        UsageError: the weights here are not those that were asked for.
+    """
+    keep_freed_memory()
+    torch.set_num_threads(settings.threads)
+    at = device(settings.use_gpu)
+    module = _module(settings.network, at)
+    looked = Looked(counts=np.zeros((len(settings.readings), len(settings.preprocessings), len(Count._fields)), int))
+    with ShardReader(chosen.shard) as reader:
+        images = reader.select(chosen.rows)
+        for batch in batches(
+            images, settings.network.preprocess, settings.batch_size, settings.threads, torch.device(at)
+        ):
+            looked = looked.plus(_look_at(module, settings, chosen, batch))
+    return looked
+
+
+@lru_cache(maxsize=1)
+def _module(spec: NetworkSpec, at: str) -> nn.Module:
+    module = Logits(network_of(spec).module.to(at))
+    return module.to(memory_format=torch.channels_last) if spec.channels_last else module
+
+
+def _logits(module: nn.Module, crops: Tensor, preprocess: Preprocess, channels_last: bool = False) -> Tensor:
+    """Return a batch's logits, float32 [images, outputs], computed as the reference."""
+    with torch.inference_mode(), reference_precision(), FastResponseNorm():
+        pixels = to_input(crops, preprocess)
+        return module(pixels.contiguous(memory_format=torch.channels_last) if channels_last else pixels).float()
+
+
+def _look_at(module: nn.Module, settings: LookSettings, chosen: Chosen, batch: Batch) -> Looked:
+    here = len(batch.images)
+    labels = [row.label if row.label is not None and row.label >= 0 else None for row in batch.images]
+    wanted = [_outputs_of(reading.outputs, labels) for reading in settings.readings]
+    counts = np.zeros((len(wanted), len(settings.preprocessings), len(Count._fields)), np.int64)
+    rights: list[np.ndarray] = []
+    first = torch.zeros(0)
+    # Where no label is known there is nothing to compare.
+    ways = settings.preprocessings if any((outputs >= 0).any() for outputs in wanted) else settings.preprocessings[:1]
+    for place, preprocess in enumerate(ways if here else ()):
+        logits = _logits(module, batch.crops, preprocess, settings.network.channels_last)[:here].cpu()
+        if place == 0:
+            first = logits
+        for number, outputs in enumerate(wanted):
+            known = (outputs >= 0).numpy()
+            ranks = ranks_of(logits, outputs.clamp(min=0)).numpy()
+            right = (ranks == 0) & known
+            if place == 0:
+                rights.append(right)
+            counts[number, place] = Count(
+                images=known.sum(),
+                top1=right.sum(),
+                top5=((ranks < FIRST_GUESSES) & known).sum(),
+                gained=(right & ~rights[number]).sum(),
+                lost=(~right & rights[number]).sum(),
+            )
+    foreign = [label for label in labels if label is not None and wanted and not _is_known(settings, label)]
+    return Looked(
+        images=here,
+        undecodable=len(batch.undecodable),
+        unlabelled=labels.count(None),
+        foreign=len(foreign),
+        foreign_label=max(foreign, default=None),
+        not_finite=int((~torch.isfinite(first).all(1)).sum()) if here else 0,
+        probabilities=sum(are_probabilities(one) for one in first.split(1)) if here else 0,
+        counts=counts,
+        guesses=_guesses(chosen, batch, first) if here else (),
+    )
+
+
+def _is_known(settings: LookSettings, label: int) -> bool:
+    return any(label in reading.outputs for reading in settings.readings)
+
+
+def _outputs_of(outputs: dict[int, int], labels: Sequence[int | None]) -> Tensor:
+    """Return the output of each image's class, int64 [images]; -1 where there is none."""
+    return torch.tensor([-1 if label is None else outputs.get(label, -1) for label in labels], dtype=torch.int64)
+
+
+def _guesses(chosen: Chosen, batch: Batch, logits: Tensor) -> tuple[SeenGuesses, ...]:
+    """Return the first guesses for those images of a batch that are to be shown."""
+    found = []
+    for place, row in enumerate(batch.images):
+        if row.row not in chosen.shown:
+            continue
+        likeliest = probabilities(logits[place : place + 1])[0].topk(min(FIRST_GUESSES, logits.shape[1]))
+        found.append(
+            SeenGuesses(
+                shard=chosen.shard.name,
+                row=row.row,
+                path=row.path,
+                label=row.label if row.label is not None and row.label >= 0 else None,
+                outputs=tuple(likeliest.indices.tolist()),
+                probabilities=tuple(likeliest.values.tolist()),
+                crop=batch.crops[place].cpu().numpy().copy(),
+            )
+        )
+    return tuple(found)
