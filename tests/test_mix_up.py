@@ -15,13 +15,16 @@ from exemplar_ray.exemplars.gather import gather_shard
 from exemplar_ray.exemplars.rerank.selection import Selection, rerank
 from exemplar_ray.exemplars.topk import TOP
 from exemplar_ray.network.loading import trunk_of
+from exemplar_ray.network.models import load_network
 
 
 def network(factory, **changes):
     """A spec of a network with the weights of `trained`, whatever questions it would not answer; its reference."""
     spec, _ = tiny(layer=("mixed",), **{"statistic": ("max",), **changes})
     model = TINY_NETWORK.replace(":trained", f":{factory}")
-    spec = dataclasses.replace(spec, network=dataclasses.replace(spec.network, model=model))
+    found = load_network(model, spec.network.weights, check_factory=False, image_size=spec.network.preprocess.crop)
+    named = {"model": model, "model_source_sha256": found.architecture.source_sha256}
+    spec = dataclasses.replace(spec, network=dataclasses.replace(spec.network, **named))
     return spec, trunk_of(spec.reference_trunk, "cpu")
 
 
