@@ -15,7 +15,7 @@ from torchvision.models import _api
 from exemplar_ray.errors import UsageError
 from exemplar_ray.network.loading import _refuse_another_network
 from exemplar_ray.network.models import find_architecture, load_network, weights_sha256
-from exemplar_ray.network.resolve import resolve_network
+from exemplar_ray.network.resolve import NetworkRequest, resolve_network
 
 NAMES = models.list_models(module=models)
 # The smallest of each family, and the size of images that all its layers can do with.
@@ -152,7 +152,7 @@ def test_a_network_that_transforms_its_input_says_so_in_its_name(name, downloads
 
 
 def test_it_stands_in_the_identity_and_a_run_of_the_other_network_is_refused(undrawn):
-    spec = resolve_network("torchvision:googlenet", "random:0", ["conv1"], "all", None)
+    spec = resolve_network(NetworkRequest("torchvision:googlenet", "random:0", ("conv1",), "all")).spec
     assert spec.identity()["model"] == "torchvision:googlenet+transform_input"
     before = replace(spec, model="torchvision:googlenet")
     with pytest.raises(UsageError, match="the run is of 'torchvision:googlenet', and torchvision's own loader gives"):

@@ -17,7 +17,7 @@ from exemplar_ray.errors import UsageError
 from exemplar_ray.network import user_file
 from exemplar_ray.network.loading import trunk_of
 from exemplar_ray.network.models import load_network, weights_sha256
-from exemplar_ray.network.resolve import resolve_network
+from exemplar_ray.network.resolve import NetworkRequest, resolve_network
 from exemplar_ray.network.spec import TrunkSpec
 
 HEAD = "import torch\nfrom torch import nn\n"
@@ -348,9 +348,15 @@ def test_quantised_weights_have_a_hash(write):
 # On a worker -----------------------------------------------------------------------------
 
 
+def resolved(path, *layers):
+    """What a worker is to compute of a file's network."""
+    request = NetworkRequest(f"{path}:make", "random:0", layers, "all", PREPROCESS)
+    return TrunkSpec(resolve_network(request).spec, ("max",))
+
+
 def test_a_file_that_is_another_one_where_it_is_loaded_is_refused(write, tmp_path):
     path = write("import blocks\ndef make(): return blocks.block()", blocks=f"def block(): return {CONV}")
-    spec = TrunkSpec(resolve_network(f"{path}:make", "random:0", ["0"], "all", PREPROCESS), ("max",))
+    spec = resolved(path, "0")
     trunk_of(spec, "cpu")
     trunk_of.cache_clear()
     (tmp_path / "blocks.py").write_text((tmp_path / "blocks.py").read_text() + "# the same weights\n")
@@ -368,7 +374,7 @@ def test_a_file_that_is_another_one_where_it_is_loaded_is_refused(write, tmp_pat
 
 def test_a_lazy_network_is_sized_by_the_images_of_the_run(write):
     path = write("def make(): return nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))")
-    spec = TrunkSpec(resolve_network(f"{path}:make", "random:0", ["0", "3"], "all", PREPROCESS), ("max",))
+    spec = resolved(path, "0", "3")
     crops = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
     assert trunk_of(spec, "cpu")(crops).activations["3", "max"].shape == (2, 5)
     with pytest.raises(UsageError, match="lazy layers.*size of its images is not known"):
