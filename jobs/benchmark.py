@@ -14,6 +14,7 @@ mixed4a. It writes benchmark.json and stages.png.
 
 `scaling` compares the job with itself: more images, fewer channels, more layers, without Ray. It
 writes scaling.json. `cluster-model` holds what `exemplar-ray plan` foresees against what one worker and two do.
+`questions` holds the start of a run against its next start, where the network need not be questioned again.
 `gpu` measures one GPU: scans in processes that share it, their limits, and whether the answer is the CPU's; give it
 `--cores` and enough `--copies`. It needs no Ray, and writes gpu.json.
 
@@ -38,6 +39,7 @@ MODES = {
     "scaling": ("benchmarking.scaling", "scaling"),
     "cluster-model": ("benchmarking.cluster_model", "cluster_model"),
     "gpu": ("benchmarking.gpu", "gpu"),
+    "questions": ("benchmarking.questions", "questions"),
 }
 
 
