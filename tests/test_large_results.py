@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from types import SimpleNamespace
 
 import duckdb
 import numpy as np
@@ -35,6 +36,7 @@ from exemplar_ray.exemplars.tallies import classes, roomy
 from exemplar_ray.exemplars.tallies.classes import Classes
 from exemplar_ray.exemplars.topk import NEAR_ZERO
 from exemplar_ray.network.layers import Layer
+from exemplar_ray.report.overview import tile_of
 
 # Lists ---------------------------------------------------------------------------------------
 
@@ -350,6 +352,15 @@ def test_images_without_a_label_are_of_no_class():
     for none in (None, -1, -100):
         assert pick_distinct(hashes, [none] * 4, 4, 1) == [0, 1, 2, 3]
     assert pick_distinct(hashes, [-1, 5, 5, -1], 4, 1) == [0, 1, 3]
+
+
+def test_an_overview_of_an_older_result_has_no_class_minus_1():
+    rows = [{"label": label, "image_path": None} for label in (-1, 4, None, 4, -100)]
+    exemplars = [SimpleNamespace(row=row, class_text="") for row in rows]
+    channel_row = {"channel": 0, "selectivity": 0.0, "active_fraction": 1.0, "q01": 0.0, "q50": 0.0, "q99": 0.0}
+    sample = SimpleNamespace(name="top", exemplars=exemplars, settled=True)
+    shown = SimpleNamespace(samples=[sample], channel_row=channel_row, classes=[])
+    assert tile_of(shown, None, 0).labels == [4]
 
 
 # A run ---------------------------------------------------------------------------------------

@@ -1,15 +1,17 @@
-"""Where gather and scan do not agree: rounding, no function of the image, or another image. No Ray."""
+"""Where gather and scan do not agree: rounding, no function of the image, or another image."""
 
 import dataclasses
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from conftest import TINY_NETWORK, write_tiny_data
+from conftest import TINY_FLAGS, TINY_NETWORK, encode, random_picture, write_tiny_data
 from test_samples import gathered, scanned_once
 from test_scan_and_gather import scan_it, tiny
 
 from exemplar_ray.data.shards import discover, inspect
+from exemplar_ray.data.write_shards import LabelledImage, write_images
 from exemplar_ray.errors import ShardError, UsageError
 from exemplar_ray.exemplars.gather import gather_shard
 from exemplar_ray.exemplars.rerank.selection import Selection, rerank
@@ -166,11 +168,31 @@ def test_a_channel_of_which_screening_saw_no_number_is_in_doubt():
     assert selection.result().certainty[0].settled.all()
 
 
+def test_a_shard_whose_images_were_exchanged_can_be_scanned_again(tmp_path, cli, ray_cluster):
+    """Behind the run's back: its footer is the same."""
+    pictures = [encode(random_picture(i), "BMP") for i in range(8)]
+    images = [LabelledImage(data, f"{i}.bmp", 0) for i, data in enumerate(pictures)]
+    [path], _ = write_images(images, str(tmp_path / "data"), None, 1000)
+    run = ("run", "--data", tmp_path / "data", "--out", tmp_path / "run", *TINY_FLAGS)
+    assert cli(*run)[0] == 0
+    expected = pq.read_table(tmp_path / "run" / "exemplars.parquet", columns=["row"])["row"].to_pylist()
+    content = path.read_bytes()
+    one, other = content.index(pictures[0]), content.index(pictures[1])
+    content = bytearray(content)
+    content[one : one + len(pictures[0])], content[other : other + len(pictures[1])] = pictures[1], pictures[0]
+    path.write_bytes(content)
+    (tmp_path / "run" / "summary.json").unlink()
+    status, said = cli(*run)
+    assert status == 1
+    assert "changed: row" in said
+    assert "remove parts/000000.json from the run folder and give the same command" in said
+    (tmp_path / "run" / "parts" / "000000.json").unlink()
+    assert cli(*run)[0] == 0
+    rows = pq.read_table(tmp_path / "run" / "exemplars.parquet", columns=["row"])["row"].to_pylist()
+    assert rows == [{0: 1, 1: 0}.get(row, row) for row in expected]
+
+
 def test_negative_labels_are_none_in_what_is_gathered(tmp_path):
-    from conftest import encode, random_picture
-
-    from exemplar_ray.data.write_shards import LabelledImage, write_images
-
     images = [LabelledImage(encode(random_picture(i)), f"{i}.png", [-1, -100, 7][i % 3]) for i in range(9)]
     paths, _ = write_images(images, str(tmp_path / "d"), None, 1000)
     spec, trunk = tiny(top_k=9, class_top_k=2)
