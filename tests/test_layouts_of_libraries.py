@@ -105,9 +105,9 @@ def test_exemplars_peaks_and_maps_are_those_of_brute_force(name, layer, read, st
     assert np.abs(at_peak - own.max(axis=(1, 2))).max() <= rounding
     spec = json.loads((run / "run.json").read_text())
     assert spec["identity"]["layout"] == {layer: "tokens:1" if read is of_tokens else "nhwc"}
-    # What pages show of a channel.
-    exemplar = open_run(run).channel(layer, 0).exemplars(statistic="max")[0]
-    assert exemplar.map.shape == maps.shape[2:]
+    # Attention mixes the whole map: what a unit sees is all that the network sees.
+    exemplar = open_run(run).exemplars(layer=layer, channel=0, statistic="max")[0]
+    assert exemplar["field_box"] == exemplar["view_box"]
 
 
 # A layer of each family: none of them lies about anything. Small images where they are taken: this asks, no more.
