@@ -367,6 +367,13 @@ def test_pointers_are_named_for_what_they_are(tmp_path, shard, content, says):
         inspect(discover([str(tmp_path)]))
 
 
+def test_of_several_pointers_each_is_named(tmp_path):
+    for name in "abc":
+        put(b"version https://git-lfs.github.com/spec/v1\noid sha256:%064d\n" % 7, tmp_path / f"{name}.parquet")
+    with pytest.raises(UsageError, match=r"3 files are Git LFS pointers.*/a.parquet', .*/b.parquet', .*/c.parquet'; "):
+        inspect(discover([str(tmp_path)]))
+
+
 def test_how_a_shard_changed_is_said_as_it_is(tmp_path, shard):
     put(shard, tmp_path / "a.parquet")
     [now], _ = inspect(discover([str(tmp_path)]))

@@ -22,9 +22,17 @@ _MAGIC = b"PAR1"
 # Pointers are smaller.
 _POINTER_BYTES = 1024
 _POINTERS = {
-    b"version https://git-lfs.github.com/spec/": ("a Git LFS pointer", "git lfs pull"),
-    b"/annex/objects/": ("a git-annex pointer", "git annex get ."),
+    b"version https://git-lfs.github.com/spec/": ("Git LFS pointer", "git lfs pull"),
+    b"/annex/objects/": ("git-annex pointer", "git annex get ."),
 }
+
+
+class PointerError(UsageError):
+    """A file is a pointer to another one: arguments are its URI, what it is, and the command that fetches the file."""
+
+    def __str__(self) -> str:
+        uri, what, command = self.args
+        return f"'{uri}' is a {what}, not the file: run `{command}` where the data set was cloned"
 
 
 class Footer(NamedTuple):
@@ -59,7 +67,8 @@ def read_footer(uri: str, size: int) -> Footer | None:
     """Read a file's footer; None if the file can be read and is no parquet file.
 
     Raises:
-        UsageError: the file cannot be read, now or at all, or is a pointer of Git LFS to another one.
+        UsageError: the file cannot be read, now or at all.
+        PointerError: it is a pointer of Git LFS to another one.
     """
     content = read_surely(uri, lambda: _footer_bytes(uri, size))
     if content is None:
@@ -132,4 +141,4 @@ def _read(file: Any, start: int, end: int) -> bytes:
 def _refuse_pointer(uri: str, content: bytes) -> None:
     for beginning, (what, command) in _POINTERS.items():
         if content.startswith(beginning):
-            raise UsageError(f"'{uri}' is {what}, not the file: run `{command}` where the data set was cloned")
+            raise PointerError(uri, what, command)

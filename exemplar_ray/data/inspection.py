@@ -21,10 +21,11 @@ from exemplar_ray.data.columns import (
     label_kind,
     label_reader,
 )
-from exemplar_ray.data.footers import open_file, read_footer, read_surely
+from exemplar_ray.data.footers import PointerError, open_file, read_footer, read_surely
 from exemplar_ray.errors import UsageError
 
 _THREADS = 32
+_MOST_NAMED = 10
 # Texts that are as many are captions, or names of files.
 _MOST_CLASSES = 100_000
 _LABELS_PER_READ = 1 << 16
@@ -69,7 +70,9 @@ def look_at(files: Sequence[tuple[str, int]], chosen: Chosen, numbers_are_known:
         UsageError: see `shards.inspect`.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
-        looks = list(pool.map(lambda file: _look_at(file[0], file[1], chosen), files))
+        looked = list(pool.map(lambda file: _look_or_pointer(file[0], file[1], chosen), files))
+        _refuse_pointers([pointer for pointer in looked if isinstance(pointer, PointerError)])
+        looks = [look for look in looked if not isinstance(look, PointerError)]
         found = [look for look in looks if look is not None]
         _refuse_different_labels(found, chosen)
         if any(look.columns.texts for look in found):
@@ -83,6 +86,31 @@ def look_at(files: Sequence[tuple[str, int]], chosen: Chosen, numbers_are_known:
             list(pool.map(_refuse_fractions, found))
             names = None if numbers_are_known and _differing_names(found) else _agreed_names(found)
     return Surveyed(looks, names)
+
+
+def _look_or_pointer(uri: str, size: int, chosen: Chosen) -> Look | PointerError | None:
+    try:
+        return _look_at(uri, size, chosen)
+    except PointerError as pointer:
+        return pointer
+
+
+def _refuse_pointers(pointers: Sequence[PointerError]) -> None:
+    """Refuse files that are pointers, all of them in one line.
+
+    Raises:
+        UsageError: there are some.
+    """
+    if len(pointers) == 1:
+        raise pointers[0]
+    if pointers:
+        _, what, command = pointers[0].args
+        named = ", ".join(f"'{pointer.args[0]}'" for pointer in pointers[:_MOST_NAMED])
+        more = f" and {len(pointers) - _MOST_NAMED} more" if len(pointers) > _MOST_NAMED else ""
+        raise UsageError(
+            f"{len(pointers)} files are {what}s, not the files: {named}{more}; run `{command}` where the data set was "
+            "cloned"
+        )
 
 
 def _look_at(uri: str, size: int, chosen: Chosen) -> Look | None:
