@@ -41,6 +41,9 @@ _TOLERANCE_OF_LARGEST_OF_SCREENING = 0.1
 # of this channel and of the layer's others on the same image.
 _SAFETY = 10.0
 
+# How often the network is asked the same again, and how far the same computation may be apart from itself.
+_TIMES_ASKED, _ROUNDING_OF_ONE = 3, 1e-6
+
 # So many images of a shard are asked. Others are only if they are further off than these.
 _IMAGES_ASKED = 16
 
@@ -148,6 +151,8 @@ class _Network:
         again = self._ask(self._trunk, pixels)
         mine = _Candidates(self._spec, exact)
         self._refuse_changing(mine, again)
+        for _ in range(_TIMES_ASKED):
+            self._refuse_any_change(again, self._ask(self._trunk, pixels))
         together = self._ask(self._trunk, pixels, beside)
         precise = self._precise(mine, pixels, beside)
         if not precise:
@@ -207,12 +212,15 @@ class _Network:
     def _refuse_changing(self, mine: _Candidates, again: list[_NumbersOfReadout]) -> None:
         i = mine.first_apart(mine.exact.activation.astype(np.float64), mine.of(again), again)
         if i is not None:
-            raise UsageError(
-                f"the network gives another answer each time: {mine.name(i)} is {mine.exact.activation[i]:.6g}, then "
-                f"{mine.of(again)[i]:.6g} for the same image; something in it is random, as dropout that stays on "
-                "(F.dropout without training=self.training), or changes from one call to the next; make it stop in "
-                "eval mode, and run into another --out"
-            )
+            raise UsageError(_changing(mine.name(i), mine.exact.activation[i], mine.of(again)[i]))
+
+    def _refuse_any_change(self, one: list[_NumbersOfReadout], again: list[_NumbersOfReadout]) -> None:
+        """Refuse a network of which any channel gives something else: what is random may leave some as they are."""
+        for readout, (before, _), (after, _) in zip(self._spec.readouts, one, again, strict=True):
+            same = (np.abs(before - after) <= _ROUNDING_OF_ONE * np.abs(before)) | (np.isnan(before) & np.isnan(after))
+            for i in np.flatnonzero(~same)[:1].tolist():
+                name = f"the {readout.statistic} of {readout.layer.name} channel {readout.layer.channels[i]}"
+                raise UsageError(_changing(name, before[i], after[i]))
 
     def _refuse_dependence_on_batch(
         self, mine: _Candidates, alone: list[_NumbersOfReadout], together: list[_NumbersOfReadout], times: float = 1.0
@@ -225,6 +233,14 @@ class _Network:
                 "network computes over the batch, such as batch statistics that stay on in eval mode "
                 "(track_running_stats=False); make it stop, and run into another --out"
             )
+
+
+def _changing(name: str, one: float, again: float) -> str:
+    return (
+        f"the network gives another answer each time: {name} is {one:.6g}, then {again:.6g} for the same image; "
+        "something in it is random, as dropout that stays on (F.dropout without training=self.training), or changes "
+        "from one call to the next; make it stop in eval mode, and run into another --out"
+    )
 
 
 class _InFloat64(TorchFunctionMode):
