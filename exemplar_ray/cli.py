@@ -250,10 +250,11 @@ def _finish(outcome: JobOutcome, run_folder: str, rerun: str, console: Console) 
 
 
 def _layers(options: argparse.Namespace, console: Console) -> int:
+    from exemplar_ray.executor.machine import cpus
     from exemplar_ray.network.list_layers import layers_of_model
 
     asked = pick(RunSpec, vars(options))
-    for line in layers_of_model(asked.model, asked.preprocess, console.width):
+    for line in layers_of_model(asked.model, asked.preprocess, console.width, cpus()):
         say(console, line)
     return COMPLETE
 

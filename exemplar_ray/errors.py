@@ -20,6 +20,11 @@ class ShardError(Exception):
     """
 
 
+def one_line(error: BaseException) -> str:
+    """Return an error's message in one line; its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def near_matches(name: str, names: Iterable[str]) -> str:
     """Return a hint for a misspelt name.
 

@@ -6,7 +6,7 @@ A map and a reduce like every job, but small: counts of some images. Nothing is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from rich.console import Console
@@ -21,10 +21,10 @@ from exemplar_ray.check.outputs import Reading, Readings, read_outputs, readings
 from exemplar_ray.check.usual import IN_USE, usual_preprocessings
 from exemplar_ray.data.columns import Chosen as Columns
 from exemplar_ray.data.columns import describe
-from exemplar_ray.data.labels import ClassLabels, entries_of_texts, read_class_labels
-from exemplar_ray.data.listing import LeftOut
+from exemplar_ray.data.data_set import data_set
+from exemplar_ray.data.labels import ClassLabels, read_class_labels
 from exemplar_ray.data.preprocess import Preprocess
-from exemplar_ray.data.shards import Shard, discover, inspect
+from exemplar_ray.data.shards import Shard, labels_are_texts, to_question_with
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.progress import ProgressDisplay, say
@@ -39,8 +39,6 @@ TASKS = "exemplar_ray.check.tasks"
 # With so many images all preprocessings are tried; with the others, those that may be the best.
 _FIRST_IMAGES = 200
 
-_SHARDS_TO_QUESTION_WITH = 3
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -54,11 +52,6 @@ class Subject:
     fingerprint: str | None = None
     notes: tuple[str, ...] = ()
     """What was noticed when the data were listed."""
-
-    @property
-    def texts(self) -> bool:
-        """Whether labels are texts."""
-        return any(shard.columns is not None and shard.columns.texts for shard in self.shards)
 
 
 @dataclass(frozen=True)
@@ -79,14 +72,13 @@ def of_run(run: str) -> Subject:
     folder = RunFolder(run)
     values = folder.read_run()
     spec, shards = values.get("spec"), values.get("shards")
-    names = [one.name for one in fields(NetworkSpec)]
     if not isinstance(spec, Mapping) or "weights_sha256" not in spec:
         raise UsageError(f"'{run}' names no network; give --model and --data instead of the run folder")
     if not shards:
         raise UsageError(f"'{run}' names no images; give --model and --data instead of the run folder")
     labels = ClassLabels.from_json(values.get("class_labels") or {"names": None, "table": {}})
     return Subject(
-        network=replace(NetworkSpec.from_json({name: spec[name] for name in names if name in spec}), layers=()),
+        network=replace(NetworkSpec.from_json(spec), layers=()),
         shards=[Shard.from_json(shard, labels.names) for shard in shards],
         class_labels=labels,
         run=folder,
@@ -104,12 +96,8 @@ def of_model(network: AskedNetwork, data: Sequence[str], columns: Columns, class
         UsageError: the data or the file of class names cannot be had.
     """
     table = read_class_labels(class_labels) if class_labels else {}
-    left_out = LeftOut()
-    shards, names = inspect(discover(data, left_out=left_out), columns, bool(table))
-    subject = Subject(network, shards, ClassLabels(names, table), notes=tuple(left_out.lines()))
-    if not subject.texts:
-        return subject
-    return replace(subject, class_labels=ClassLabels(names, entries_of_texts(names or (), table)))
+    shards, labels, notes = data_set(data, columns, table)
+    return Subject(network, shards, labels, notes=tuple(notes))
 
 
 def check(subject: Subject, cluster: Cluster, console: Console, options: CheckOptions) -> Checked:
@@ -137,7 +125,7 @@ def _heading(introduced: Introduced) -> list[str]:
     """Say which network it is, and what it answered to the questions that were put to it."""
     network = introduced.network
     return [
-        f"{network.model_title}, {network.weights_title}{'' if network.trained else ' — UNTRAINED'}",
+        network.title,
         f"preprocessing: {network.preprocess.in_words()}",
         *introduced.answers,
     ]
@@ -150,20 +138,15 @@ def _introduce(subject: Subject, cluster: Cluster) -> Introduced:
         model, weights = whole_paths(asked.model, asked.weights)
         asked = replace(asked, model=model, weights=weights)
     cluster.prepare(TASKS)
-    shards = [shard for shard in subject.shards if shard.rows][:_SHARDS_TO_QUESTION_WITH]
-    [outcome] = cluster.map(f"{TASKS}:introduce", [("model", ToIntroduce(asked, shards))])
-    if outcome.lost:
-        raise UsageError(f"the model cannot be built: {outcome.error}")
-    if outcome.error:
-        raise RuntimeError(f"the model cannot be built: {outcome.error}\n{outcome.details}")
-    return outcome.value
+    given = ToIntroduce(asked, to_question_with(subject.shards))
+    return cluster.call(f"{TASKS}:introduce", given, "the model cannot be built")
 
 
 def _readings(introduced: Introduced, subject: Subject, names: Sequence[str | None] | None) -> Readings:
     if introduced.outputs is None:
         return Readings(refusal=f"the network gives no logits: {introduced.no_logits}")
     found = readings(introduced.outputs, subject.class_labels, names)
-    if not subject.texts or names is not None:
+    if not labels_are_texts(subject.shards) or names is not None:
         return found
     # Which is the order of image folders, too.
     ordered = (replace(one, words=f"{one.words}; labels are texts, in alphabetical order") for one in found.possible)

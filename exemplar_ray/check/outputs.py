@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import fsspec
-
 from exemplar_ray.check.counts import SIGNIFICANCE, mcnemar
-from exemplar_ray.data.labels import ClassLabels
+from exemplar_ray.data.labels import ClassLabels, read_json
 from exemplar_ray.errors import UsageError
 
 # Networks with so many outputs have ImageNet's 1,000 classes, but not as output 0..999.
@@ -91,11 +88,7 @@ def read_outputs(uri: str) -> list[str | None]:
     Raises:
         UsageError: the file cannot be read or has another shape.
     """
-    try:
-        with fsspec.open(uri, "rb") as file:
-            names = json.load(file)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"outputs '{uri}' cannot be read: {error}") from error
+    names = read_json("outputs", uri)
     if not isinstance(names, list) or not all(name is None or isinstance(name, str) for name in names):
         raise UsageError(
             f"outputs '{uri}': it is a JSON list with the class of each output, a name or a synset id, such as "

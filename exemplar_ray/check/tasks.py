@@ -36,9 +36,9 @@ from exemplar_ray.executor.malloc import keep_freed_memory
 from exemplar_ray.network.describe import noise, question_network
 from exemplar_ray.network.loading import device, network_of
 from exemplar_ray.network.looks import in_one_line
-from exemplar_ray.network.models import find_architecture
+from exemplar_ray.network.models import Network, find_architecture
 from exemplar_ray.network.reference_precision import reference_precision
-from exemplar_ray.network.resolve import NetworkRequest, resolve_network
+from exemplar_ray.network.resolve import NetworkRequest, build_network
 from exemplar_ray.network.response_norm import FastResponseNorm
 from exemplar_ray.network.spec import NetworkSpec
 from exemplar_ray.network.trunk import to_input
@@ -71,22 +71,17 @@ def introduce(given: ToIntroduce) -> Introduced:
     Raises:
         UsageError: the network cannot be built, fails, or is no function of the image.
     """
-    if isinstance(given.asked, AskedNetwork):
-        asked = given.asked
-        spec = resolve_network(NetworkRequest(asked.model, asked.weights, (), "all", asked.preprocess)).spec
+    asked = given.asked
+    if isinstance(asked, AskedNetwork):
+        network, spec = build_network(NetworkRequest(asked.model, asked.weights, (), "all", asked.preprocess))
     else:
-        spec = given.asked
-    architecture = find_architecture(spec.model)
-    if architecture.source_sha256 != spec.model_source_sha256:
-        raise UsageError(
-            f"the file of '{spec.model}' is not the run's any more; give --model and --data instead of the run folder"
-        )
-    module = Logits(network_of(spec).module)
+        network, spec = _network_of_run(asked), asked
+    own, module = network.architecture.preprocess, Logits(network.module)
     crop = spec.preprocess.crop
     try:
         logits = _logits(module, noise(crop), spec.preprocess)
     except NoLogitsError as error:
-        return Introduced(spec, architecture.preprocess, None, str(error))
+        return Introduced(spec, own, None, str(error))
     except Exception as error:  # a user's network may raise anything
         raise UsageError(f"the model fails on {crop} x {crop} images: {in_one_line(error)}") from error
     # As the layer of a network that has no other: what it says of classes may be made of several layers' outputs.
@@ -94,7 +89,15 @@ def introduce(given: ToIntroduce) -> Introduced:
     images = two_images(given.shards, spec.preprocess)
     answers = question_network(whole, (OUTPUTS,), "all", spec.preprocess, *images).answers
     spec = replace(spec, channels_last=answers.channels_last)
-    return Introduced(spec, architecture.preprocess, logits.shape[1], None, tuple(answers.lines()))
+    return Introduced(spec, own, logits.shape[1], None, tuple(answers.lines()))
+
+
+def _network_of_run(spec: NetworkSpec) -> Network:
+    if find_architecture(spec.model).source_sha256 != spec.model_source_sha256:
+        raise UsageError(
+            f"the file of '{spec.model}' is not the run's any more; give --model and --data instead of the run folder"
+        )
+    return network_of(spec)
 
 
 def look(settings: LookSettings, chosen: Chosen) -> Looked:
@@ -133,7 +136,7 @@ def _logits(module: nn.Module, crops: Tensor, preprocess: Preprocess, channels_l
 
 def _look_at(module: nn.Module, settings: LookSettings, chosen: Chosen, batch: Batch) -> Looked:
     here = len(batch.images)
-    labels = [row.label if row.label is not None and row.label >= 0 else None for row in batch.images]
+    labels = [row.label for row in batch.images]
     wanted = [_outputs_of(reading.outputs, labels) for reading in settings.readings]
     counts = np.zeros((len(wanted), len(settings.preprocessings), len(Count._fields)), np.int64)
     rights: list[np.ndarray] = []
@@ -192,7 +195,7 @@ def _guesses(chosen: Chosen, batch: Batch, logits: Tensor) -> tuple[SeenGuesses,
                 shard=chosen.shard.name,
                 row=row.row,
                 path=row.path,
-                label=row.label if row.label is not None and row.label >= 0 else None,
+                label=row.label,
                 outputs=tuple(likeliest.indices.tolist()),
                 probabilities=tuple(likeliest.values.tolist()),
                 crop=batch.crops[place].cpu().numpy().copy(),

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from exemplar_ray.data.decode import UndecodableImageError, decode_and_crop
 from exemplar_ray.data.preprocess import Preprocess
-from exemplar_ray.data.shards import Shard, ShardReader
+from exemplar_ray.data.shards import Shard, ShardReader, to_question_with
 from exemplar_ray.errors import ShardError
 
-_MOST_SHARDS, _MOST_ROWS = 3, 20
+_MOST_ROWS = 20
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def two_images(shards: Sequence[Shard], preprocess: Preprocess) -> tuple[Tensor 
     """
     found: list[np.ndarray] = []
     names: list[str] = []
-    for shard in [shard for shard in shards if shard.rows][:_MOST_SHARDS]:
+    for shard in to_question_with(shards):
         try:
             with ShardReader(shard) as reader:
                 for image in islice(reader.images(), _MOST_ROWS):

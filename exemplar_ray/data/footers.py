@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from exemplar_ray.data.listing import one_line
-from exemplar_ray.errors import UsageError
+from exemplar_ray.errors import UsageError, one_line
 from exemplar_ray.storage import hub
 from exemplar_ray.storage.hub_uri import AccessError, NoAnswerError, is_on_hub
 from exemplar_ray.storage.transient import ATTEMPTS, is_transient, patiently

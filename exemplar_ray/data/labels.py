@@ -118,17 +118,29 @@ class ClassLabels:
         return cls(values["names"], {label: tuple(entry) for label, entry in values["table"].items()})
 
 
+def read_json(what: str, uri: str) -> Any:
+    """Read a JSON file that the user gives, from any file system that fsspec opens.
+
+    Args:
+        what: what it is, for messages.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        with fsspec.open(uri, "rb") as file:
+            return json.load(file)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{what} '{uri}' cannot be read: {error}") from error
+
+
 def read_class_labels(uri: str) -> dict[str, tuple[str, str]]:
     """Read a `--class-labels` file: `{"0": ["n01440764", "tench"], ...}`.
 
     Raises:
         UsageError: the file cannot be read or has another shape.
     """
-    try:
-        with fsspec.open(uri, "rb") as file:
-            table = json.load(file)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"class labels '{uri}' cannot be read: {error}") from error
+    table = read_json("class labels", uri)
     shape = 'class labels are JSON such as {"0": ["n01440764", "tench"]}'
     if not isinstance(table, dict):
         raise UsageError(f"{shape}; '{uri}' holds a {type(table).__name__}")

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
 
-from exemplar_ray.errors import UsageError
+from exemplar_ray.errors import UsageError, one_line
 from exemplar_ray.storage import chained, hub
 from exemplar_ray.storage.hub_uri import AccessError, is_on_hub, without_revision
 from exemplar_ray.storage.transient import ATTEMPTS, is_transient, patiently
@@ -326,8 +326,3 @@ def _remote(uri: str, fs: Any, info: Mapping[str, Any]) -> Listed:
         return Listed(address, chained.place_of(address), size)
     address = fs.unstrip_protocol(name)
     return Listed(address, without_revision(address), size)
-
-
-def one_line(error: BaseException) -> str:
-    """Return what an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

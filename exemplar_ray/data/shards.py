@@ -41,6 +41,7 @@ from exemplar_ray.storage import hub
 ROWS_PER_READ = 32
 # A row group of the usual 100 images is one request; of larger ones only so much is in memory at a time.
 _BYTES_PER_READ = 16 << 20
+_SHARDS_TO_QUESTION_WITH = 3
 _SHOWN_OF_A_HASH = 12
 
 
@@ -160,6 +161,16 @@ def inspect(
         for shard, look in zip(shards, looked_at.looks, strict=True)
     ]
     return inspected, looked_at.class_names
+
+
+def to_question_with(shards: Sequence[Shard]) -> list[Shard]:
+    """Return the few shards whose first images a network is questioned with."""
+    return [shard for shard in shards if shard.rows][:_SHARDS_TO_QUESTION_WITH]
+
+
+def labels_are_texts(shards: Sequence[Shard]) -> bool:
+    """Whether a data set's labels are texts."""
+    return any(shard.columns is not None and shard.columns.texts for shard in shards)
 
 
 def identity_of_columns(shards: Sequence[Shard]) -> dict[str, Any]:

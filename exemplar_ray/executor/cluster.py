@@ -210,6 +210,23 @@ class Cluster:
 
         return self._run((key, call_of(item)) for key, item in items)
 
+    def call(self, function: str, item: Any, failing: str) -> Any:
+        """Call `function(item)` in one task; return its value.
+
+        Args:
+            failing: what to say that it means if there is none: "the model cannot be built".
+
+        Raises:
+            UsageError: it raised one, or its workers were lost, or what else it raised may pass.
+            RuntimeError: it raised something else.
+        """
+        [outcome] = self.map(function, [(failing, item)])
+        if outcome.lost or outcome.transient:
+            raise UsageError(f"{failing}: {outcome.error}")
+        if outcome.error:
+            raise RuntimeError(f"{failing}: {outcome.error}\n{outcome.details}")
+        return outcome.value
+
     def _run(self, calls: Iterable[tuple[Key, Callable[[], ray.ObjectRef]]]) -> Iterator[Outcome[Key]]:
         """Submit calls, yield outcomes as they come."""
         new = iter(calls)

@@ -125,10 +125,8 @@ def forecast(
     measured = measure(spec, data, resources)
     each, resolved, tasks_here = measured.per_second, measured.spec, measured.at_once
     screening = f", {resolved.precision}, decoding {resolved.decode}" if resolved.screened else ""
-    untrained = "" if resolved.network.trained else " — UNTRAINED"
     lines = [
-        f"{resolved.network.model_title}, {resolved.network.weights_title}{untrained}; "
-        f"{sum(len(layer.channels) for layer in resolved.layers)} channels{screening}",
+        f"{resolved.network.title}; {sum(len(layer.channels) for layer in resolved.layers)} channels{screening}",
         f"{measured.shards} shards, {measured.images:,} images; {tasks_here} tasks at once, {measured.device} and "
         f"batches of {measured.batch_size} each",
         f"a task: {measured.rate(1):.1f} images/s ({min(each):.1f}-{max(each):.1f} in {len(each)} tasks at the "

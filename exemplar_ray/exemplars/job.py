@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.console import Console
 
-from exemplar_ray.data.labels import ClassLabels, entries_of_texts, read_class_labels
-from exemplar_ray.data.listing import LeftOut
+from exemplar_ray.data.data_set import data_set
+from exemplar_ray.data.labels import read_class_labels
 from exemplar_ray.data.preprocess import GPU_DECODER
-from exemplar_ray.data.shards import Shard, discover, inspect
+from exemplar_ray.data.shards import Shard, to_question_with
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.driver import JobOutcome, reduce_job, run_job
@@ -33,8 +33,6 @@ from exemplar_ray.runs.run_folder import RunFolder
 from exemplar_ray.runs.versions import versions
 from exemplar_ray.storage.hub import resolve_revisions
 from exemplar_ray.storage.hub_uri import refuse_writing
-
-_SHARDS_TO_QUESTION_WITH = 3
 
 
 class ExemplarsJob(ScanJob):
@@ -86,15 +84,11 @@ def run(
     before = RunFolder(out).read_json(RUN) or {}
     # A branch may have moved since the run began; the run has not.
     revisions = resolve_revisions(data, before.get("revisions", {}))
-    left_out = LeftOut()
-    shards, names = inspect(discover(data, revisions, left_out), columns_chosen(spec), bool(table))
-    if any(shard.columns is not None and shard.columns.texts for shard in shards):
-        table = entries_of_texts(names or (), table)
-    for line in left_out.lines():
+    shards, labels, notes = data_set(data, columns_chosen(spec), table, revisions)
+    for line in notes:
         say(console, line)
     with Cluster(resources, options.log_level) as cluster:
         resolved = resolve_spec(cluster, spec, shards, _known_network(before))
-        labels = ClassLabels(names, table)
         plan = Plan(resolved.spec, shards, labels, versions(), revisions, resolved.answers)
         if not RunFolder(out).exists(EXEMPLARS):
             refuse_more_maps_than_room(plan)
@@ -159,10 +153,5 @@ def resolve_spec(
         spec = spec.with_whole_paths()
     # The other workers get ready meanwhile.
     cluster.prepare(TASKS)
-    first = [shard for shard in shards if shard.rows][:_SHARDS_TO_QUESTION_WITH]
-    [outcome] = cluster.map(f"{TASKS}:resolve", [("model", ToResolve(spec, first, known))])
-    if outcome.lost or outcome.transient:
-        raise UsageError(f"the model cannot be built: {outcome.error}")
-    if outcome.error:
-        raise RuntimeError(f"the model cannot be built: {outcome.error}\n{outcome.details}")
-    return outcome.value
+    given = ToResolve(spec, to_question_with(shards), known)
+    return cluster.call(f"{TASKS}:resolve", given, "the model cannot be built")

@@ -26,6 +26,7 @@ from exemplar_ray.errors import ShardError, UsageError
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.exemplars.topk import NEAR_ZERO, Scores
 from exemplar_ray.network.loading import trunk_of
+from exemplar_ray.network.questions import RANDOM_OR_CHANGING
 from exemplar_ray.network.trunk import Trunk
 
 # How far scan and gather may disagree: rounding, as a share of the activation itself and of
@@ -238,8 +239,7 @@ class _Network:
 def _changing(name: str, one: float, again: float) -> str:
     return (
         f"the network gives another answer each time: {name} is {one:.6g}, then {again:.6g} for the same image; "
-        "something in it is random, as dropout that stays on (F.dropout without training=self.training), or changes "
-        "from one call to the next; make it stop in eval mode, and run into another --out"
+        f"{RANDOM_OR_CHANGING}, and run into another --out"
     )
 
 

@@ -83,8 +83,8 @@ class ScanJob(Job):
 
 def announcement(plan: Plan) -> list[str]:
     """Say in lines what a plan computes."""
-    spec, network = plan.spec, plan.spec.network
-    lines = [f"{network.model_title}, {network.weights_title}{'' if network.trained else ' — UNTRAINED'}"]
+    spec = plan.spec
+    lines = [spec.network.title]
     if spec.screened:
         lines.append(f"screening: {spec.precision}, decoding {spec.decode}; exemplars are recomputed exactly")
     for layer in spec.layers:

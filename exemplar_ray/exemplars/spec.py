@@ -252,9 +252,8 @@ class ExemplarsSpec:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ExemplarsSpec:
         """Read back what `to_json` wrote."""
-        names = {field.name for field in fields(NetworkSpec)}
-        network = NetworkSpec.from_json({name: values[name] for name in names if name in values})
-        own = {name: value for name, value in values.items() if name not in names}
+        network = NetworkSpec.from_json(values)
+        own = {field.name: values[field.name] for field in fields(cls) if field.name != "network"}
         sequences = {name: tuple(own[name]) for name in ("statistics", "samples")}
         return cls(network=network, **{**own, **sequences})
 

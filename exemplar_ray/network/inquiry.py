@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from exemplar_ray.network import evidence
 from exemplar_ray.network.evidence import Grid
 from exemplar_ray.network.layers import ReceptiveField
 from exemplar_ray.network.looks import FailsError, Look, channels_last_in_memory, look
+from exemplar_ray.network.operations import Followed
 from exemplar_ray.network.pre_relu import SUFFIX, split_name
 from exemplar_ray.network.questions import (
     difference,
@@ -59,7 +61,6 @@ class Inquiry:
         self._preprocess = preprocess
         self.images = images
         self.found: dict[str, Found] = {}
-        self.known_responses: dict[str, evidence.Responses] = {}
         self._again: dict[str, Tensor] = {}
         self.repeated_difference = 0.0
         self.batch_difference = 0.0
@@ -72,7 +73,7 @@ class Inquiry:
         except FailsError as error:
             raise UsageError(self.failure(error)) from error
         for name in self.names:
-            output = only_output(name, outputs, 1)
+            output = only_output(name, outputs[name], 1)
             self.found[name] = Found(tuple(output.shape), output)
 
     def look_watching(self) -> None:
@@ -91,9 +92,7 @@ class Inquiry:
         for name in self.names:
             [(output, followed)] = outputs[name]
             self._again[name] = output
-            if followed is not None:
-                self.found[name].receptive_field = followed.field_of_map(output.dim())
-                self.vote(name, OPERATIONS, evidence.from_operations(followed.axes.map_places))
+            self.note_followed(name, followed)
 
     def _again_unwatched(self, x: Tensor) -> Look:
         try:
@@ -135,13 +134,13 @@ class Inquiry:
             outputs = fast or look(self.module, self.names, x, copy)
         except FailsError as error:
             raise UsageError(f"the model fails on a batch of two images, each of which it takes: {error}") from error
-        batch = {name: only_output(name, outputs, 2) for name in self.names}
+        batch = {name: only_output(name, outputs[name], 2) for name in self.names}
         self._judge_repetition(batch)
         differences = self._batch_differences(batch)
         if fast and max(differences.values(), default=0) > 0:
             # Something in it goes by how its input lies in memory.
             plain = look(self.module, self.names, x, copy)
-            of_plain = self._batch_differences({name: only_output(name, plain, 2) for name in self.names})
+            of_plain = self._batch_differences({name: only_output(name, plain[name], 2) for name in self.names})
             if max(of_plain.values()) == 0:
                 fast, differences = None, of_plain
         for name, apart in differences.items():
@@ -177,10 +176,18 @@ class Inquiry:
             for name, found in self.found.items()
         }
 
-    def responses(self, names: Sequence[str], to_the_end: bool = False) -> dict[str, evidence.Responses]:
-        """Look at the image with other content in each of its corners; return how layers respond, as far as they do."""
-        if set(names) <= self.known_responses.keys():
-            return {name: self.known_responses[name] for name in names}
+    def responses(self, name: str) -> evidence.Responses | None:
+        """Return how a layer responds to other content in the image's corners; None if that cannot be told."""
+        if "responses_of_all" in vars(self):
+            return self.responses_of_all.get(name)
+        return self._responses([name]).get(name)
+
+    @cached_property
+    def responses_of_all(self) -> dict[str, evidence.Responses]:
+        """Return the same of every module that can be asked."""
+        return self._responses([name for name, _ in self.module.named_modules() if name], to_the_end=True)
+
+    def _responses(self, names: Sequence[str], to_the_end: bool = False) -> dict[str, evidence.Responses]:
         side = self._preprocess.crop
         tokens = [found.shape[1] for name, found in self.found.items() if len(found.shape) == 3]
         # A token's own part of the image, where there are tokens; else enough for a small map's corner.
@@ -209,6 +216,13 @@ class Inquiry:
         modules = [known for known, _ in self.module.named_modules()]
         return self.module.get_submodule(split_name(name, modules)[0])
 
+    def note_followed(self, name: str, followed: Followed | None) -> None:
+        """Note what a layer's operations tell; nothing where they could not be followed."""
+        if followed is not None:
+            found = self.found[name]
+            found.receptive_field = followed.field_of_map(len(found.shape))
+            self.vote(name, OPERATIONS, evidence.from_operations(followed.axes.map_places))
+
     def vote(self, name: str, what: str, vote: str | None) -> None:
         """Note what speaks for a layout of a layer."""
         if vote is not None:
@@ -224,17 +238,15 @@ def copy(_name: str, output: Any) -> Any:
     return output.detach().clone() if isinstance(output, Tensor) else type(output).__name__
 
 
-def only_output(name: str, looked: Look, images: int) -> Tensor:
+def only_output(name: str, outputs: list[Any], images: int) -> Tensor:
     """Return what a layer gave for so many images.
+
+    Args:
+        outputs: what `copy` took each time that it ran.
 
     Raises:
         UsageError: it did not run just once, or gave no numbers that can be read.
     """
-    return the_output(name, looked[name], images)
-
-
-def the_output(name: str, outputs: list[Any], images: int) -> Tensor:
-    """Do `only_output` for one layer."""
     if outputs == ["NoneType"] and name.endswith(SUFFIX):
         layer = name.removesuffix(SUFFIX)
         raise UsageError(f"layer '{layer}' does not end in a ReLU, so there is no '{name}'; name '{layer}', or another")

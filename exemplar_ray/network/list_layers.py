@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,18 +13,19 @@ from exemplar_ray.network.survey import survey
 from exemplar_ray.network.survey_text import survey_lines
 
 
-def layers_of_model(model: str, preprocess: Mapping[str, Any] | None, width: int) -> list[str]:
+def layers_of_model(model: str, preprocess: Mapping[str, Any] | None, width: int, threads: int) -> list[str]:
     """Say in lines of text which layers a model has. Its weights do not matter for that, and are not looked for.
 
     Args:
         model: see `models.load_network`.
         preprocess: keys over the model's own preprocessing; of these the size of images matters.
         width: of the terminal, in characters.
+        threads: how many to compute with.
 
     Raises:
         UsageError: there is no such model, or it fails on an image of that size.
     """
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    torch.set_num_threads(threads)
     own = find_architecture(model, "random:0").preprocess
     keys = dict(preprocess or {})
     if own is None:

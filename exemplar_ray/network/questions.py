@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 _ROUNDING = 1e-5
 _SHARE_OF_DIFFERENCE = 1e-3
 
+RANDOM_OR_CHANGING = (
+    "something in it is random, as dropout that stays on (F.dropout without training=self.training), or changes from "
+    "one call to the next; make it stop in eval mode"
+)
+
 NOISE = "noise, as no image was at hand"
 AS_GIVEN = "as given"
 
@@ -54,9 +59,17 @@ class Answers:
 
     def news(self) -> list[str]:
         """Return of `lines` those that tell of something that is not as usual."""
-        return [line for line in self.lines()[2:] if "found by" not in line] + (
-            [f"the network was questioned with {self.asked_with}"] if self.asked_with.startswith("noise") else []
-        )
+        given = [f"layer {layer}: {self.layouts[layer]}" for layer in self.given_layouts]
+        noise = [f"the network was questioned with {self.asked_with}"] if self.asked_with.startswith("noise") else []
+        return [*given, *self._unusual(), *noise]
+
+    def _unusual(self) -> list[str]:
+        lines = []
+        if not self.channels_last:
+            lines.append("it does not run with the channels last in memory, so it runs without, which may take longer")
+        if self.same_for_both:
+            lines.append(f"the same for two different images: {', '.join(self.same_for_both)}")
+        return lines
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` reads them back."""
@@ -76,12 +89,7 @@ class Answers:
             if self.other_size
             else "images of another size are taken, too",
         ]
-        lines += [f"layer {layer}: {why}" for layer, why in self.layouts.items()]
-        if not self.channels_last:
-            lines.append("it does not run with the channels last in memory, so it runs without, which may take longer")
-        if self.same_for_both:
-            lines.append(f"the same for two different images: {', '.join(self.same_for_both)}")
-        return lines
+        return [*lines, *(f"layer {layer}: {why}" for layer, why in self.layouts.items()), *self._unusual()]
 
 
 @dataclass(frozen=True)
@@ -115,9 +123,7 @@ def refuse_changing(layer: str, difference: float) -> None:
     if not difference <= _SHARE_OF_DIFFERENCE:
         raise UsageError(
             f"the network is no function of the image: layer '{layer}' gives other numbers for the same image each "
-            f"time (by {difference:.2g} of what tells two images apart); something in it is random, as dropout that "
-            "stays on (F.dropout without training=self.training), or changes from one call to the next; make it stop "
-            "in eval mode"
+            f"time (by {difference:.2g} of what tells two images apart); {RANDOM_OR_CHANGING}"
         )
 
 

@@ -10,7 +10,7 @@ from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.network.describe import question_network
 from exemplar_ray.network.layers import parse_channels
 from exemplar_ray.network.layouts import AUTO, GivenLayout, layout_of
-from exemplar_ray.network.models import find_architecture, load_network
+from exemplar_ray.network.models import Network, find_architecture, load_network
 from exemplar_ray.network.questions import NOISE, KnownNetwork
 from exemplar_ray.network.spec import NetworkSpec
 
@@ -56,6 +56,26 @@ def resolve_network(
         UsageError: the model, its weights, a layer, a channel or the preprocessing cannot be had, or the network is
             no function of the image.
     """
+    network, spec = build_network(request)
+    if known is not None and _is_known(spec, request, known):
+        layers = tuple(
+            replace(layer, channels=parse_channels(request.channels, layer.channel_count))
+            for layer in known.spec.layers
+        )
+        return KnownNetwork(replace(spec, layers=layers, channels_last=known.spec.channels_last), known.answers)
+    questioned = question_network(
+        network.module, request.layers, request.channels, spec.preprocess, *images(spec.preprocess), request.layout
+    )
+    answers = questioned.answers
+    return KnownNetwork(replace(spec, layers=questioned.layers, channels_last=answers.channels_last), answers)
+
+
+def build_network(request: NetworkRequest) -> tuple[Network, NetworkSpec]:
+    """Build a network; return it, and what it is, as yet without layers.
+
+    Raises:
+        UsageError: the model, its weights or the preprocessing cannot be had.
+    """
     settled = Preprocess.of(find_architecture(request.model, request.weights).preprocess, request.preprocess)
     network = load_network(request.model, request.weights, image_size=settled.crop)
     spec = NetworkSpec(
@@ -69,17 +89,7 @@ def resolve_network(
         layers=(),
         preprocess=settled,
     )
-    if known is not None and _is_known(spec, request, known):
-        layers = tuple(
-            replace(layer, channels=parse_channels(request.channels, layer.channel_count))
-            for layer in known.spec.layers
-        )
-        return KnownNetwork(replace(spec, layers=layers, channels_last=known.spec.channels_last), known.answers)
-    questioned = question_network(
-        network.module, request.layers, request.channels, settled, *images(settled), request.layout
-    )
-    answers = questioned.answers
-    return KnownNetwork(replace(spec, layers=questioned.layers, channels_last=answers.channels_last), answers)
+    return network, spec
 
 
 def _is_known(spec: NetworkSpec, request: NetworkRequest, known: KnownNetwork) -> bool:

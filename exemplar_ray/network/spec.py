@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from exemplar_ray.data.preprocess import Preprocess
@@ -29,6 +29,11 @@ class NetworkSpec:
     channels_last: bool = True
     """Whether it runs where its input and weights lie in memory with the channels last, which is faster. Some networks
     only take an image's plain form, such as those that flatten maps by `view`."""
+
+    @property
+    def title(self) -> str:
+        """Return model and weights in words; untrained ones are called so."""
+        return f"{self.model_title}, {self.weights_title}{'' if self.trained else ' — UNTRAINED'}"
 
     def identity(self) -> dict[str, Any]:
         """Return what decides a network's numbers, under the user's own key names.
@@ -56,9 +61,10 @@ class NetworkSpec:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> NetworkSpec:
-        """Read back what `to_json` wrote."""
+        """Read back what `to_json` wrote, whatever else stands beside it."""
+        own = {field.name: values[field.name] for field in fields(cls) if field.name in values}
         layers = tuple(Layer.from_json(layer) for layer in values["layers"])
-        return cls(**{**values, "layers": layers, "preprocess": Preprocess(**values["preprocess"])})
+        return cls(**{**own, "layers": layers, "preprocess": Preprocess(**values["preprocess"])})
 
 
 @dataclass(frozen=True)

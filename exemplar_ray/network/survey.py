@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.errors import UsageError
-from exemplar_ray.network import evidence
 from exemplar_ray.network.describe import described_layer, noise
-from exemplar_ray.network.inquiry import OPERATIONS, Found, Inquiry, the_output
+from exemplar_ray.network.inquiry import Found, Inquiry, only_output
 from exemplar_ray.network.layers import Layer
 from exemplar_ray.network.layouts import AUTO
 from exemplar_ray.network.looks import FailsError, look
@@ -44,7 +43,8 @@ def survey(module: nn.Module, preprocess: Preprocess) -> Survey:
     names = [name for name, _ in module.named_modules() if name]
     inquiry = Inquiry(module, names, preprocess, images)
     not_layers = _look(inquiry)
-    inquiry.known_responses = inquiry.responses(names, to_the_end=True)
+    # All at once, and not layer by layer.
+    _ = inquiry.responses_of_all
     layers: list[Layer] = []
     for name in inquiry.found:
         try:
@@ -77,15 +77,12 @@ def _look(inquiry: Inquiry) -> dict[str, str]:
     not_layers: dict[str, str] = {}
     for name in [*order, *(name for name in inquiry.names if name not in order)]:
         try:
-            output = the_output(name, [output for output, _ in looked[name]], 1)
+            output = only_output(name, [output for output, _ in looked[name]], 1)
         except UsageError as error:
             not_layers[name] = _short(name, error)
             continue
-        found = inquiry.found[name] = Found(tuple(output.shape), output)
-        if (followed := looked[name][0][1]) is not None:
-            found.receptive_field = followed.field_of_map(output.dim())
-            if output.dim() == 4:
-                inquiry.vote(name, OPERATIONS, evidence.from_operations(followed.axes.map_places))
+        inquiry.found[name] = Found(tuple(output.shape), output)
+        inquiry.note_followed(name, looked[name][0][1])
     inquiry.look_at_a_smaller_one()
     return not_layers
 

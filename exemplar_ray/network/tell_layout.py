@@ -30,7 +30,7 @@ def tell_layout(inquiry: Inquiry, name: str, given: str) -> tuple[str, str]:
     if len(found.shape) == 3:
         return TOKENS, _tell_tokens(inquiry, name, word, prefix)
     if word == AUTO and not found.votes:
-        seen = inquiry.responses([name]).get(name)
+        seen = inquiry.responses(name)
         inquiry.vote(name, CONTENT, evidence.from_content(seen) if seen else None)
     votes = {what: vote for what, vote in found.votes.items() if vote != word}
     if word != AUTO:
@@ -54,7 +54,7 @@ def _tell_tokens(inquiry: Inquiry, name: str, word: str, prefix: str) -> str:
                 f"layer '{name}' gives {found.shape[1]} tokens, which without {prefix} make up no square map"
             )
         return f"tokens, {_in_words(found.grid)}, {AS_GIVEN}"
-    seen = inquiry.responses([name]).get(name)
+    seen = inquiry.responses(name)
     found.grid = (evidence.grid_from_content(seen) if seen else None) or _grid_of_others(inquiry, found.shape[1])
     if found.grid is None:
         why = "its tokens do not answer to the image's corners as those of a map do"
@@ -64,10 +64,9 @@ def _tell_tokens(inquiry: Inquiry, name: str, word: str, prefix: str) -> str:
 
 def _grid_of_others(inquiry: Inquiry, tokens: int) -> Grid | None:
     """Return where the tokens of other layers stand that give as many: attention answers everywhere."""
-    modules = [name for name, _ in inquiry.module.named_modules() if name]
     grids = {
         grid
-        for seen in inquiry.responses(modules, to_the_end=True).values()
+        for seen in inquiry.responses_of_all.values()
         if len(seen.along) == 2 and seen.along[0].shape[1] == tokens
         if (grid := evidence.grid_from_content(seen)) is not None
     }

@@ -132,10 +132,9 @@ class ContiguousTrunk(Trunk):
     _memory_format = torch.contiguous_format
 
 
-class PlainTrunk(Trunk):
+class PlainTrunk(ContiguousTrunk):
     """The same, run just as torch does by default: what the faster form is compared with."""
 
-    _memory_format = torch.contiguous_format
     _normalise = nullcontext
 
 

@@ -20,6 +20,7 @@ import fsspec
 import torch
 from torch import Tensor, nn
 
+from exemplar_ray import errors
 from exemplar_ray.errors import UsageError
 from exemplar_ray.network.architecture import StateDict
 from exemplar_ray.storage.transient import patiently
@@ -296,5 +297,5 @@ def _add(digest: Any, name: str, entry: object) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's message in one line; its type where it has none."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """Return an error's message in one line, its beginning if it is long; its type where it has none."""
+    return errors.one_line(error)[:300]

@@ -56,11 +56,10 @@ def _read(folder: RunFolder) -> tuple[Manifest, list[str]]:
         identity = "; ".join(f"{key}: {value}" for key, value in manifest.identity.items() if key != "data")
         return manifest, [f"{manifest.job}: {identity}"]
     plan = Plan.of_run(values, folder.uri)
-    spec, network = plan.spec, plan.spec.network
-    untrained = "" if network.trained else " — UNTRAINED"
+    spec = plan.spec
     layers = ", ".join(f"{layer.name} ({len(layer.channels)} channels)" for layer in spec.layers)
     title = (
-        f"{network.model_title}, {network.weights_title}{untrained}; {layers}; "
+        f"{spec.network.title}; {layers}; "
         f"{', '.join(spec.statistics)}; {', '.join(spec.shown_samples)}: {spec.top_k} each"
     )
     columns = describe_columns(shard.columns for shard in plan.shards)

@@ -1,0 +1,44 @@
+"""A data set as a job takes it: its shards, what its classes are called, and what was noticed on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from exemplar_ray.data.columns import Chosen
+from exemplar_ray.data.labels import ClassLabels, entries_of_texts
+from exemplar_ray.data.listing import LeftOut
+from exemplar_ray.data.shards import Shard, discover, inspect, labels_are_texts
+
+
+class DataSet(NamedTuple):
+    """What files, folders and globs stand for."""
+
+    shards: list[Shard]
+    class_labels: ClassLabels
+    notes: list[str]
+    """What was passed over, in lines."""
+
+
+def data_set(
+    data: Sequence[str],
+    columns: Chosen,
+    table: dict[str, tuple[str, str]],
+    revisions: Mapping[str, str] | None = None,
+) -> DataSet:
+    """List and look at a data set.
+
+    Args:
+        data: see `shards.discover`.
+        columns: of images and labels, as the user names them.
+        table: of the user's `--class-labels` file; {} without one.
+        revisions: see `shards.discover`.
+
+    Raises:
+        UsageError: see `shards.discover` and `shards.inspect`.
+    """
+    left_out = LeftOut()
+    shards, names = inspect(discover(data, revisions, left_out), columns, bool(table))
+    if labels_are_texts(shards):
+        table = entries_of_texts(names or (), table)
+    return DataSet(shards, ClassLabels(names, table), left_out.lines())
