@@ -12,6 +12,9 @@ from exemplar_ray.data.shards import Shard
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.exemplars.topk import NEAR_ZERO, Scores, concatenate
 
+BYTES_OF_A_UNIT = np.dtype(np.float16).itemsize
+"""What a unit of a kept map takes."""
+
 # A task of gather has about so much in memory, images and maps together.
 _BYTES_PER_TASK = 512 << 20
 
@@ -75,7 +78,7 @@ def pieces_of(spec: ExemplarsSpec, shard: Shard, candidates: Scores) -> list[np.
     """
     rows, image = np.unique(candidates.row, return_inverse=True)
     maps = np.bincount(image.reshape(-1), units_of_maps(spec, candidates), minlength=len(rows))
-    of_images = maps * np.dtype(np.float16).itemsize + shard.size / max(shard.rows or 1, 1)
+    of_images = maps * BYTES_OF_A_UNIT + shard.size / max(shard.rows or 1, 1)
     piece = (np.cumsum(of_images) // _BYTES_PER_TASK)[image.reshape(-1)]
     return [np.flatnonzero(piece == number) for number in np.unique(piece)]
 

@@ -90,8 +90,7 @@ def run(
     with Cluster(resources, options.log_level) as cluster:
         resolved = resolve_spec(cluster, spec, shards, _known_network(before))
         plan = Plan(resolved.spec, shards, labels, versions(), revisions, resolved.answers)
-        if not RunFolder(out).exists(EXEMPLARS):
-            refuse_more_maps_than_room(plan)
+        refuse_more_maps_than_room(plan, lambda: RunFolder(out).exists(EXEMPLARS))
         job = ExemplarsJob(plan, cluster, options.max_skipped, options.settle)
         return run_job(job, out, cluster, console, started)
 

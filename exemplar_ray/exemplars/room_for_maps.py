@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 
 from exemplar_ray.errors import UsageError
+from exemplar_ray.exemplars.gathered import BYTES_OF_A_UNIT
 from exemplar_ray.exemplars.plan import Plan
 
-_BYTES_OF_A_NUMBER = 2
 
-
-def refuse_more_maps_than_room(plan: Plan) -> None:
+def refuse_more_maps_than_room(plan: Plan, is_written: Callable[[], bool] = lambda: False) -> None:
     """Refuse a run whose exemplars' maps are more than the driver's temporary folder has room for.
+
+    Args:
+        is_written: whether the maps lie in a result already; asked only if there are too many.
 
     Raises:
         UsageError: what they take, and what to lower.
@@ -25,8 +28,8 @@ def refuse_more_maps_than_room(plan: Plan) -> None:
         if layer.map_size
     )
     folder = tempfile.gettempdir()
-    needed, free = _BYTES_OF_A_NUMBER * maps, shutil.disk_usage(folder).free
-    if needed > free:
+    needed, free = BYTES_OF_A_UNIT * maps, shutil.disk_usage(folder).free
+    if needed > free and not is_written():
         raise UsageError(
             f"the exemplars' activation maps take {needed / 1e9:,.0f} GB, and the temporary folder '{folder}' has "
             f"{free / 1e9:,.0f} GB free; lower --top-k (now {spec.top_k}), name fewer --channels, or a layer with "

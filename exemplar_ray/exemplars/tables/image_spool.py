@@ -11,9 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from exemplar_ray.errors import UsageError
-from exemplar_ray.exemplars.gathered import SPOOLED_MAPS_SCHEMA
-
-_BYTES_OF_A_NUMBER = np.dtype(np.float16).itemsize
+from exemplar_ray.exemplars.gathered import BYTES_OF_A_UNIT, SPOOLED_MAPS_SCHEMA
 
 
 class ImageSpool:
@@ -57,7 +55,7 @@ class ImageSpool:
         for chunk in maps["activation_map"].chunks:
             units = np.diff(chunk.offsets.to_numpy())
             begin, _ = self._append(chunk.flatten().to_numpy())
-            begins = begin + _BYTES_OF_A_NUMBER * (np.cumsum(units) - units)
+            begins = begin + BYTES_OF_A_UNIT * (np.cumsum(units) - units)
             first = len(self._maps)
             self._maps += zip(begins.tolist(), units.tolist(), strict=True)
             no_map = ~chunk.is_valid().to_numpy(zero_copy_only=False)
@@ -97,14 +95,14 @@ class ImageSpool:
 
     def map_bytes(self, numbers: Sequence[int | None]) -> np.ndarray:
         """Return how large some maps are, int64 [maps]; 0 where there is none."""
-        return np.array([0 if n is None else _BYTES_OF_A_NUMBER * self._maps[n][1] for n in numbers], np.int64)
+        return np.array([0 if n is None else BYTES_OF_A_UNIT * self._maps[n][1] for n in numbers], np.int64)
 
     def maps(self, numbers: Sequence[int | None]) -> list[np.ndarray | None]:
         """Return some maps, float16 [units] each; None where there is none."""
         return [None if number is None else self._map(*self._maps[number]) for number in numbers]
 
     def _map(self, begin: int, units: int) -> np.ndarray:
-        return np.frombuffer(self._read(begin, _BYTES_OF_A_NUMBER * units), np.float16)
+        return np.frombuffer(self._read(begin, BYTES_OF_A_UNIT * units), np.float16)
 
     def _read(self, begin: int, size: int) -> bytes:
         # The system may give less than was asked for: 2 GB is the most that it does.
