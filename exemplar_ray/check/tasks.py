@@ -32,6 +32,7 @@ from exemplar_ray.data.first_images import two_images
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.data.shards import ShardReader
 from exemplar_ray.errors import UsageError
+from exemplar_ray.executor.machine import cpus
 from exemplar_ray.executor.malloc import keep_freed_memory
 from exemplar_ray.network.describe import noise, question_network
 from exemplar_ray.network.loading import device, network_of
@@ -71,6 +72,8 @@ def introduce(given: ToIntroduce) -> Introduced:
     Raises:
         UsageError: the network cannot be built, fails, or is no function of the image.
     """
+    # Nothing else of the check computes meanwhile.
+    torch.set_num_threads(cpus())
     asked = given.asked
     if isinstance(asked, AskedNetwork):
         network, spec = build_network(NetworkRequest(asked.model, asked.weights, (), "all", asked.preprocess))
