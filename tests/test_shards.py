@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import TINY_CLASSES, TINY_ROWS, encode, random_picture, write_tiny_data
 
+from exemplar_ray.data.row_groups import RowGroupFile
 from exemplar_ray.data.shards import Shard, ShardReader, discover, imagenet_schema, inspect
 from exemplar_ray.data.write_shards import LabelledImage, write_images, write_shards
 from exemplar_ray.errors import ShardError, UsageError
@@ -114,13 +115,13 @@ def test_selecting_reads_only_the_row_groups_it_needs(tmp_path, monkeypatch):
     images = [LabelledImage(encode(random_picture(i)), f"{i}.png", 0) for i in range(350)]
     [path], _ = write_images(images, str(tmp_path / "d"), None, 1000)
     groups = []
-    original = ShardReader._batches
+    original = RowGroupFile._batches
 
     def batches(self, group, columns):
         groups.append(group)
         return original(self, group, columns)
 
-    monkeypatch.setattr(ShardReader, "_batches", batches)
+    monkeypatch.setattr(RowGroupFile, "_batches", batches)
     with ShardReader(discover([str(path)])[0]) as reader:
         assert [row.row for row in reader.select([120, 340])] == [120, 340]
     assert groups == [1, 3]

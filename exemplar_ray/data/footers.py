@@ -16,8 +16,9 @@ from exemplar_ray.storage.hub_uri import AccessError, NoAnswerError, is_on_hub
 from exemplar_ray.storage.transient import ATTEMPTS, is_transient, patiently
 
 # ImageNet's footers are below this, so one request reads a whole footer.
-_TAIL_BYTES = 1 << 16
+TAIL_BYTES = 1 << 16
 _MAGIC = b"PAR1"
+_TAKE_THE_SIZE = ("hf://", "http://", "https://")
 # Pointers are smaller.
 _POINTER_BYTES = 1024
 _POINTERS = {
@@ -53,8 +54,9 @@ def open_file(uri: str, size: int) -> Any:
     # without a read-ahead cache that would fetch bytes twice.
     if isinstance(fs, LocalFileSystem):
         return pa.OSFile(path)
-    # The Hub would list the folder, in every process, to find out the size.
-    options = {"size": size} if is_on_hub(uri) else {}
+    # They would ask for the size; the Hub would list the folder for that, in every process. S3 is asked all the same,
+    # for what the file is at that moment (its ETag): then no piece of another one comes.
+    options = {"size": size} if uri.startswith(_TAKE_THE_SIZE) else {}
     file = fs.open(path, "rb", cache_type="none", **options)
     with suppress(AttributeError):
         # An archive is closed when nobody has its file system any more.
@@ -117,7 +119,7 @@ def _footer_bytes(uri: str, size: int) -> bytes | None:
     """Return the footer: its metadata, the metadata's length, and the magic bytes; None if there is none."""
     with open_file(uri, size) as file:
         # A footer does not begin before the magic bytes at the start; and a server that cannot give pieces says so.
-        tail = _read(file, max(len(_MAGIC), size - _TAIL_BYTES), size)
+        tail = _read(file, max(len(_MAGIC), size - TAIL_BYTES), size)
         if len(tail) < 8 or tail[-4:] != _MAGIC:
             _refuse_pointer(uri, _read(file, 0, size) if size < _POINTER_BYTES else b"")
             return None

@@ -25,6 +25,8 @@ from exemplar_ray.storage.transient import ATTEMPTS, is_transient, patiently
 
 _SHARD = ".parquet"
 _MACS = "__MACOSX"
+# What file systems call it: the Hub, S3 and the web, Google and Azure, archives; then when it was modified.
+_STAMPS = ("sha256", "blob_id", "ETag", "etag", "md5Hash", "CRC", "LastModified", "last_modified", "mtime", "modified")
 _FOLDER, _FILE = stat.S_IFDIR, stat.S_IFREG
 
 
@@ -37,6 +39,8 @@ class Listed(NamedTuple):
     """Where it is, for names: without commits, an archive like a folder."""
     size: int
     """Bytes."""
+    stamp: str | None = None
+    """What the storage says of the content, without reading it: an ETag, or when it was modified."""
 
 
 @dataclass
@@ -121,6 +125,11 @@ def list_files(data: Sequence[str], revisions: Mapping[str, str], left_out: Left
     return [found[place] for place in sorted(found)]
 
 
+def _on_disk(path: str) -> Listed:
+    there = os.stat(path)
+    return Listed(path, path, there.st_size, f"modified {there.st_mtime_ns}")
+
+
 def _files_themselves(paths: Iterable[str]) -> dict[str, str]:
     """Return {path: the same without links on the way}, asking of every folder once."""
     folders: dict[str, str] = {}
@@ -159,7 +168,7 @@ def _listed(uri: str, left_out: LeftOut) -> list[Listed]:
     passed_over = LeftOut()
     fs, path = hub.file_system(uri)
     if isinstance(fs, LocalFileSystem):
-        listed = [Listed(file, file, os.path.getsize(file)) for file in dict.fromkeys(_local(path, passed_over))]
+        listed = [_on_disk(file) for file in dict.fromkeys(_local(path, passed_over))]
     else:
         fs.invalidate_cache()
         try:
@@ -323,6 +332,16 @@ def _remote(uri: str, fs: Any, info: Mapping[str, Any]) -> Listed:
         raise OSError(f"the server does not say how large '{name}' is; copy the files to a disk or an object store")
     if chained.is_chained(uri):
         address = chained.address_of(uri, name)
-        return Listed(address, chained.place_of(address), size)
+        return Listed(address, chained.place_of(address), size, _stamp(info))
     address = fs.unstrip_protocol(name)
-    return Listed(address, without_revision(address), size)
+    return Listed(address, without_revision(address), size, _stamp(info))
+
+
+def _stamp(info: Mapping[str, Any]) -> str | None:
+    """Return what tells of another content, of what fsspec's file systems say of a file; the surest that there is."""
+    of_large_files = info.get("lfs") or {}
+    for name in _STAMPS:
+        value = of_large_files.get(name) if name == "sha256" else info.get(name)
+        if value is not None and value != "":
+            return f"{name} {value}".replace('"', "")
+    return None

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from exemplar_ray.data.columns import (
     TEXT,
@@ -31,16 +30,12 @@ from exemplar_ray.data.columns import (
     label_kind,
     label_reader,
 )
-from exemplar_ray.data.footers import open_file
 from exemplar_ray.data.inspection import PATHS_ONLY, look_at
 from exemplar_ray.data.listing import LeftOut, list_files
+from exemplar_ray.data.row_groups import RowGroupFile
 from exemplar_ray.errors import ShardError, UsageError
 from exemplar_ray.storage import hub
 
-# What a parquet file is read in: small enough that memory follows the batch, not the shard.
-ROWS_PER_READ = 32
-# A row group of the usual 100 images is one request; of larger ones only so much is in memory at a time.
-_BYTES_PER_READ = 16 << 20
 _SHARDS_TO_QUESTION_WITH = 3
 _SHOWN_OF_A_HASH = 12
 
@@ -53,7 +48,8 @@ class Shard:
     refer to. `uri` names the commit, if the file is in a repository on the Hub. `rows` and
     `footer` (SHA-256 of the parquet footer) are None while the file cannot be read as parquet:
     such a shard fails when it is scanned, not before. `columns` is None where images and labels are in the usual
-    columns, and before the shard has been looked at.
+    columns, and before the shard has been looked at. `stamp` is what its storage says of its content, an ETag or when
+    it was modified: with another one the content may be another. None where the storage says neither.
     """
 
     name: str
@@ -62,6 +58,7 @@ class Shard:
     rows: int | None = None
     footer: str | None = None
     columns: Columns | None = None
+    stamp: str | None = None
 
     @property
     def kind(self) -> str:
@@ -70,8 +67,11 @@ class Shard:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` reads them back."""
-        values = {"name": self.name, "uri": self.uri, "size": self.size, "rows": self.rows, "footer": self.footer}
-        return values if self.columns is None else {**values, "columns": self.columns.to_json()}
+        names = ("name", "uri", "size", "rows", "footer")
+        values = {name: getattr(self, name) for name in names}
+        if self.columns is not None:
+            values["columns"] = self.columns.to_json()
+        return values if self.stamp is None else {**values, "stamp": self.stamp}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], class_names: Sequence[str] | None = None) -> Shard:
@@ -98,6 +98,11 @@ class Shard:
             return f"{self.size} bytes as then, but no longer a parquet file"
         short = (footer[:_SHOWN_OF_A_HASH] for footer in (then, now))
         return "{} bytes as then, but another footer: SHA-256 {} then, {} now".format(self.size, *short)
+
+    def may_differ(self, recorded: Mapping[str, Any]) -> bool:
+        """Whether only reading the file can tell that it is the one of a completion record."""
+        then = recorded.get("stamp")
+        return then is not None and self.stamp is not None and then != self.stamp
 
 
 class ImageRow(NamedTuple):
@@ -130,7 +135,7 @@ def discover(
     files = list_files(data, revisions, LeftOut() if left_out is None else left_out)
     levels = zip(*(file.place.split("/")[:-1] for file in files), strict=False)
     shared = len(list(takewhile(lambda folders: len(set(folders)) == 1, levels)))
-    shards = [Shard("/".join(file.place.split("/")[shared:]), file.uri, file.size) for file in files]
+    shards = [Shard("/".join(file.place.split("/")[shared:]), file.uri, file.size, stamp=file.stamp) for file in files]
     return sorted(shards, key=lambda shard: shard.name)
 
 
@@ -203,15 +208,14 @@ class ShardReader:
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
-        self._source = open_file(shard.uri, shard.size)
+        self._file = RowGroupFile(shard.name, shard.uri, shard.size)
         try:
-            self._file = pq.ParquetFile(self._source, pre_buffer=False, buffer_size=_BYTES_PER_READ)
             self.rows = self._file.metadata.num_rows
             if shard.rows is not None and self.rows != shard.rows:
                 raise ShardError(f"{shard.name} changed: {self.rows} rows, the shard list says {shard.rows}")
-            self._find_columns(self._file.schema_arrow)
+            self._find_columns(self._file.schema)
         except BaseException:
-            self._source.close()
+            self._file.close()
             raise
 
     def _find_columns(self, schema: pa.Schema) -> None:
@@ -248,40 +252,44 @@ class ShardReader:
 
     def close(self) -> None:
         """Close the file."""
-        self._source.close()
+        self._file.close()
 
     def images(self) -> Iterator[ImageRow]:
         """Yield every row in order, without paths (`path` is None)."""
         row = 0
         has_images = False
-        columns = self._columns(self._image_columns[:1])
-        for group in range(self._file.num_row_groups):
-            for batch in self._batches(group, columns):
-                images = image_bytes(batch[self._image])
-                has_images = has_images or any(images)
-                for data, label in zip(images, self._labels(batch), strict=True):
-                    yield ImageRow(row, data, None, label)
-                    row += 1
+        for batch in self._file.read(self._columns(self._image_columns[:1])):
+            images = image_bytes(batch[self._image])
+            has_images = has_images or any(images)
+            for data, label in zip(images, self._labels(batch), strict=True):
+                yield ImageRow(row, data, None, label)
+                row += 1
         if row and not has_images and any(image.path for image in self.select([0])):
             raise ShardError(f"{self._shard.name} {PATHS_ONLY}")
 
+    @property
+    def contents(self) -> list[str] | None:
+        """Return what the bytes were that `images` read: an XXH3-128 (hex) of each row group; None if it has
+        not read them all."""
+        contents = self._file.contents
+        groups = range(self._file.metadata.num_row_groups)
+        return [contents[group] for group in groups] if len(contents) == len(groups) else None
+
+    def contents_now(self) -> list[str]:
+        """Read the bytes that `images` reads, and return what `contents` would be."""
+        return self._file.digests(self._columns(self._image_columns[:1]))
+
     def select(self, rows: Iterable[int]) -> Iterator[ImageRow]:
-        """Yield the given rows in order, reading only the row groups that hold them."""
+        """Yield the given rows in order, reading only what holds them: pages, where the file has a page index, else
+        row groups."""
         wanted = np.unique(np.fromiter(rows, dtype=np.int64))
-        columns = self._columns(self._image_columns)
-        first = 0
-        for group in range(self._file.num_row_groups):
-            after = first + self._file.metadata.row_group(group).num_rows
-            here = wanted[(wanted >= first) & (wanted < after)]
-            start = first
-            for batch in self._batches(group, columns) if len(here) else ():
-                inside = here[(here >= start) & (here < start + len(batch))]
-                picked = _take(batch, inside - start)
-                start += len(batch)
-                images = picked[self._image]
-                rows_here = (inside.tolist(), image_bytes(images), image_paths(images), self._labels(picked))
-                yield from map(ImageRow, *rows_here)
-            first = after
+        at = 0
+        for batch, places in self._file.select(self._columns(self._image_columns), wanted):
+            picked = _take(batch, places)
+            rows_here = wanted[at : at + len(places)].tolist()
+            at += len(places)
+            images = picked[self._image]
+            yield from map(ImageRow, rows_here, image_bytes(images), image_paths(images), self._labels(picked))
 
     def _columns(self, of_images: list[str]) -> list[str]:
         return [*of_images, *([] if self._label is None else [self._label])]
@@ -293,9 +301,6 @@ class ShardReader:
             return self._read_labels(batch[self._label])
         except ValueError as error:
             raise ShardError(f"{self._shard.name}: column '{self._label}': {error}") from error
-
-    def _batches(self, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        return self._file.iter_batches(batch_size=ROWS_PER_READ, row_groups=[group], columns=columns, use_threads=False)
 
 
 def _take(batch: pa.RecordBatch, places: np.ndarray) -> pa.RecordBatch:

@@ -22,6 +22,17 @@ from exemplar_ray.errors import UsageError
 
 ROWS_PER_GROUP = 100
 
+# Pages of a few images, found by an index: to gather some images of many takes little reading. With checksums, as an
+# image whose bytes are damaged may still be one that can be decoded.
+_PARQUET: dict[str, Any] = {
+    "compression": "none",
+    "use_dictionary": False,
+    "data_page_size": 256 << 10,
+    "write_batch_size": 1,
+    "write_page_index": True,
+    "write_page_checksum": True,
+}
+
 # What a command that was killed leaves: whole shards get other names.
 _TEMPORARY = ".[0-9][0-9][0-9][0-9][0-9].parquet.tmp"
 
@@ -125,7 +136,7 @@ def _write(
     while shard := list(islice(images, 1)):
         path = target / f".{len(written):05d}.parquet.tmp"
         written.append(path)
-        with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+        with pq.ParquetWriter(path, schema, **_PARQUET) as writer:
             in_shard = chain(shard, islice(images, rows_per_shard - 1))
             while group := list(islice(in_shard, ROWS_PER_GROUP)):
                 rows += len(group)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
 from rich.console import Console
 
 from exemplar_ray.errors import UsageError
+from exemplar_ray.executor import repair
 from exemplar_ray.executor.cluster import Cluster, Outcome
 from exemplar_ray.executor.item_task import ItemTask
 from exemplar_ray.executor.job import Context, Job, Reduced
 from exemplar_ray.executor.progress import ProgressDisplay, say
 from exemplar_ray.runs.manifest import Manifest
 from exemplar_ray.runs.records import CompletionRecord, FailureRecord, State, now
-from exemplar_ray.runs.run_folder import SUMMARY, RunFolder, TornPartError
+from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 from exemplar_ray.storage.hub_uri import refuse_writing
 
 _DO_ITEM = "exemplar_ray.executor.item_task:do_item"
@@ -50,6 +51,10 @@ def run_job(job: Job, out: str, cluster: Cluster, console: Console, started: flo
     folder, manifest = _open(job, out)
     is_answered = cache(partial(_is_answered, job, folder, manifest))
     state = folder.adopt(manifest, job.keep, is_answered)
+    context = Context(cluster, folder, manifest, state.completed, console)
+    state, not_seen = repair.without_changed(job, context, state)
+    if not_seen and not state.unfinished:
+        return _outcome(manifest, False, not_seen)
     if not state.unfinished and is_answered():
         say(console, f"nothing to do: every {manifest.items[0].kind} is done and the result is written")
         return _outcome(manifest, True)
@@ -60,14 +65,20 @@ def run_job(job: Job, out: str, cluster: Cluster, console: Console, started: flo
     say(console, f"{len(manifest.items)} {manifest.items_name}{done}; {at_once}")
     if cluster.waits_for is not None:
         say(console, cluster.waits_for)
-    context = Context(cluster, folder, manifest, state.completed, console)
+    context = replace(context, completed=state.completed)
     mapping_started = time.monotonic()
     mapped = map_items(job, context, state.unfinished)
-    if mapped.failed:
-        return _outcome(manifest, False, mapped.failed)
+    if failed := {**not_seen, **mapped.failed}:
+        return _outcome(manifest, False, failed)
     cost = _cost(mapped.images, time.monotonic() - mapping_started)
     completed = dict(sorted({**state.completed, **mapped.completed}.items()))
-    return _reduce(job, Context(cluster, folder, manifest, completed, console), started, cost)
+
+    def do_again(context: Context, positions: list[int]) -> tuple[dict[int, Any], dict[str, str]]:
+        again = map_items(job, context, positions, f"{job.verb} again")
+        return again.completed, again.failed
+
+    reduced, context = repair.reduced(job, replace(context, completed=completed), do_again)
+    return _finish(job, context, reduced, started, cost)
 
 
 def reduce_job(
@@ -95,7 +106,9 @@ def reduce_job(
     if not state.completed:
         kind = manifest.items[0].kind
         raise UsageError(f"no {kind} of '{out}' is scanned yet, so there is nothing to merge; run it first")
-    return _reduce(job, Context(cluster, folder, manifest, state.completed, console), started, {})
+    context = Context(cluster, folder, manifest, state.completed, console)
+    reduced, context = repair.reduced_without_wrong(job, context, allow_partial)
+    return _finish(job, context, reduced, started, {})
 
 
 def _open(job: Job, out: str) -> tuple[RunFolder, Manifest]:
@@ -187,17 +200,13 @@ def _failure_record(item: Any, reason: str, outcome: Outcome[int]) -> FailureRec
     )
 
 
-def _reduce(job: Job, context: Context, started: float, cost: Mapping[str, float]) -> JobOutcome:
-    """Reduce, and write the summary last: with it the run is answered.
+def _finish(job: Job, context: Context, reduced: Reduced, started: float, cost: Mapping[str, float]) -> JobOutcome:
+    """Write the summary, last: with it the run is answered.
 
     Args:
         started: `time.monotonic()` when this invocation began.
         cost: the images that this invocation scanned, and the seconds that took; {} for none.
     """
-    try:
-        reduced = job.reduce(context)
-    except TornPartError as error:
-        reduced = Reduced(failed=retracted(context, error))
     if reduced.failed:
         return _outcome(context.manifest, False, dict(reduced.failed))
     summary = {
@@ -213,21 +222,6 @@ def _reduce(job: Job, context: Context, started: float, cost: Mapping[str, float
         say(context.console, line)
     _report_cost(context, summary)
     return _outcome(context.manifest, context.partial is None)
-
-
-def retracted(context: Context, error: TornPartError) -> dict[str, str]:
-    """Let an item be done again whose part is not the one that was committed; return {item's name: reason}."""
-    item = context.manifest.items[error.position]
-    try:
-        list(context.folder.read_parts([error.position], context.manifest.fingerprint))
-    except TornPartError:
-        context.folder.retract(error.position)
-        return {item.name: f"{error}; run again to scan this {item.kind} again"}
-    # A whole part must not be lost because a worker is somewhere else.
-    return {
-        item.name: f"{error}, says the worker that merges it, but here it is whole; run again, and if that does not "
-        "help, put the run folder on a shared file system or an object store"
-    }
 
 
 def _cost(images: int, seconds: float) -> dict[str, float]:

@@ -1,11 +1,12 @@
-"""What a worker does for one item of any job: call the job's task, store the part, then its completion record."""
+"""What a worker does for one item of any job: call the job's task, store the part, then its completion record; or look
+whether a completed item is still what it was."""
 
 from __future__ import annotations
 
 import logging
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from exemplar_ray.executor.malloc import keep_freed_memory
@@ -27,6 +28,8 @@ class ItemTask:
     run_folder: str
     """A URI that means the same in every process."""
     fingerprint: str
+    compare: str | None = None
+    """The job's comparison, see `job.Job`."""
 
 
 def do_item(task: ItemTask, settings: Any, given: tuple[int, Item]) -> CompletionRecord:
@@ -58,3 +61,19 @@ def do_item(task: ItemTask, settings: Any, given: tuple[int, Item]) -> Completio
     )
     _log.info("%s %s done in %.1f s", item.kind, item.name, record.seconds)
     return folder.commit(position, made.files, record)
+
+
+def compare_item(task: ItemTask, settings: Any, given: tuple[int, Item]) -> str | None:
+    """Look closely whether a completed item is what its record says; return how it differs, or None if it does not.
+
+    Of one that does not, the record then says what its storage says of it now, so that it is not looked at again.
+    """
+    position, item = given
+    folder = RunFolder(task.run_folder)
+    record = folder.record(position, item)
+    if record is None or task.compare is None:
+        return "nothing is known of its content then"
+    difference: str | None = named_function(task.compare)(settings, given, record.facts)
+    if difference is None:
+        folder.renew(position, replace(record, item=item.to_json()))
+    return difference

@@ -35,11 +35,13 @@ class Made:
 
 @dataclass(frozen=True)
 class Reduced:
-    """What a reduce comes to: `failed` is {item's name: reason} where it could not be done."""
+    """What a reduce comes to: `failed` is {item's name: reason} where it could not be done, `again` {position: reason}
+    where a part is not what its item gives, so that the item has to be done again."""
 
     failed: Mapping[str, str] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
     """For `summary.json`: plain JSON values."""
+    again: Mapping[int, str] = field(default_factory=dict)
     lines: Sequence[str] = ()
     """For people, when the run is over."""
 
@@ -80,6 +82,9 @@ class Job(ABC):
             result.
         task: `module:function`, called in a worker as `function(settings, (position, item))`; returns a `Made`. It
             raises ShardError where the item is at fault and trying again would not help.
+        compare: `module:function`, called in a worker as `function(settings, (position, item), facts)` for a completed
+            item that may have changed: returns how it differs from what the task noted in its facts, or None. Without
+            one such an item is done again.
         result: the file that the reduce writes last; with it the run is answered.
         verb: what its tasks do, for the progress line.
     """
@@ -89,6 +94,7 @@ class Job(ABC):
     result: str
     items: Sequence[Item]
     settings: Any = None
+    compare: str | None = None
     verb: str = "map"
     keep: Callable[[CompletionRecord], Any] = staticmethod(whole_record)
     """What the driver keeps of a completion record, of which there may be very many."""
@@ -112,6 +118,14 @@ class Job(ABC):
     def is_answered(self, summary: Mapping[str, Any]) -> bool:
         """Whether a complete result, of this identity, is what was asked for."""
         return True
+
+    def difference(self, before: CompletionRecord, after: CompletionRecord) -> str | None:
+        """Say of an item that was done anew, as its part was wrong, what the two records tell of the reason."""
+        return None
+
+    def retract(self, folder: RunFolder, position: int) -> None:
+        """Take an item's part back, and whatever else came of it."""
+        folder.retract(position)
 
     def notes(self, record: CompletionRecord) -> Sequence[str]:
         """Return what an item's record says that is worth saying once a run."""

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from exemplar_ray.executor.job import Context, Reduced
 from exemplar_ray.executor.progress import ProgressDisplay
-from exemplar_ray.exemplars.gathered import GatheredShard, joined, pieces_of
+from exemplar_ray.exemplars.gathered import GatheredShard, NotAsScanned, joined, pieces_of
 from exemplar_ray.exemplars.merge import Folded, FoldTask, fold_all, groups
 from exemplar_ray.exemplars.parts import Part
 from exemplar_ray.exemplars.plan import CHANNELS, CLASS_EXEMPLARS, CLASSES, EXEMPLARS, HISTOGRAMS, IMAGES, Plan
@@ -34,6 +34,14 @@ from exemplar_ray.exemplars.topk import Scores
 _FOLD_GROUP = "exemplar_ray.exemplars.merge:fold_group"
 
 
+class NotAsScannedFoundError(Exception):
+    """Parts are not what their shards give; `reasons` is {position: why}."""
+
+    def __init__(self, reasons: dict[int, str]) -> None:
+        super().__init__(reasons)
+        self.reasons = reasons
+
+
 Rescan = Callable[[Context, Selection, list[Pair]], dict[str, str]]
 """Gives a selection better candidates for its doubtful pairs; returns {shard's name: reason} of failures."""
 
@@ -47,6 +55,13 @@ def answer(plan: Plan, context: Context, rescan: Rescan | None) -> Reduced:
     Raises:
         TornPartError: a part is not the one that was committed.
     """
+    try:
+        return _answer(plan, context, rescan)
+    except NotAsScannedFoundError as found:
+        return Reduced(again=found.reasons)
+
+
+def _answer(plan: Plan, context: Context, rescan: Rescan | None) -> Reduced:
     merged, failed = merge_parts(plan.spec, context)
     if failed:
         return Reduced(failed)
@@ -106,10 +121,15 @@ def merge_parts(spec: ExemplarsSpec, context: Context) -> tuple[Part, dict[str, 
 def _gather(
     plan: Plan, context: Context, images: ImageSpool, wanted: Mapping[int, Scores]
 ) -> tuple[dict[int, GatheredShard], dict[str, str]]:
-    """Recompute candidates shard by shard, and keep their images; see `selection.Gather`."""
+    """Recompute candidates shard by shard, and keep their images; see `selection.Gather`.
+
+    Raises:
+        NotAsScannedFoundError: shards have to be scanned again.
+    """
     pieces = {p: pieces_of(plan.spec, plan.shards[p], candidates) for p, candidates in wanted.items()}
     come: dict[int, dict[int, GatheredShard]] = {p: {} for p in wanted}
     failed: dict[str, str] = {}
+    again: dict[int, str] = {}
     with ProgressDisplay(context.console, "gather", sum(map(len, pieces.values()))) as display:
         todo = (
             ((p, number), (plan.shards[p], candidates.take(which)))
@@ -123,11 +143,17 @@ def _gather(
                 failed[name] = outcome.error
                 display.failed(name, outcome.error)
                 continue
+            if isinstance(outcome.value, NotAsScanned):
+                again[position] = outcome.value.reason
+                display.failed(name, outcome.value.reason)
+                continue
             piece: GatheredShard = outcome.value
             display.finished(name, len(piece.images))
             images.add(position, piece.images)
             without_bytes, maps = piece.images.drop_columns(["bytes"]), images.add_maps(piece.maps)
             come[position][number] = replace(piece, images=without_bytes, maps=maps)
+    if again:
+        raise NotAsScannedFoundError(again)
     gathered = {
         p: joined(pieces[p], [of_shard[number] for number in range(len(of_shard))])
         for p, of_shard in come.items()

@@ -16,10 +16,9 @@ import torch
 from exemplar_ray.data.batches import decode_ahead
 from exemplar_ray.data.decode import UndecodableImageError, size_of
 from exemplar_ray.data.shards import ImageRow, Shard, ShardReader
-from exemplar_ray.errors import ShardError
 from exemplar_ray.exemplars.gathered import IMAGES_SCHEMA, MAPS_SCHEMA, GatheredShard, units_of_maps
 from exemplar_ray.exemplars.list_columns import list_column
-from exemplar_ray.exemplars.mix_up import Gathered, outside_tolerance, refuse_mix_up
+from exemplar_ray.exemplars.mix_up import Gathered, NotAsScannedError, outside_tolerance, refuse_mix_up
 from exemplar_ray.exemplars.near_duplicates import perceptual_hash
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.exemplars.topk import NEAR_ZERO, Scores
@@ -45,8 +44,9 @@ def gather_shard(trunk: Trunk, spec: ExemplarsSpec, shard: Shard, candidates: Sc
         candidates: scores of this shard, as the scan computed them.
 
     Raises:
-        ShardError: an image is gone, cannot be decoded any more, or gives another activation
-            than the scan recorded: the shard is not the one that was scanned.
+        NotAsScannedError: an image is gone, cannot be decoded any more, or gives another activation than the scan
+            recorded: the shard is not the one that was scanned, or was scanned wrongly.
+        ShardError: the shard is damaged.
         UsageError: the network is no function of the image, see `mix_up`.
     """
     rows = np.unique(candidates.row)
@@ -66,11 +66,13 @@ def gather_shard(trunk: Trunk, spec: ExemplarsSpec, shard: Shard, candidates: Sc
         images = keep_bytes(reader.select(rows))
         for image, pixels in decode_ahead(images, spec.network.preprocess, 1, _IMAGES_AHEAD):
             if isinstance(pixels, UndecodableImageError):
-                raise ShardError(f"{shard.name} changed: row {image.row} was scanned and is now broken: {pixels}")
+                raise NotAsScannedError(
+                    f"{shard.name} changed: row {image.row} was scanned and is now broken: {pixels}"
+                )
             table["hash"].append(perceptual_hash(pixels))
             rescoring.add(image.row, pixels)
     if table["row"] != rows.tolist():
-        raise ShardError(f"{shard.name} changed: {len(rows) - len(table['row'])} scanned rows are gone")
+        raise NotAsScannedError(f"{shard.name} changed: {len(rows) - len(table['row'])} scanned rows are gone")
     for size in map(size_of, table["bytes"]):
         table["width"].append(size[0])
         table["height"].append(size[1])

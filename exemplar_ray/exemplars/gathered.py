@@ -59,6 +59,13 @@ class GatheredShard:
     """How many candidates an exact scan saw otherwise than rounding explains in most networks; see `mix_up`."""
 
 
+@dataclass(frozen=True)
+class NotAsScanned:
+    """What gather found out where a shard's part is not what the shard gives."""
+
+    reason: str
+
+
 def units_of_maps(spec: ExemplarsSpec, candidates: Scores) -> np.ndarray:
     """Return how many numbers each candidate's map has, int64; 0 where there is none.
 

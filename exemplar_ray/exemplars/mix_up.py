@@ -78,6 +78,10 @@ def outside_tolerance(spec: ExemplarsSpec, scanned: Scores, exact: Scores, large
     return np.flatnonzero(wrong)
 
 
+class NotAsScannedError(ShardError):
+    """A shard's part is not what the shard gives: it has to be scanned again."""
+
+
 @dataclass(frozen=True)
 class Gathered:
     """What gather has at hand to ask again."""
@@ -96,7 +100,8 @@ def refuse_mix_up(gathered: Gathered, shard: Shard, scanned: Scores, exact: Scor
 
     Raises:
         UsageError: the network is no function of the image, so that no run with it can be finished.
-        ShardError: neither rounding nor the scan's precision explains the difference: the shard changed.
+        NotAsScannedError: neither rounding nor the scan's precision explains the difference: the shard changed, or was
+            scanned wrongly.
     """
     asked = _Network(gathered)
     changed: list[int] = []
@@ -108,11 +113,10 @@ def refuse_mix_up(gathered: Gathered, shard: Shard, scanned: Scores, exact: Scor
     if changed:
         i = changed[0]
         layer, statistic = gathered.spec.readouts[exact.readout[i]].key
-        raise ShardError(
+        raise NotAsScannedError(
             f"{shard.name} changed: row {exact.row[i]} gives {exact.activation[i]:.6g} for the {statistic} of "
             f"{layer} channel {exact.channel[i]}, the scan recorded {scanned.activation[i]:.6g} ({len(changed)} such "
-            "rows), and the network gives the same again, within rounding; put the old shard back, or scan this one "
-            f"again: remove parts/{exact.shard[i]:06d}.json from the run folder and give the same command"
+            "rows), and the network gives the same again, within rounding"
         )
 
 

@@ -9,10 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from exemplar_ray.executor.driver import map_items, retracted
+from exemplar_ray.executor.driver import map_items
 from exemplar_ray.executor.job import Context
 from exemplar_ray.executor.progress import say
-from exemplar_ray.exemplars.answer import merge_parts
+from exemplar_ray.executor.repair import without_changed
+from exemplar_ray.exemplars.answer import NotAsScannedFoundError, merge_parts
 from exemplar_ray.exemplars.parts import Part
 from exemplar_ray.exemplars.plan import RESCAN, Plan
 from exemplar_ray.exemplars.rerank.candidates import Pair
@@ -32,6 +33,9 @@ def rescan_exactly(plan: Plan, context: Context, selection: Selection, doubtful:
     job = ScanJob(exact, context.cluster, max(scanned.skipped for scanned in context.completed.values()))
     folder, manifest = RunFolder(f"{context.folder.uri.rstrip('/')}/{RESCAN}-{exact.fingerprint[:12]}"), job.manifest()
     state = folder.adopt(manifest, job.keep)
+    state, failed = without_changed(job, Context(context.cluster, folder, manifest, {}, context.console), state)
+    if failed:
+        return failed
     say(context.console, f"{len(doubtful)} channels are in doubt: scanning once more, for them, in full precision")
     done = {p: scanned for p, scanned in state.completed.items() if p in context.completed}
     inner = Context(context.cluster, folder, manifest, done, context.console)
@@ -42,7 +46,7 @@ def rescan_exactly(plan: Plan, context: Context, selection: Selection, doubtful:
     try:
         merged, failed = merge_parts(exact.spec, inner)
     except TornPartError as error:
-        return retracted(inner, error)
+        raise NotAsScannedFoundError({error.position: f"{RESCAN}: {error}"}) from error
     if not failed:
         selection.replace(*_of_doubtful(plan.spec, exact.spec, merged, doubtful))
     return failed

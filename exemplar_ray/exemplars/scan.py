@@ -32,6 +32,8 @@ class ScanResult:
     """[{"row": int, "reason": str}], in order."""
     not_finite: list[dict[str, object]] = field(default_factory=list)
     """[{"layer", "statistic", "channel", "images"}] of channels that gave NaN or infinity."""
+    contents: list[str] | None = None
+    """What the bytes were, see `ShardReader.contents`."""
 
 
 def scan_shard(trunk: Trunk | CompiledTrunk, settings: ScanSettings, shard: Shard, position: int) -> ScanResult:
@@ -69,8 +71,9 @@ def scan_shard(trunk: Trunk | CompiledTrunk, settings: ScanSettings, shard: Shar
         if len(skipped) > max_skipped:
             raise ShardError(_too_many_skipped(shard, skipped, max_skipped))
         part, not_finite = collector.result()
+        contents = reader.contents
     refuse_lost_rows(shard, rows, scored, len(skipped))
-    return ScanResult(part, rows, scored, skipped, not_finite)
+    return ScanResult(part, rows, scored, skipped, not_finite, contents)
 
 
 def refuse_lost_rows(shard: Shard, rows: int, scored: int, skipped: int) -> None:

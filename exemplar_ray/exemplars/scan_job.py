@@ -9,13 +9,15 @@ from exemplar_ray.data.columns import describe
 from exemplar_ray.data.shards import Shard
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.job import Context, Job, Reduced
-from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, Plan, ScannedShard
+from exemplar_ray.exemplars.contents import changed_groups
+from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, RESCAN, Plan, ScannedShard
 from exemplar_ray.exemplars.samples import sample_rate
 from exemplar_ray.exemplars.settings import ScanSettings
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.network.layers import NCHW, VECTOR
 from exemplar_ray.runs.manifest import Manifest
 from exemplar_ray.runs.records import CompletionRecord
+from exemplar_ray.runs.run_folder import RunFolder
 
 TASKS = "exemplar_ray.exemplars.tasks"
 
@@ -51,6 +53,7 @@ class ScanJob(Job):
     name = JOB
     task = f"{TASKS}:scan"
     result = EXEMPLARS
+    compare = "exemplar_ray.exemplars.contents:difference"
     verb = "scan"
     keep = staticmethod(ScannedShard.of)
 
@@ -70,6 +73,19 @@ class ScanJob(Job):
     def reduce(self, context: Context) -> Reduced:
         """Leave the parts as they are."""
         return Reduced()
+
+    def difference(self, before: CompletionRecord, after: CompletionRecord) -> str | None:
+        """Say whether a shard that was scanned anew had changed, or had been scanned wrongly."""
+        changed = changed_groups(before.facts.get("contents"), after.facts.get("contents"))
+        if changed is None:
+            return None
+        return f"its file changed ({changed})" if changed else f"its file is the same: {before.host} scanned it wrongly"
+
+    def retract(self, folder: RunFolder, position: int) -> None:
+        """Take a shard's part back, and that of exact scans for channels that screening left in doubt."""
+        folder.retract(position)
+        for name in [name for name in folder.names("") if name.startswith(f"{RESCAN}-")]:
+            RunFolder(f"{folder.uri.rstrip('/')}/{name}").retract(position)
 
     def notes(self, record: CompletionRecord) -> Sequence[str]:
         """Say why a network that should have been compiled was not."""

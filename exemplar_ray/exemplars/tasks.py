@@ -20,7 +20,8 @@ from exemplar_ray.executor.job import Made
 from exemplar_ray.executor.malloc import keep_freed_memory
 from exemplar_ray.exemplars import parts
 from exemplar_ray.exemplars.gather import REFERENCE_THREADS, gather_shard
-from exemplar_ray.exemplars.gathered import GatheredShard
+from exemplar_ray.exemplars.gathered import GatheredShard, NotAsScanned
+from exemplar_ray.exemplars.mix_up import NotAsScannedError
 from exemplar_ray.exemplars.resolve import resolve
 from exemplar_ray.exemplars.scan import scan_shard
 from exemplar_ray.exemplars.settings import Probed, ScanSettings
@@ -56,6 +57,7 @@ def scan(settings: ScanSettings, given: tuple[int, Shard]) -> Made:
         "skipped": len(scanned.skipped_images),
         "skipped_images": scanned.skipped_images,
         "not_finite": scanned.not_finite,
+        "contents": scanned.contents,
         "device": str(loaded.trunk.device),
         "compiled": isinstance(loaded.trunk, CompiledTrunk),
         **({"not_compiled": loaded.not_compiled} if loaded.not_compiled else {}),
@@ -97,8 +99,8 @@ def _decoding_seconds(spec: ExemplarsSpec, shard: Shard) -> float:
         return (time.perf_counter() - started) / len(images)
 
 
-def gather(spec: ExemplarsSpec, given: tuple[Shard, Scores]) -> GatheredShard:
-    """Return the images, exact scores and maps of one shard's candidates.
+def gather(spec: ExemplarsSpec, given: tuple[Shard, Scores]) -> GatheredShard | NotAsScanned:
+    """Return the images, exact scores and maps of one shard's candidates, or why the shard has to be scanned again.
 
     Raises:
         ShardError: see `gather.gather_shard`.
@@ -106,4 +108,7 @@ def gather(spec: ExemplarsSpec, given: tuple[Shard, Scores]) -> GatheredShard:
     shard, candidates = given
     keep_freed_memory()
     torch.set_num_threads(REFERENCE_THREADS)
-    return gather_shard(trunk_of(spec.reference_trunk, "cpu"), spec, shard, candidates)
+    try:
+        return gather_shard(trunk_of(spec.reference_trunk, "cpu"), spec, shard, candidates)
+    except NotAsScannedError as error:
+        return NotAsScanned(str(error))

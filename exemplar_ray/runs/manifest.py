@@ -35,6 +35,9 @@ class Item(Protocol):
     def change_since(self, recorded: Mapping[str, Any]) -> str | None:
         """Say how it differs from what a completion record has of it (`to_json` of then); None if it does not."""
 
+    def may_differ(self, recorded: Mapping[str, Any]) -> bool:
+        """Whether only a closer look can tell that it is what a completion record has of it."""
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -107,6 +110,10 @@ class RecordedItem:
     def change_since(self, recorded: Mapping[str, Any]) -> str | None:
         """Not known here: what it is now is not looked at."""
         return None
+
+    def may_differ(self, recorded: Mapping[str, Any]) -> bool:
+        """Not known here either."""
+        return False
 
 
 def job_of(values: Mapping[str, Any]) -> str:

@@ -108,6 +108,8 @@ class State(Generic[Kept]):
     """Neither completed nor failed."""
     changed: dict[int, str]
     """Completed items that are not what they were when they were done, and how they differ."""
+    touched: list[int]
+    """Completed items of which only a closer look can tell whether they are what they were."""
 
     @property
     def unfinished(self) -> list[int]:

@@ -79,7 +79,9 @@ class RunFolder(Folder):
     ) -> State[Kept]:
         """Make this the folder of a run, or continue in it if it already is; return how far that is.
 
-        Where nothing is left to do, and where `run.json` holds what it is to hold already, nothing is written.
+        Where nothing is left to do, and where `run.json` holds what it is to hold already, nothing is written. What
+        becomes of completed items that have changed since is the driver's affair, unless most have: then this is not
+        the data that the run is of.
 
         Args:
             keep: what to keep of each completion record, see `state`.
@@ -87,23 +89,17 @@ class RunFolder(Folder):
 
         Raises:
             UsageError: the folder belongs to another run (the message names the keys that
-                differ), holds other files, or a completed item has changed since.
+                differ), holds other files, or most completed items have changed since.
         """
         if not self.exists(RUN):
             self._refuse_foreign_files()
             self.write_json(RUN, manifest.to_json())
-            return State({}, {}, list(range(len(manifest.items))), {})
+            return State({}, {}, list(range(len(manifest.items))), {}, [])
         there = self._refuse_another_run(manifest)
         state = self.state(manifest, keep)
-        for position, change in state.changed.items():
-            item = manifest.items[position]
-            raise UsageError(
-                f"run folder '{self.uri}': data differs: {item.kind} {item.name} changed after it was scanned "
-                f"({change}); choose another --out, or remove parts/{_number(position)}.json from the run folder to "
-                "scan it again"
-            )
+        refuse_other_data(self.uri, manifest, state.changed, len(state.completed))
         renewal = manifest.renewal_of(there)
-        if renewal is not None and (state.unfinished or not is_answered()):
+        if renewal is not None and (state.unfinished or state.changed or not is_answered()):
             self.write_json(RUN, renewal)
         return state
 
@@ -157,12 +153,22 @@ class RunFolder(Folder):
         """Whether an item's completion record can be seen from here."""
         return self.exists(f"parts/{_number(position)}.json")
 
+    def record(self, position: int, item: Item) -> CompletionRecord | None:
+        """Return an item's completion record, of whichever run; None if there is no whole one."""
+        values = self.read_json(f"parts/{_number(position)}.json")
+        return None if values is None else CompletionRecord.from_json(values, item.kind)
+
+    def renew(self, position: int, record: CompletionRecord) -> None:
+        """Store another record of a part that stays as it is."""
+        self.write_json(f"parts/{_number(position)}.json", record.to_json())
+
     def committed(self, position: int, item: Item, fingerprint: str) -> CompletionRecord | None:
         """Return the completion record of an item that is done already, asking for its files one by one: what
         another attempt has just written may be missing from a listing."""
-        values = self.read_json(f"parts/{_number(position)}.json")
-        record = None if values is None else CompletionRecord.from_json(values, item.kind)
-        if record is None or not is_of_run(record, fingerprint) or item.change_since(record.item) is not None:
+        record = self.record(position, item)
+        if record is None or not is_of_run(record, fingerprint):
+            return None
+        if item.change_since(record.item) is not None or item.may_differ(record.item):
             return None
         there = (self.exists(f"parts/{_number(position)}.{ending}") for ending in record.files)
         return record if all(there) else None
@@ -182,6 +188,7 @@ class RunFolder(Folder):
         expected, items = manifest.fingerprint, manifest.items
         completed: dict[int, Kept] = {}
         changed: dict[int, str] = {}
+        touched: list[int] = []
         stored = self._stored("parts", len(items))
         for position, values in self._records("parts", stored):
             record = CompletionRecord.from_json(values, items[position].kind)
@@ -193,13 +200,15 @@ class RunFolder(Folder):
             change = items[position].change_since(record.item)
             if change is not None:
                 changed[position] = change
+            elif items[position].may_differ(record.item):
+                touched.append(position)
         failed = {
             position: Failed(record["reason"], record["attempts"])
             for position, record in self._records("failed", self._stored("failed", len(items)))
             if position not in completed
         }
         pending = [p for p in range(len(items)) if p not in completed and p not in failed]
-        return State(completed, failed, pending, changed)
+        return State(completed, failed, pending, changed, touched)
 
     def _stored(self, folder: str, items: int) -> dict[str, bytearray]:
         """List the files of items: {how their names end: for each item, whether there is such a file}."""
@@ -248,6 +257,29 @@ class RunFolder(Folder):
                 raise TornPartError(position, f"{name} is gone") from None
             refuse_torn(position, name, files[ending], stored["sha256"])
         return files
+
+
+def refuse_other_data(uri: str, manifest: Manifest, changed: Mapping[int, str], completed: int) -> None:
+    """Refuse a run whose completed items have changed, most of them: that is other data under the same names, not a
+    shard that was repaired.
+
+    Args:
+        changed: {position: how it differs}.
+        completed: how many items were done.
+
+    Raises:
+        UsageError: it is so.
+    """
+    if len(changed) < 2 or 2 * len(changed) <= completed:
+        return
+    position = min(changed)
+    item = manifest.items[position]
+    raise UsageError(
+        f"run folder '{uri}': data differs: {item.kind} {item.name} changed after it was scanned "
+        f"({changed[position]}), and so did {len(changed) - 1} more of the {completed} that are done; choose another "
+        "--out for other data, or, to scan these again, remove their records from the run folder "
+        f"(parts/{_number(position)}.json and so on)"
+    )
 
 
 def is_of_run(record: CompletionRecord, fingerprint: str) -> bool:

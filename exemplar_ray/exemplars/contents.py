@@ -1,0 +1,45 @@
+"""Whether a shard holds what it held when it was scanned, told from its bytes. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from exemplar_ray.data.shards import Shard, ShardReader
+
+_MOST_NAMED = 5
+
+
+def difference(_settings: Any, given: tuple[int, Shard], facts: Mapping[str, Any]) -> str | None:
+    """Read a shard's bytes, and say how they differ from those that were scanned; None if they do not.
+
+    Args:
+        given: the shard's position, and the shard.
+        facts: of its completion record.
+
+    Raises:
+        ShardError: the file is not the one that the shard list describes.
+    """
+    with ShardReader(given[1]) as reader:
+        changed = changed_groups(facts.get("contents"), reader.contents_now())
+    return "what it held then was not recorded" if changed is None else changed or None
+
+
+def changed_groups(then: Sequence[str] | None, now: Sequence[str] | None) -> str | None:
+    """Say in which row groups two records of a shard's bytes differ.
+
+    Args:
+        then, now: see `ShardReader.contents`.
+
+    Returns:
+        "" if they do not; None if one of them is not known.
+    """
+    if then is None or now is None:
+        return None
+    if len(then) != len(now):
+        return f"{len(then)} row groups then, {len(now)} now"
+    groups = [str(group) for group, (one, other) in enumerate(zip(then, now, strict=True)) if one != other]
+    if not groups:
+        return ""
+    more = f" and {len(groups) - _MOST_NAMED} more" if len(groups) > _MOST_NAMED else ""
+    return f"other bytes in row group{'s' if len(groups) > 1 else ''} {', '.join(groups[:_MOST_NAMED])}{more}"
