@@ -19,18 +19,19 @@ from test_spec import resolved
 from test_topk import data_sets, make_scores
 
 from exemplar_ray.executor.cluster import Cluster
-from exemplar_ray.executor.driver import retracted
-from exemplar_ray.executor.job import Context
+from exemplar_ray.executor.job import Context, Reduced
+from exemplar_ray.executor.repair import reduced_without_wrong
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars import answer, parts
 from exemplar_ray.exemplars import merge as folding
+from exemplar_ray.exemplars.job import ExemplarsJob
 from exemplar_ray.exemplars.merge import fold, fold_all
 from exemplar_ray.exemplars.parts import Part, candidates_kept
 from exemplar_ray.exemplars.plan import Plan, ScannedShard
 from exemplar_ray.exemplars.samples import SampledImages
 from exemplar_ray.exemplars.topk import BOTTOM, OF_CLASS, TOP, concatenate, merge
 from exemplar_ray.network.layers import Layer
-from exemplar_ray.runs.run_folder import RunFolder, TornPartError
+from exemplar_ray.runs.run_folder import RunFolder
 
 # Folds of folds ----------------------------------------------------------------------------
 
@@ -158,6 +159,14 @@ def many(tmp_path_factory):
     return synthetic, synthetic.write(tmp_path_factory.mktemp("many") / "run")
 
 
+class Merging(ExemplarsJob):
+    """Merges, and no more."""
+
+    def reduce(self, context):
+        self.merged, failed = answer.merge_parts(self.plan.spec, context)
+        return Reduced(failed)
+
+
 def merge_it(run):
     """Merge a run folder's parts on the tests' Ray: (what they come to, or None; failures)."""
     folder = RunFolder(str(run))
@@ -166,10 +175,9 @@ def merge_it(run):
     completed = folder.state(manifest, ScannedShard.of).completed
     with Cluster(Resources()) as cluster, open(os.devnull, "w") as nowhere:
         context = Context(cluster, folder, manifest, completed, Console(file=nowhere))
-        try:
-            return answer.merge_parts(plan.spec, context)
-        except TornPartError as error:
-            return None, retracted(context, error)
+        job = Merging(plan, cluster)
+        reduced, _ = reduced_without_wrong(job, context, allow_partial=False)
+        return None if reduced.failed else job.merged, dict(reduced.failed)
 
 
 @pytest.fixture(scope="module")
@@ -224,11 +232,12 @@ def test_a_torn_part_among_many_is_named_and_scanned_again(many, ray_cluster):
         merged, failed = merge_it(run)
         assert merged is None
         reason = failed.pop("train-000700.parquet")
-        assert "000700.moments.parquet is not the file that was committed; run again to scan this shard again" in reason
+        assert "000700.moments.parquet is not the file that was committed; run again to scan it again" in reason
         assert failed == {}
         folder = RunFolder(str(run))
-        assert folder.state(Plan.read(folder).manifest()).pending == [700]
+        assert list(folder.state(Plan.read(folder).manifest()).failed) == [700]
     finally:
+        (run / "failed" / "000700.json").unlink(missing_ok=True)
         torn.write_bytes(whole)
         (run / "parts" / "000700.json").write_bytes(record)
 

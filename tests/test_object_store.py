@@ -4,6 +4,7 @@ import re
 from contextlib import contextmanager
 
 import pytest
+import test_repair
 from conftest import TINY_FLAGS, start_ray_head, write_tiny_data
 from fault_proxy import FORBIDDEN, RESET, fault_proxy
 from object_store import BUCKET, environment, file_system, object_store, upload
@@ -99,17 +100,40 @@ def test_a_corrupt_shard_is_repaired_on_an_object_store(store, data, command):
     assert {name: after[name] for name in before} == before
 
 
-def test_data_that_changed_under_a_run_is_refused(store, data, command, tmp_path):
+@pytest.mark.parametrize("kind", test_repair.DAMAGES)
+def test_a_shard_that_was_wrong_is_scanned_again_when_it_is_right(kind, store, command, tmp_path):
+    fs, out = store[0], f"s3://{BUCKET}/{kind}-run"
+    folder = test_repair.write_shards(tmp_path / "data")
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    name, content = test_repair.damaged(kind, whole)
+    uri = upload(fs, folder, kind)
+    fs.pipe_file(f"{BUCKET}/{kind}/{name}", content)
+    assert command("run", "--data", uri, "--out", out, *FLAGS)[0] == 0
+    before = contents(fs, f"{BUCKET}/{kind}-run")
+    fs.pipe_file(f"{BUCKET}/{kind}/{name}", whole[name])
+    status, text = command("run", "--data", uri, "--out", out, *FLAGS)
+    assert (status, test_repair.scans(text)) == (0, [name]), text
+    assert f"shard {name} changed after it was scanned" in text
+    after = contents(fs, f"{BUCKET}/{kind}-run")
+    assert command("run", "--data", folder, "--out", tmp_path / "run", *FLAGS)[0] == 0
+    for file in ANSWER:
+        assert after[f"{BUCKET}/{kind}-run/{file}"] == (tmp_path / "run" / file).read_bytes()
+    assert before != after
+    others = [path for path in before if "/parts/" in path and f"{test_repair.BROKEN:06d}." not in path]
+    assert {path: after[path] for path in others} == {path: before[path] for path in others}
+
+
+def test_other_data_under_the_same_names_is_refused(store, data, command, tmp_path):
     folder, _ = data
     fs, out = store[0], f"s3://{BUCKET}/changed-run"
     uri = upload(fs, folder, "changed")
     assert command("run", "--data", uri, "--out", out, *FLAGS)[0] == 0
-    [path] = write_tiny_data(tmp_path / "other", shards=1, first_seed=1000)
-    [shard] = [path for path in fs.find(f"{BUCKET}/changed") if "00002" in path]
-    fs.pipe_file(shard, path.read_bytes())
+    paths = write_tiny_data(tmp_path / "other", shards=3, first_seed=1000)
+    for path in paths:
+        fs.pipe_file(f"{BUCKET}/changed/{path.name}", path.read_bytes())
     before = contents(fs, f"{BUCKET}/changed-run")
     status, text = command("run", "--data", uri, "--out", out, *FLAGS)
-    assert (status, "shard train-00002-of-00003.parquet changed after it was scanned" in text) == (2, True), text
+    assert (status, "shard train-00000-of-00003.parquet changed after it was scanned" in text) == (2, True), text
     assert contents(fs, f"{BUCKET}/changed-run") == before
 
 

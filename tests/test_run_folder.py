@@ -190,8 +190,39 @@ def test_a_shard_may_change_until_it_is_scanned_and_not_after(folder, change):
     folder.adopt(replace(plan, shards=shards).manifest())
     assert Plan.read(folder).shards[1] == shards[1]
     shards[0] = replace(shards[0], **change)
-    with pytest.raises(UsageError, match=r"data differs: shard train-0.parquet changed after it was scanned"):
-        folder.adopt(replace(plan, shards=shards).manifest())
+    state = folder.adopt(replace(plan, shards=shards).manifest())
+    assert (list(state.completed), list(state.changed), state.touched) == ([0], [0], [])
+
+
+def test_where_most_shards_are_others_it_is_other_data(folder):
+    plan = make_plan()
+    folder.adopt(plan.manifest())
+    for position in (0, 1):
+        folder.commit(position, a_part(), a_record(plan, position))
+    shards = [replace(plan.shards[0], size=7), *plan.shards[1:]]
+    assert list(folder.adopt(replace(plan, shards=shards).manifest()).changed) == [0]
+    before = folder.read_json("run.json")
+    others = [replace(shard, size=8) for shard in plan.shards]
+    with pytest.raises(
+        UsageError, match=r"data differs: shard train-0.parquet changed .* 1 more of the 2"
+    ):
+        folder.adopt(replace(plan, shards=others).manifest())
+    assert folder.read_json("run.json") == before
+
+
+def test_a_stamp_that_is_another_one_calls_for_a_closer_look(folder):
+    plan = make_plan()
+    stamped = [replace(shard, stamp="ETag 1") for shard in plan.shards]
+    of_then = replace(plan, shards=stamped)
+    folder.adopt(of_then.manifest())
+    folder.commit(0, a_part(), a_record(of_then, 0))
+    manifest = replace(plan, shards=[replace(shard, stamp="ETag 2") for shard in stamped]).manifest()
+    state = folder.adopt(manifest)
+    assert (list(state.completed), state.changed, state.touched) == ([0], {}, [0])
+    assert folder.committed(0, manifest.items[0], manifest.fingerprint) is None
+    assert folder.committed(0, stamped[0], manifest.fingerprint) is not None
+    # A storage that says nothing, then or now, gives no reason to look.
+    assert folder.adopt(plan.manifest()).touched == []
 
 
 def test_the_same_data_at_another_place_is_the_same_run(folder):
