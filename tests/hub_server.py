@@ -102,6 +102,10 @@ class Hub:
     requests: list[Request] = field(default_factory=list)
     on_request: object = None
     """Called with a request before it is answered."""
+    uses: int | None = None
+    """How often a signed address of a large file's content lets one in; None for any number."""
+    signed: list[int] = field(default_factory=list)
+    """How often each has been used."""
 
     def __post_init__(self):
         self._lock = threading.Lock()
@@ -114,6 +118,18 @@ class Hub:
     def asked(self, kind, token=...):
         """The paths of all requests of a kind so far, of one token or of all."""
         return [request.path for request in self.requests if request.kind == kind and token in (..., request.token)]
+
+    def sign(self):
+        """Make a signature for an address."""
+        with self._lock:
+            self.signed.append(0)
+            return len(self.signed) - 1
+
+    def lets_in(self, signature):
+        """Use it once more."""
+        with self._lock:
+            self.signed[signature] += 1
+            return self.uses is None or self.signed[signature] <= self.uses
 
     def noted(self, request):
         """Remember a request, and say what is to befall it."""
@@ -248,10 +264,12 @@ class _Handler(BaseHTTPRequestHandler):
         # Another host than the Hub's: the token must not follow.
         place = f"http://localhost:{self.server.server_address[1]}/content/{quote(name)}/{commit}/{quote(file)}"
         linked = {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
-        return 302, {**headers, **linked, "Location": f"{place}?signature=valid"}, b""
+        return 302, {**headers, **linked, "Location": f"{place}?signature={self.server.hub.sign()}"}, b""
 
     def content(self, name, commit, file):
         assert self.token is None, "a token was sent to a content server"
+        if not self.server.hub.lets_in(int(parse_qs(urlsplit(self.path).query)["signature"][0])):
+            raise _RefusedError(403, "Request has expired")
         content = self.server.hub.repositories[name].commits[commit][file]
         return self._range(content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"'})
 

@@ -1,8 +1,10 @@
 """Data and finished runs on the Hugging Face Hub, over HTTP: one commit, one listing, one line on how to get access."""
 
 import json
+import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -12,7 +14,8 @@ from hub_server import CUT, UNAVAILABLE, Fault, Repository, hub_server
 from session import session
 
 from exemplar_ray import open_run
-from exemplar_ray.data.shards import discover, inspect
+from exemplar_ray.data.shards import ShardReader, discover, inspect
+from exemplar_ray.data.write_shards import LabelledImage, write_images
 from exemplar_ray.errors import UsageError
 from exemplar_ray.storage.hub import resolve_revisions
 
@@ -338,3 +341,24 @@ def test_nothing_is_written_to_the_hub(hub, cli, here, folder, on_a_disk, place)
     assert (status, text.count("\n")) == (2, 1), text
     assert f"'{uri}/report' is on the Hugging Face Hub" in text
     assert hub.requests[before:] == []
+
+
+def test_the_address_of_a_files_content_is_asked_for_once_and_again_when_it_has_expired(hub, tmp_path, here):
+    images = [LabelledImage(random.Random(i).randbytes(2000), f"{i}.png", 0) for i in range(550)]
+    write_images(images, str(tmp_path / "d"), None, 1000)
+    _, uri = offer(hub, tmp_path / "d")
+    [shard], _ = inspect(discover([f"{uri}/data"]))
+
+    def requests():
+        before = len(hub.requests)
+        with ShardReader(shard) as reader:
+            assert [image.data for image in reader.images()] == [image.data for image in images]
+        return Counter(request.kind for request in hub.requests[before:])
+
+    # The footer and 6 row groups.
+    assert requests() == {"resolve": 1, "content": 7}
+    hub.uses = 3
+    try:
+        assert requests() == {"resolve": 3, "content": 7 + 2}
+    finally:
+        hub.uses = None

@@ -203,9 +203,7 @@ def test_where_most_shards_are_others_it_is_other_data(folder):
     assert list(folder.adopt(replace(plan, shards=shards).manifest()).changed) == [0]
     before = folder.read_json("run.json")
     others = [replace(shard, size=8) for shard in plan.shards]
-    with pytest.raises(
-        UsageError, match=r"data differs: shard train-0.parquet changed .* 1 more of the 2"
-    ):
+    with pytest.raises(UsageError, match=r"data differs: shard train-0.parquet changed .* 1 more of the 2"):
         folder.adopt(replace(plan, shards=others).manifest())
     assert folder.read_json("run.json") == before
 

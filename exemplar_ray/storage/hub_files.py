@@ -1,7 +1,7 @@
 """Files on the Hugging Face Hub, and errors that say how to get access.
 
-`HubFileSystem` is huggingface_hub's own, but for three things. It opens a file of known size without listing its
-folder. It asks again where the client does not. Its errors are one line.
+`HubFileSystem` is huggingface_hub's own, but for four things. It opens a file of known size without listing its
+folder. It keeps the address that the Hub sends it to. It asks again where the client does not. Its errors are one line.
 
 The library's own file asks whether its path is a folder before it reads the first bytes, and lists the folder for that.
 Every process that reads shards would list it once, a request for each 1,000 files:
@@ -34,6 +34,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import hf_raise_for_status, http_backoff
 
 from exemplar_ray.errors import UsageError
 from exemplar_ray.storage.hub_uri import PROTOCOL, AccessError, NoAnswerError, parse
@@ -45,6 +46,8 @@ _KINDS = {"dataset": "data set"}
 _PAUSES = (1.0, 2.0)
 _INVALID_TOKEN = "Invalid credentials in Authorization header"
 _TOO_EARLY = (408, 429)
+# What a store answers to an address that it has forgotten.
+_NOT_KNOWN_ANY_MORE = (400, 401, 403, 404, 410)
 
 
 def commit_of(repository: str) -> str:
@@ -112,9 +115,14 @@ class HubFileSystem(HfFileSystem):
 
 
 class HubFile(HfFileSystemFile):
-    """A file that is read range by range. If it is opened with its `size`, nothing is asked of the Hub but bytes."""
+    """A file that is read range by range. If it is opened with its `size`, nothing is asked of the Hub but bytes.
+
+    Large files are in a store, whose address the Hub tells. It is kept: the Hub counts who asks, and how often. After a
+    while the store does not know it any more.
+    """
 
     read = AbstractBufferedFile.read
+    _in_store: str | None = None
 
     def url(self) -> str:
         """Return where the bytes are; unlike the file system's, without finding out whether this is a folder."""
@@ -127,7 +135,23 @@ class HubFile(HfFileSystemFile):
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         with _explained(self.path):
-            return super()._fetch_range(start, end)
+            if self._in_store is not None:
+                # A signed address is what lets us in; a token must not go there.
+                answer = self._get(self._in_store, start, end, {})
+                if answer.status_code not in _NOT_KNOWN_ANY_MORE:
+                    hf_raise_for_status(answer)
+                    return answer.content
+            url = self.url()
+            answer = self._get(url, start, end, self.fs._api._build_hf_headers())
+            hf_raise_for_status(answer)
+            came_from = str(answer.url)
+            self._in_store = came_from if urlsplit(came_from).netloc != urlsplit(url).netloc else None
+            return answer.content
+
+    @staticmethod
+    def _get(url: str, start: int, end: int, headers: dict[str, str]) -> httpx2.Response:
+        asked = {**headers, "range": f"bytes={start}-{end - 1}"}
+        return http_backoff("GET", url, headers=asked, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
 
 
 def _asked_patiently(path: str, ask: Callable[[], Answer]) -> Answer:
