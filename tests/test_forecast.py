@@ -19,6 +19,10 @@ def test_a_plan_says_what_how_long_and_how_much_and_writes_nothing(cli, tiny_dat
     assert re.search(r"decoding alone, [0-9.]+ ms: (decoding|the network) limits it", text)
     eight, many = (float(re.search(f"{tasks} tasks: ([0-9.]+) images/s, about", text)[1]) for tasks in (8, 64))
     assert (eight, many) == (pytest.approx(8 * each, rel=0.02), pytest.approx(64 * each, rel=0.02))
+    # 12 channels with 3 exemplars and a margin: more candidates than images. One row group a shard, without GPUs.
+    assert re.search(r"then 80 images are gathered at most, 0 MB to read and about 0 s for 2 CPUs", text)
+    assert "the storage gets about 40 requests" in text
+    assert "the Hugging Face Hub" not in text
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -162,9 +162,32 @@ def test_requests_at_an_object_store(tmp_path, monkeypatch):
 
         monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
         with ShardReader(shard) as reader:
+            contents = reader.contents_now()
+        calls.clear()
+        with ShardReader(shard) as reader:
             assert len(list(reader.images())) == ROWS
-    # The first asks what the file is now: no piece of another one comes.
-    assert calls == ["head_object"] + ["get_object"] * (GROUPS + 1)
+        # The first asks what the file is now: no piece of another one comes.
+        assert calls == ["head_object"] + ["get_object"] * (GROUPS + 1)
+
+        # With copies on a disk of its own a machine asks for a file once.
+        monkeypatch.setenv("EXEMPLAR_RAY_SHARD_CACHE", str(tmp_path / "copies"))
+        calls.clear()
+        for _ in range(2):
+            with ShardReader(shard) as reader:
+                assert len(list(reader.images())) == ROWS
+                assert [image.row for image in reader.select([5])] == [5]
+        assert calls.count("get_object") == 1
+        [copy] = (tmp_path / "copies").iterdir()
+        assert copy.read_bytes() == (tmp_path / "a.parquet").read_bytes()
+
+        # Another file under the same name is another copy.
+        other = bytearray(copy.read_bytes())
+        other[5000:5003] = b"abc"
+        file_system(url).pipe_file(f"{BUCKET}/a.parquet", bytes(other))
+        [changed] = discover([f"s3://{BUCKET}/a.parquet"])
+        with ShardReader(changed) as reader:
+            assert reader.contents_now() != contents
+    assert len(list((tmp_path / "copies").iterdir())) == 2
 
 
 @pytest.mark.parametrize("at_once", [None, 1000])
@@ -188,7 +211,7 @@ def test_contents_are_what_the_bytes_were(tmp_path, monkeypatch, at_once):
     for group in range(4):
         places = [pages.chunk_of(metadata.row_group(group).column(column)) for column in (0, 2)]
         digests = "".join(xxhash.xxh3_128_hexdigest(content[start:end]) for start, end in places)
-        expected.append(xxhash.xxh3_128_hexdigest(digests))
+        expected.append(xxhash.xxh3_128_hexdigest(digests.encode()))
     assert noted == expected
 
 

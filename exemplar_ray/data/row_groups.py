@@ -180,6 +180,19 @@ class RowGroupFile:
                     if here[-1] < start:
                         break
 
+    # What it takes -----------------------------------------------------------------------
+
+    def requests(self, columns: Sequence[str]) -> int:
+        """Return how many requests `read` makes of a storage, the footer's included."""
+        return 1 + sum(_requests(self._chunks(group, columns)) for group in range(self.metadata.num_row_groups))
+
+    def cost_of_a_row(self, columns: Sequence[str]) -> tuple[int, int]:
+        """Read the first row as `select` does; return how many requests that takes, the footer's included, and how many
+        bytes."""
+        before = self._window.requests
+        pieces = self._pieces_of(0, columns, np.zeros(1, np.int64))
+        return 1 + self._window.requests - before, sum(len(piece.content) for piece in pieces)
+
     def _pieces_of(self, group: int, columns: Sequence[str], rows: np.ndarray) -> list[Piece]:
         """Fetch what holds some rows of a row group."""
         whole, pieces = [], []
@@ -215,6 +228,15 @@ class RowGroupFile:
             return index_places(self._window.fetch(end - length, end).content)
         except ValueError as error:
             raise ShardError(f"{self._name} is damaged: {error}") from error
+
+
+def _requests(chunks: Sequence[tuple[int, int]]) -> int:
+    """Return how many requests a row group takes that is read to its end, see `RowGroupFile.read`."""
+    if sum(end - start for start, end in chunks) <= _MOST_AT_ONCE:
+        return len(merged(chunks, _NEAR))
+    small = [(start, end) for start, end in chunks if end - start <= _NEAR]
+    in_pieces = (-(-(end - start) // _BYTES_PER_READ) for start, end in chunks if end - start > _NEAR)
+    return len(merged(small, _NEAR)) + sum(in_pieces)
 
 
 def _has_index(metadata: pq.FileMetaData) -> bool:
@@ -264,6 +286,7 @@ class _Window(io.RawIOBase):
         super().__init__()
         self._source = source
         self.size = size
+        self.requests = 0
         self._place = 0
         self._pieces: list[Piece] = []
         self._hashing: _Hashing | None = None
@@ -290,6 +313,7 @@ class _Window(io.RawIOBase):
         if at_hand is not None:
             return Piece(start, end, at_hand)
         with self._one_at_a_time:
+            self.requests += 1
             self._source.seek(start)
             content = self._source.read(end - start)
         if len(content) != end - start:

@@ -33,6 +33,7 @@ from exemplar_ray.data.columns import (
 from exemplar_ray.data.inspection import PATHS_ONLY, look_at
 from exemplar_ray.data.listing import LeftOut, list_files
 from exemplar_ray.data.row_groups import RowGroupFile
+from exemplar_ray.data.shard_cache import place_of
 from exemplar_ray.errors import ShardError, UsageError
 from exemplar_ray.storage import hub
 
@@ -112,6 +113,16 @@ class ImageRow(NamedTuple):
     data: bytes | None
     path: str | None
     label: int | None
+
+
+class ReadingCost(NamedTuple):
+    """What reading a shard takes, from a storage that is asked for ranges of bytes."""
+
+    requests: int
+    """To read all rows, the footer included."""
+    requests_of_a_row: int
+    """To read one, the footer included."""
+    bytes_of_a_row: int
 
 
 def discover(
@@ -208,7 +219,7 @@ class ShardReader:
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
-        self._file = RowGroupFile(shard.name, shard.uri, shard.size)
+        self._file = RowGroupFile(shard.name, place_of(shard.uri, shard.size, shard.stamp), shard.size)
         try:
             self.rows = self._file.metadata.num_rows
             if shard.rows is not None and self.rows != shard.rows:
@@ -278,6 +289,11 @@ class ShardReader:
     def contents_now(self) -> list[str]:
         """Read the bytes that `images` reads, and return what `contents` would be."""
         return self._file.digests(self._columns(self._image_columns[:1]))
+
+    def cost(self) -> ReadingCost:
+        """Find out what reading the file takes; its first row is read for that."""
+        of_a_row = self._file.cost_of_a_row(self._columns(self._image_columns))
+        return ReadingCost(self._file.requests(self._columns(self._image_columns[:1])), *of_a_row)
 
     def select(self, rows: Iterable[int]) -> Iterator[ImageRow]:
         """Yield the given rows in order, reading only what holds them: pages, where the file has a page index, else

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from exemplar_ray.data.shards import Shard, discover, inspect
+from exemplar_ray.data.shards import ReadingCost, Shard, discover, inspect
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.resources import Resources
@@ -14,11 +14,15 @@ from exemplar_ray.exemplars.job import resolve_spec
 from exemplar_ray.exemplars.scan_job import TASKS, scan_settings
 from exemplar_ray.exemplars.settings import Probed
 from exemplar_ray.exemplars.spec import ExemplarsSpec, RunSpec, columns_chosen
+from exemplar_ray.storage.hub_uri import is_on_hub
 
 PROBED_IMAGES = 200
 
 # Tasks that share memory and caches slow each other down, so that many are probed at the same time.
 _MOST_PROBES = 16
+
+# What a free account may ask the Hub for files: https://huggingface.co/docs/hub/rate-limits.
+_OF_HUB, _SECONDS_OF_HUB = 5000, 300
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,15 @@ class Forecast:
     loading_seconds: float
     decoding_seconds: float
     """Of one image, by all CPUs of a task."""
+    gathering_seconds: float
+    """To recompute one image on a CPU."""
+    cpus: int
+    """Of all tasks together."""
+    bytes: int
+    """Of all shards."""
+    reading: ReadingCost
+    """Of a shard, as those are that were tried."""
+    on_hub: bool
 
     def rate(self, tasks: int) -> float:
         """Return images/s of so many tasks at once, if nothing that they share slows them down."""
@@ -56,6 +69,34 @@ class Forecast:
         """Return what an image waits for longest. On a GPU decoding goes on beside the network, on a CPU in turns."""
         share = self.decoding_seconds * self.rate(1)
         return "decoding" if share > (0.8 if self.on_gpu else 0.5) else "the network"
+
+    @property
+    def gathered(self) -> int:
+        """Return how many images are gathered at most: as many as there are candidates, if no two share one."""
+        spec = self.spec
+        candidates = (spec.top_k + spec.margin) * len(spec.shown_samples) + spec.class_top_k
+        channels = sum(len(layer.channels) for layer in spec.layers) * len(spec.statistics)
+        return min(self.images, channels * candidates)
+
+    @property
+    def gathered_bytes(self) -> int:
+        """Return how much is read for that at most."""
+        return min(self.bytes, self.gathered * self.reading.bytes_of_a_row)
+
+    @property
+    def requests(self) -> int:
+        """Return how many requests the storage gets: footers, for which the driver asks, too, all rows, and those of
+        images that are gathered."""
+        of_scan = self.shards * (1 + self.reading.requests)
+        of_row_groups = self.shards * self.reading.requests
+        of_rows = min(self.shards, self.gathered) + self.gathered * (self.reading.requests_of_a_row - 1)
+        return of_scan + (of_rows if self.reading.requests_of_a_row > 2 else min(of_rows, of_row_groups))
+
+    @property
+    def requests_of_hub(self) -> int:
+        """Return how many of them the Hub counts: those that ask where a file's content is, once each time that it is
+        opened."""
+        return 2 * self.shards + min(self.shards, self.gathered)
 
 
 def measure(spec: RunSpec, data: Sequence[str], resources: Resources) -> Forecast:
@@ -86,6 +127,11 @@ def measure(spec: RunSpec, data: Sequence[str], resources: Resources) -> Forecas
             tried=probed[0].images,
             loading_seconds=max(probe.loading_seconds for probe in probed),
             decoding_seconds=statistics.mean(probe.decoding_seconds for probe in probed) / cluster.demand.cpus,
+            gathering_seconds=statistics.mean(probe.gathering_seconds for probe in probed),
+            cpus=at_once * cluster.demand.cpus,
+            bytes=sum(shard.size for shard in readable),
+            reading=probed[0].reading,
+            on_hub=any(is_on_hub(shard.uri) for shard in shards),
         )
 
 
@@ -143,9 +189,26 @@ def forecast(
         )
     if tasks:
         lines.append("if the storage keeps up, which has to deliver that many images, and no task waits for another's")
-    lines.append("not in it: gathering the exemplars' images, whose number does not depend on the data set's")
+    lines += _reading_lines(measured)
     if measured.unreadable:
         lines.append(f"{measured.unreadable} shards cannot be read, or are empty: they are not counted")
+    return lines
+
+
+def _reading_lines(measured: Forecast) -> list[str]:
+    """Say what is gathered after the scan, and what is asked of the storage."""
+    seconds = measured.gathered * measured.gathering_seconds / measured.cpus
+    lines = [
+        f"then {measured.gathered:,} images are gathered at most, {measured.gathered_bytes / 1e6:,.0f} MB to read and "
+        f"about {_duration(seconds)} for {measured.cpus} CPUs, which need no GPU",
+        f"the storage gets about {measured.requests:,} requests",
+    ]
+    if measured.on_hub:
+        limited = measured.requests_of_hub / _OF_HUB * _SECONDS_OF_HUB
+        lines.append(
+            f"the Hugging Face Hub counts about {measured.requests_of_hub:,} of them; a free account has {_OF_HUB:,} "
+            f"in {_duration(_SECONDS_OF_HUB)}, so they take at least {_duration(limited)}"
+        )
     return lines
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from exemplar_ray.data.shards import ReadingCost
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 
 
@@ -36,3 +37,6 @@ class Probed:
     loading_seconds: float
     decoding_seconds: float
     """To read, decode and crop one image on a CPU."""
+    gathering_seconds: float
+    """To recompute one image on a CPU, as gather does."""
+    reading: ReadingCost

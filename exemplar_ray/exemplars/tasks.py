@@ -6,6 +6,7 @@ Named by the driver as `module:function`; see `executor.cluster`. The network is
 from __future__ import annotations
 
 import os
+import statistics
 import time
 import warnings
 from contextlib import suppress
@@ -36,6 +37,7 @@ __all__ = ["gather", "probe", "resolve", "scan"]
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _DECODED_TO_MEASURE = 50
+_RECOMPUTED_TO_MEASURE = 5
 
 
 def scan(settings: ScanSettings, given: tuple[int, Shard]) -> Made:
@@ -85,7 +87,9 @@ def probe(settings: ScanSettings, shard: Shard) -> Probed:
     started = time.perf_counter()
     images = scan_shard(loaded.trunk, settings, shard, 0).rows
     seconds = time.perf_counter() - started
-    return Probed(images, seconds, loading, _decoding_seconds(settings.spec, shard))
+    decoding, gathering = _decoding_seconds(settings.spec, shard), _gathering_seconds(settings.spec, shard)
+    with ShardReader(shard) as reader:
+        return Probed(images, seconds, loading, decoding, gathering, reader.cost())
 
 
 def _decoding_seconds(spec: ExemplarsSpec, shard: Shard) -> float:
@@ -97,6 +101,21 @@ def _decoding_seconds(spec: ExemplarsSpec, shard: Shard) -> float:
             with suppress(UndecodableImageError):
                 decode_and_crop(image.data, spec.network.preprocess, spec.decode)
         return (time.perf_counter() - started) / len(images)
+
+
+def _gathering_seconds(spec: ExemplarsSpec, shard: Shard) -> float:
+    """Return how long decoding and recomputing one image takes a CPU."""
+    trunk, seconds = trunk_of(spec.reference_trunk, "cpu"), []
+    torch.set_num_threads(REFERENCE_THREADS)
+    with ShardReader(shard) as reader:
+        for image in islice(reader.images(), _RECOMPUTED_TO_MEASURE):
+            started = time.perf_counter()
+            with suppress(UndecodableImageError):
+                pixels = decode_and_crop(image.data, spec.network.preprocess)
+                trunk.with_maps(torch.tensor(pixels[None]), pre_relu=False)
+                seconds.append(time.perf_counter() - started)
+    # The first makes things ready.
+    return statistics.median(seconds) if seconds else 0.0
 
 
 def gather(spec: ExemplarsSpec, given: tuple[Shard, Scores]) -> GatheredShard | NotAsScanned:

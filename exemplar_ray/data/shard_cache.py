@@ -1,0 +1,48 @@
+"""Copies of shards on a machine's own disk, for those who read the same data again: other layers, other networks.
+
+Where they lie is the machine's affair, so an environment variable says it. A copy goes by what its storage says of the
+content, so it is never that of another file. Nothing is removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from contextlib import suppress
+
+from fsspec.implementations.local import LocalFileSystem
+
+from exemplar_ray.storage import hub
+
+FOLDER = "EXEMPLAR_RAY_SHARD_CACHE"
+
+
+def place_of(uri: str, size: int, stamp: str | None) -> str:
+    """Return where to read a file: a copy on this machine's disk, which is made if there is none, or the file itself.
+
+    It is the file itself where the environment names no folder for copies, where it is on a disk, and where its storage
+    says neither an ETag nor when it was modified.
+
+    Raises:
+        OSError: the copy cannot be made.
+    """
+    folder = os.environ.get(FOLDER)
+    if not folder or stamp is None:
+        return uri
+    fs, path = hub.file_system(uri)
+    if isinstance(fs, LocalFileSystem):
+        return uri
+    copy = os.path.join(folder, hashlib.sha256(f"{uri}\n{size}\n{stamp}".encode()).hexdigest() + ".parquet")
+    if not os.path.exists(copy):
+        os.makedirs(folder, exist_ok=True)
+        temporary = f"{copy}.{uuid.uuid4().hex}.tmp"
+        try:
+            fs.get_file(path, temporary)
+            if os.path.getsize(temporary) != size:
+                raise ConnectionError(f"{os.path.getsize(temporary)} bytes of '{uri}' came for {size}")
+            os.replace(temporary, copy)
+        finally:
+            with suppress(FileNotFoundError):
+                os.remove(temporary)
+    return copy
