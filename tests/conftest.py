@@ -42,8 +42,16 @@ TINY_CLASSES = ["tench", "goldfish", "great white shark"]
 
 
 # Files that take long, the longest first: where files are run side by side, the short ones fill up the end.
-LONG_FILES = ["test_chaos.py", "test_exactness.py", "test_job.py", "test_submission.py", "test_report_many.py"]
-LONG_FILES += ["test_hub.py", "test_docs.py", "test_hostile.py", "test_compiled.py", "test_object_store.py"]
+LONG_FILES = ["test_check.py", "test_exactness.py", "test_hostile.py", "test_compiled.py", "test_chaos.py"]
+LONG_FILES += [
+    "test_submission.py",
+    "test_docs.py",
+    "test_hub.py",
+    "test_job.py",
+    "test_report_many.py",
+    "test_guards.py",
+]
+LONG_FILES += ["test_layouts_of_libraries.py", "test_object_store.py", "test_machine.py", "test_list_layers.py"]
 
 
 def pytest_collection_modifyitems(items):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -357,7 +357,7 @@ class _Window(io.RawIOBase):
 
     def close(self) -> None:
         """Close the file."""
-        if not self.closed:
-            with suppress(AttributeError):
-                self._source.close()
+        # Not while the next row group is being fetched.
+        with self._one_at_a_time:
+            self._source.close()
         super().close()
