@@ -5,8 +5,8 @@
 Each schedule runs the job on a real Ray cluster of several nodes, with data and run folder on the local disk or behind
 a fault-injecting proxy on a real S3 server. It kills drivers, workers and nodes at random times or at the worst ones
 (between a part and its completion record, between merge and gather, just before the answer), starts a second driver,
-and lets storage fail. Then the same command is given again until it ends with 0, and the answer is held against an
-undisturbed one.
+lets storage fail, and has a shard silently wrong until it is restored. Then the same command is given again until it
+ends with 0, and the answer is held against an undisturbed one.
 """
 
 import argparse
@@ -46,6 +46,7 @@ KILL_DRIVER, KILL_WORKER, KILL_NODE, INTERRUPT, STORAGE, SECOND_DRIVER = (
     "storage fails",
     "second driver",
 )
+WRONG_DATA = "a shard silently wrong until the second attempt"
 # When: (what is seen in the run folder, how often) or seconds after the start.
 PART, RECORD, MERGE, EXEMPLARS, SUMMARY = MOMENTS = (
     "a part is about to be recorded",
@@ -68,7 +69,7 @@ class Disturbance:
 
     def __str__(self):
         when = self.moment or f"after {self.delay:.1f} s"
-        return f"{self.fault}, {when}" if self.fault != STORAGE else self.fault
+        return f"{self.fault}, {when}" if self.fault not in (STORAGE, WRONG_DATA) else self.fault
 
 
 @dataclass
@@ -98,6 +99,8 @@ def schedule(seed):
             faults += [STORAGE, STORAGE] if storage == "s3" else []
             moment = draw.choice([None, *MOMENTS])
             disturbances.append(Disturbance(attempt, draw.choice(faults), moment, draw.uniform(0.5, 9)))
+    if draw.random() < 0.25:
+        disturbances.append(Disturbance(0, WRONG_DATA, None, 0))
     return storage, disturbances
 
 
@@ -107,6 +110,26 @@ class Place:
     def __init__(self, data, out, environment, look, proxy=None):
         self.data, self.out, self.environment, self.proxy = data, out, environment, proxy
         self._fs, self._root = look
+        self._whole = {}
+
+    def damage(self, draw):
+        """Put another shard's images into a shard of this place's own copy of the data; return which one's."""
+        folder = str(Path(self._root).parent / "data")
+        self._fs.mkdirs(folder, exist_ok=True)
+        paths = sorted(self._fs.find(self.data.removeprefix("s3://")))
+        for path in paths:
+            self._fs.copy(path, f"{folder}/{Path(path).name}")
+        self.data = folder if self.proxy is None else f"s3://{folder}"
+        position, other = draw.sample(range(len(paths)), 2)
+        name = f"{folder}/{Path(paths[position]).name}"
+        self._whole = {name: self._fs.cat_file(name)}
+        self._fs.pipe_file(name, self._fs.cat_file(paths[other]))
+        return position
+
+    def restore(self):
+        """Make the data what it was."""
+        for name, content in self._whole.items():
+            self._fs.pipe_file(name, content)
 
     def files(self):
         """Return {name: content} of the run folder's files."""
@@ -317,8 +340,11 @@ def survive(seed, machines, place, undisturbed):
     survived = Survived(seed, storage, disturbances)
     started = time.monotonic()
     records = {}
+    wrong = [place.damage(random.Random(seed)) for d in disturbances if d.fault == WRONG_DATA]
     for number in range(MOST_ATTEMPTS):
-        now = [d for d in disturbances if d.attempt == number]
+        if number == 1:
+            place.restore()
+        now = [d for d in disturbances if d.attempt == number and d.fault != WRONG_DATA]
         attempt = Attempt(machines, place, now, f"{seed} {number}")
         status = attempt.run()
         survived.attempts.append(status)
@@ -327,18 +353,21 @@ def survive(seed, machines, place, undisturbed):
         files = place.files()
         if "Traceback" in attempt.printed:
             survived.wrong.append(f"attempt {number + 1} ended with a traceback:\n{attempt.printed[-3000:]}")
-        changed = [name for name, content in records.items() if files.get(name) != content]
+        # The only record that may be another one: of what was wrong, or touched since.
+        repaired = {f"parts/{position:06d}.json" for position in wrong}
+        changed = [name for name, content in records.items() if files.get(name) != content and name not in repaired]
         if changed:
             survived.wrong.append(f"scanned again after its completion record: {', '.join(changed)}")
         records = {n: c for n, c in files.items() if n.startswith("parts/") and n.endswith(".json") and _whole(c)}
-        # A run that was to be disturbed later may be done before.
-        if status == 0:
+        # A run that was to be disturbed later may be done before. What it says of wrong data is wrong.
+        if status == 0 and not (wrong and number == 0):
             break
     else:
         survived.wrong.append(f"not done after {MOST_ATTEMPTS} attempts; the last one said:\n{attempt.printed[-3000:]}")
     different = [name for name in undisturbed if files.get(name) != undisturbed[name]]
     if different:
         survived.wrong.append(f"not the undisturbed bytes: {', '.join(different)}")
+    survived.struck += Counter({WRONG_DATA: len(wrong)})
     survived.seconds = time.monotonic() - started
     return survived
 

@@ -16,6 +16,7 @@ from chaos import (
     KILL_WORKER,
     SECOND_DRIVER,
     STORAGE,
+    WRONG_DATA,
     describe,
     run_schedules,
     schedule,
@@ -30,7 +31,7 @@ def test_the_seeds_are_of_every_kind_that_matters():
     drawn = [schedule(seed) for seed in SEEDS]
     assert {storage for storage, _ in drawn} == {"disk", "s3"}
     faults = {one.fault for _, disturbances in drawn for one in disturbances}
-    assert faults == {KILL_DRIVER, KILL_NODE, KILL_WORKER, INTERRUPT, SECOND_DRIVER, STORAGE}
+    assert faults == {KILL_DRIVER, KILL_NODE, KILL_WORKER, INTERRUPT, SECOND_DRIVER, STORAGE, WRONG_DATA}
 
 
 def test_whatever_breaks_the_answer_is_the_undisturbed_runs(tmp_path):
