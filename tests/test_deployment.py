@@ -171,7 +171,11 @@ def with_value(tree, path, value):
 def aws(monkeypatch, tmp_path):
     """An AWS account on a server of our own; the head's role as Ray makes it, the workers' as the docs do."""
     import boto3
+    from ray.autoscaler._private.aws import config, utils
 
+    # They know the server of another test.
+    for remembered in (utils.resource_cache, utils.client_cache, config._get_subnets_or_die):
+        remembered.cache_clear()
     with object_store() as url:
         for name, value in environment(url).items():
             monkeypatch.setenv(name, value)
