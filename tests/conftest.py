@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-# Before anything imports ray: the tests' Ray listens on this machine only.
+# Before anything imports ray: no Ray of the tests leaves a token in the home folder, or wants the one there.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Nothing in the tests is on the Hub; without this its client waits and tries again.
@@ -185,6 +186,9 @@ def _wait_until(ready, process, log, seconds=60):
 def _answers(url):
     try:
         urllib.request.urlopen(url, timeout=5).close()
+    except urllib.error.HTTPError as error:
+        # It wants to know who asks.
+        return error.code == 401
     except OSError:
         return False
     return True

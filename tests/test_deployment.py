@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -228,10 +229,12 @@ def test_whoever_makes_the_security_group_before_decides_who_may_come(aws):
     opened, group = open_to()
     assert opened == {(22, "0.0.0.0/0")}
     aws.delete_security_group(GroupId=group)
-    aws.create_security_group(GroupName=name, Description="exemplar-ray")
-    aws.authorize_security_group_ingress(GroupName=name, SourceSecurityGroupName=name)
+    lines = (PROJECT / "docs" / "cluster" / "aws.md").read_text().splitlines()
+    [opening] = [shlex.split(line) for line in lines if "authorize-security-group-ingress" in line]
+    permissions = json.loads(opening[opening.index("--ip-permissions") + 1].replace("YOUR.ADDRESS", "203.0.113.7"))
+    aws.create_security_group(GroupName=name, Description="exemplar-ray's machines")
     aws.authorize_security_group_ingress(
-        GroupName=name, IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp="203.0.113.7/32"
+        GroupName=opening[opening.index("--group-name") + 1], IpPermissions=permissions
     )
     assert open_to()[0] == {(22, "203.0.113.7/32")}
 

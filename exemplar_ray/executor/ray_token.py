@@ -53,12 +53,12 @@ class RayToken:
         path = os.environ.get(_PATH)
         # Ray would abort this process.
         if not os.environ.get(_TOKEN) and path and not _holds_something(path):
-            raise UsageError(f"{_PATH} names '{path}', where no token can be read; {HOW}")
+            raise UsageError(f"RAY_AUTH_TOKEN_PATH names '{path}', where no token can be read; {HOW}")
         loader = self._raylet.AuthenticationTokenLoader.instance()
         if loader.has_token(ignore_auth_mode=True):
             return str(loader.get_raw_token(ignore_auth_mode=True))
         if mode is not None:
-            raise UsageError(f"{_MODE} is 'token', and there is none; {HOW}")
+            raise UsageError(f"RAY_AUTH_MODE is 'token', and there is none; {HOW}")
         return None
 
     def restore(self) -> None:
