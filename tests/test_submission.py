@@ -81,7 +81,8 @@ def test_what_an_incomplete_job_prints_runs_where_it_was_submitted(head, tiny_da
 
 def test_a_plan_that_is_submitted_is_of_the_cluster(head, tiny_data, job_folder):
     program = [sys.executable, "-m", "exemplar_ray", "plan", "--config", "run.yaml", "--data", str(tiny_data)]
-    status, said = in_shell(head, job_folder, shlex.join(["ray", "job", "submit", "--working-dir", ".", "--", *program]))
+    command = ["ray", "job", "submit", "--working-dir", ".", "--", *program]
+    status, said = in_shell(head, job_folder, shlex.join(command))
     assert status == 0, said
     # What the head was started with, which is less than most machines have.
     assert re.search(r"\b2 tasks at once", said), said
