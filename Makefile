@@ -5,8 +5,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# Ray 2.59+ may turn token authentication on by itself; here it only ever listens on this machine.
-export RAY_AUTH_MODE ?= disabled
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo test exactness benchmark chaos many-shards lint format docs clean
@@ -14,11 +12,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
+# These start Rays beside ours, which would leave a token in the home folder.
+benchmark chaos many-shards: export RAY_AUTH_MODE ?= disabled
+
 setup: $(READY) ## a virtual environment with the locked versions
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock requirements-dev.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-compile --requirement requirements-dev.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null  # every worker of every run imports all of it
 	touch $@

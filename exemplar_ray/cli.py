@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +16,13 @@ from exemplar_ray.check.options import CheckOptions
 from exemplar_ray.config import CHECK_KEYS, RUN_KEYS, add_keys, pick, settings_of
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.interruption import interruptible
+from exemplar_ray.executor.invocation import Invocation, invocation_of
 from exemplar_ray.executor.progress import say
 from exemplar_ray.executor.resources import Resources
-from exemplar_ray.executor.terminal import printable, rerun_command, said_of
+from exemplar_ray.executor.terminal import printable, said_of
 from exemplar_ray.exemplars.spec import RunOptions, RunSpec, columns_chosen
 from exemplar_ray.keys import Key, keys_of
+from exemplar_ray.storage.hub_uri import is_on_hub
 
 if TYPE_CHECKING:
     from exemplar_ray.executor.driver import JobOutcome
@@ -58,19 +59,22 @@ def main(arguments: Sequence[str] | None = None, script: Sequence[str] = ()) -> 
 
     Args:
         arguments: those of the command line if None.
-        script: where a program of its own gives the arguments, the words that it was started with.
+        script: where a program of its own gives the arguments, the words that it was started with; without them the
+            commands that are printed are calls of this function.
     """
+    invocation = invocation_of(arguments, script)
     with printable(sys.stdout, sys.stderr):
         console = Console()
         errors = Console(stderr=True)
         try:
             with interruptible():
-                given = sys.argv[1:] if arguments is None else list(arguments)
-                options = build_parser().parse_args(given)
-                options.rerun = rerun_command(given, script)
+                options = build_parser().parse_args(invocation.arguments)
+                options.invocation = invocation
                 return options.command(options, console)
         except KeyboardInterrupt:
-            say(errors, "exemplar-ray: interrupted; finished shards are kept, run the same command to go on")
+            # Who submitted a job reads this elsewhere, and later, than where it was submitted.
+            which = f"{invocation.beside}: {invocation.again}" if invocation.is_submitted else ""
+            say(errors, f"exemplar-ray: interrupted; finished shards are kept, run the same command to go on{which}")
             return INTERRUPTED
         except Exception as error:
             line = said_of(error)
@@ -202,7 +206,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         console,
         pick(RunOptions, settings),
     )
-    return _finish(outcome, settings["out"], options.rerun, console)
+    return _finish(outcome, settings["out"], options.invocation.again, options.invocation, console)
 
 
 def _plan(options: argparse.Namespace, console: Console) -> int:
@@ -225,27 +229,29 @@ def _merge(options: argparse.Namespace, console: Console) -> int:
     run_options = pick(RunOptions, vars(options))
     outcome = job.merge(options.run, pick(Resources, vars(options)), console, options.allow_partial, run_options)
     rerun = "" if outcome.complete else _run_command(options)
-    return _finish(outcome, options.run, rerun, console)
+    return _finish(outcome, options.run, rerun, options.invocation, console)
 
 
 def _run_command(options: argparse.Namespace) -> str:
     """Return the command that scans what a run folder lacks, as far as its `run.json` tells."""
     from exemplar_ray.exemplars.plan import Plan
-    from exemplar_ray.report.provenance import command_of
+    from exemplar_ray.report.provenance import arguments_of
     from exemplar_ray.runs.run_folder import RunFolder
 
     given = vars(options)
     resources = [word for key in ("address", "retries") if key in given for word in (f"--{key}", str(given[key]))]
-    return " ".join([command_of(Plan.read(RunFolder(options.run)), options.run), *map(shlex.quote, resources)])
+    arguments = arguments_of(Plan.read(RunFolder(options.run)), options.run)
+    return options.invocation.command([*arguments, *resources])
 
 
-def _finish(outcome: JobOutcome, run_folder: str, rerun: str, console: Console) -> int:
+def _finish(outcome: JobOutcome, run_folder: str, rerun: str, invocation: Invocation, console: Console) -> int:
     if outcome.failed:
         say(console, f"INCOMPLETE: {len(outcome.failed)} of {outcome.items} {outcome.items_name} have no result:")
         for item, reason in outcome.failed.items():
             say(console, f"  {item}: {reason}")
-        say(console, f"to scan only these again: {rerun}")
-        say(console, f"or to merge what is there: exemplar-ray merge {shlex.quote(run_folder)} --allow-partial")
+        partial = invocation.command(["merge", run_folder, "--allow-partial"])
+        say(console, f"to scan only these again{invocation.beside}: {rerun}")
+        say(console, f"or to merge what is there{invocation.beside}: {partial}")
     return COMPLETE if outcome.complete else INCOMPLETE
 
 
@@ -288,11 +294,17 @@ def _check(options: argparse.Namespace, console: Console) -> int:
 
 
 def _status(options: argparse.Namespace, console: Console) -> int:
+    from exemplar_ray.exemplars.plan import JOB
     from exemplar_ray.results.status import describe
+    from exemplar_ray.runs.manifest import job_of
+    from exemplar_ray.runs.run_folder import RunFolder
 
     lines, complete = describe(options.run)
     for line in lines:
         say(console, line)
+    # What starts another job is not in its run folder; and on the Hub a run does not go on.
+    if not complete and not is_on_hub(options.run) and job_of(RunFolder(options.run).read_run()) == JOB:
+        say(console, f"to go on, as far as run.json tells{options.invocation.beside}: {_run_command(options)}")
     return COMPLETE if complete else INCOMPLETE
 
 

@@ -39,7 +39,7 @@ def demo() -> int:
         commands.insert(0, ["sample-data", str(data)])
     for command in commands:
         print("$ exemplar-ray " + " ".join(command), flush=True)
-        status = main(command)
+        status = main(command, script=sys.orig_argv)
         if status:
             return status
     print(f"open {run / 'report' / 'index.html'} in a browser")

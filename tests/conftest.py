@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-# Before anything imports ray: the tests' Ray listens on this machine only.
+# Before anything imports ray: no Ray of the tests leaves a token in the home folder, or wants the one there.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Nothing in the tests is on the Hub; without this its client waits and tries again.
@@ -129,15 +130,16 @@ def ray_head():
     yield from start_ray_head(os.environ)
 
 
-def start_ray_head(environment, jobs=False):
+def start_ray_head(environment, jobs=False, client_port=None):
     """Yield such a head; its workers get the environment.
 
     Args:
         jobs: with the server that takes jobs, at "dashboard"; it takes long to start.
+        client_port: with a server of clients (`ray://`) there.
     """
     for attempt in (1, 2, 3):
         try:
-            yield from _running_ray_head(environment, jobs)
+            yield from _running_ray_head(environment, jobs, client_port)
             return
         except RayDidNotStartError:
             # A port may have been taken between asking for a free one and using it.
@@ -149,7 +151,7 @@ class RayDidNotStartError(Exception):
     """The message is Ray's own output."""
 
 
-def _running_ray_head(environment, jobs):
+def _running_ray_head(environment, jobs, client_port):
     port, dashboard = free_port(), free_port()
     # Ray's socket names must be short, so not below pytest's long temporary folder.
     with tempfile.TemporaryDirectory(prefix="xr-", ignore_cleanup_errors=True) as folder:
@@ -161,6 +163,8 @@ def _running_ray_head(environment, jobs):
         # Of two heads on one machine the second finds the usual port taken, and has no agent for jobs.
         command += [f"--dashboard-agent-listen-port={free_port()}"]
         command += ["--node-ip-address=127.0.0.1", f"--temp-dir={folder}", "--disable-usage-stats"]
+        if client_port is not None:
+            command.append(f"--ray-client-server-port={client_port}")
         log = open(Path(folder) / "start.log", "w+")  # noqa: SIM115
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
         try:
@@ -190,6 +194,9 @@ def _wait_until(ready, process, log, seconds=60):
 def _answers(url):
     try:
         urllib.request.urlopen(url, timeout=5).close()
+    except urllib.error.HTTPError as error:
+        # It wants to know who asks.
+        return error.code == 401
     except OSError:
         return False
     return True

@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,10 +21,14 @@ from conftest import PROJECT, TESTS
 from object_store import environment, object_store
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from exemplar_ray.config import RUN_KEYS
 
-LOCK = dict(line.split("==") for line in (PROJECT / "requirements.lock").read_text().split())
+RUN_LOCK = dict(line.split("==") for line in (PROJECT / "requirements.lock").read_text().split())
+FIRST, *OTHERS = (PROJECT / "requirements-dev.lock").read_text().splitlines()
+DEV_LOCK = dict(line.split("==") for line in OTHERS)
+LOCK = RUN_LOCK | DEV_LOCK
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 CLUSTER = yaml.safe_load((PROJECT / "cluster.yaml").read_text())
 RAY_JOB = yaml.safe_load((PROJECT / "jobs" / "kuberay.yaml").read_text())
@@ -40,9 +45,35 @@ def test_every_direct_dependency_is_locked_to_a_version_that_it_allows():
     extras = PYPROJECT["optional-dependencies"]
     wanted = [*PYPROJECT["dependencies"], *itertools.chain.from_iterable(extras.values())]
     assert len(wanted) > 15
-    locked = {name.lower().replace("_", "-"): version for name, version in LOCK.items()}
+    locked = {canonicalize_name(name): version for name, version in LOCK.items()}
     for requirement in map(Requirement, wanted):
         assert locked[requirement.name] in requirement.specifier
+
+
+def needed_by(wanted):
+    """Return the names of some requirements, and of all that these need here."""
+    seen, rest = set(), list(map(Requirement, wanted))
+    while rest:
+        requirement = rest.pop()
+        for extra in ("", *requirement.extras):
+            if (here := (canonicalize_name(requirement.name), extra)) not in seen:
+                seen.add(here)
+                needs = map(Requirement, metadata.requires(here[0]) or [])
+                rest += [need for need in needs if need.marker is None or need.marker.evaluate({"extra": extra})]
+    return {name for name, _ in seen}
+
+
+def test_what_a_job_installs_is_what_it_needs_and_what_the_tests_need_is_beside_it():
+    assert FIRST == "--requirement requirements.lock"
+    assert not RUN_LOCK.keys() & DEV_LOCK.keys()
+    # Ray starts AWS's machines with boto3; another one than the locked botocore's would replace that.
+    wanted = [*PYPROJECT["dependencies"], "boto3"]
+    assert {canonicalize_name(name) for name in RUN_LOCK} == needed_by(wanted)
+    of_tests = {Requirement(one).name for one in PYPROJECT["optional-dependencies"]["dev"]}
+    # Ray and others need three of these, and torch-lucent says that it needs pytest.
+    assert of_tests & needed_by(wanted) == {"jsonschema", "packaging", "psutil", "pytest"}
+    for name, text in (("Makefile", "requirements-dev.lock"), ("cluster.yaml", "/requirements.lock")):
+        assert re.search(rf"install .*--requirement \S*{text}", (PROJECT / name).read_text())
 
 
 def test_every_version_pinned_anywhere_is_the_locked_one():
@@ -64,6 +95,34 @@ def test_every_version_pinned_anywhere_is_the_locked_one():
     for name in ("cluster.yaml", "jobs/Dockerfile"):
         assert re.search(r"pip install .*--requirement \S*requirements\.lock", texts[name])
         assert re.search(r"pip install .*--no-deps", texts[name])
+
+
+def packed(folder, tmp_path):
+    """Return the names of the files that Ray takes along of a working folder."""
+    from ray._private.runtime_env.packaging import create_package
+
+    target = tmp_path / "packed.zip"
+    create_package(str(folder), target, include_gitignore=True)
+    return {name for name in zipfile.ZipFile(target).namelist() if not name.endswith("/")}
+
+
+def test_data_and_results_in_the_working_folder_are_not_submitted(tmp_path):
+    folder = tmp_path / "clone"
+    lies_there = ["data/train-0.parquet", "run/parts/000000.parquet", "run-2/report/index.html", "pages/index.html"]
+    lies_there += ["demo/data/a.parquet", "benchmark/stages.png", "mine.parquet", ".venv/lib/torch.py", ".git/HEAD"]
+    taken = ["find_exemplars.py", "imagenet.yaml"]
+    for name in (*lies_there, *(f"jobs/{name}" for name in taken), "my_network.py", "run.yaml"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    shutil.copy(PROJECT / ".rayignore", folder)
+    assert packed(folder, tmp_path) == {*(f"jobs/{name}" for name in taken), "my_network.py", "run.yaml", ".rayignore"}
+
+
+def test_of_this_project_a_job_takes_what_it_runs(tmp_path):
+    names = packed(PROJECT, tmp_path)
+    assert {"jobs/find_exemplars.py", "jobs/imagenet.yaml", "exemplar_ray/data/shards.py", "README.md"} <= names
+    assert not {name.split("/")[0] for name in names} & {"tests", "docs", ".git", ".venv", "demo"}
+    assert (tmp_path / "packed.zip").stat().st_size < 10e6
 
 
 def rays_validation(config):
@@ -113,7 +172,11 @@ def with_value(tree, path, value):
 def aws(monkeypatch, tmp_path):
     """An AWS account on a server of our own; the head's role as Ray makes it, the workers' as the docs do."""
     import boto3
+    from ray.autoscaler._private.aws import config, utils
 
+    # They know the server of another test.
+    for remembered in (utils.resource_cache, utils.client_cache, config._get_subnets_or_die):
+        remembered.cache_clear()
     with object_store() as url:
         for name, value in environment(url).items():
             monkeypatch.setenv(name, value)
@@ -149,6 +212,46 @@ def test_aws_takes_the_machines_of_cluster_yaml(aws):
     assert config["head_node"]["IamInstanceProfile"]["Arn"].endswith("/ray-autoscaler-v1")
     with pytest.raises(ParamValidationError):
         provider.create_node({**nodes["gpu-spot"], "InstanceMarketOption": {}}, {}, 1)
+
+
+def test_whoever_makes_the_security_group_before_decides_who_may_come(aws):
+    """As docs/cluster/aws.md does it; Ray's own lets everybody at the SSH port, and nobody at another."""
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+
+    def open_to():
+        bootstrap_aws(rays_validation(CLUSTER))
+        filters = [{"Name": "group-name", "Values": [name]}]
+        [found] = aws.describe_security_groups(Filters=filters)["SecurityGroups"]
+        rules = found["IpPermissions"]
+        return {(rule.get("FromPort"), one["CidrIp"]) for rule in rules for one in rule["IpRanges"]}, found["GroupId"]
+
+    name = CLUSTER["provider"]["security_group"]["GroupName"]
+    opened, group = open_to()
+    assert opened == {(22, "0.0.0.0/0")}
+    aws.delete_security_group(GroupId=group)
+    lines = (PROJECT / "docs" / "cluster" / "aws.md").read_text().splitlines()
+    [opening] = [shlex.split(line) for line in lines if "authorize-security-group-ingress" in line]
+    permissions = json.loads(opening[opening.index("--ip-permissions") + 1].replace("YOUR.ADDRESS", "203.0.113.7"))
+    aws.create_security_group(GroupName=name, Description="exemplar-ray's machines")
+    aws.authorize_security_group_ingress(
+        GroupName=opening[opening.index("--group-name") + 1], IpPermissions=permissions
+    )
+    assert open_to()[0] == {(22, "203.0.113.7/32")}
+
+
+def test_who_has_no_token_runs_nothing_on_either_cluster():
+    from ray.autoscaler._private.util import prepare_config
+
+    options = dict(re.findall(r"--env (\w+)=(\S+)", " ".join(CLUSTER["docker"]["run_options"])))
+    assert options["RAY_AUTH_MODE"] == "token"
+    mounted = prepare_config(copy.deepcopy(CLUSTER))["file_mounts"]
+    for name in ("RAY_AUTH_TOKEN_PATH", "HF_TOKEN_PATH"):
+        assert str(Path(options[name]).parent) in mounted
+    # Not in the folder that goes along with jobs.
+    assert CLUSTER["file_mounts"]["/home/ray/secrets"].startswith("~/")
+    assert RAY_JOB["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    for path in (PROJECT / "jobs" / "kuberay.yaml", PROJECT / "cluster.yaml", PROJECT / "jobs" / "imagenet.yaml"):
+        assert not re.search("runtime-env|runtimeEnvYAML: |env_vars", path.read_text())
 
 
 def closed(schema):

@@ -151,7 +151,7 @@ def check(words):
         project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
         assert set(extras.split(",")) <= project["optional-dependencies"].keys()
     else:
-        assert words[0] in ("docker", "kubectl", "sed")
+        assert words[0] in ("docker", "kubectl", "sed", "openssl", "chmod", "mkdir", "cp", "export", "hf")
     for flag, name in pairwise(words):
         if flag in ("--file", "--filename"):
             assert Path(name).exists()
@@ -170,11 +170,13 @@ def check_ray(words):
     if "cluster_config_file" in parameters:
         assert Path(parameters["cluster_config_file"]).exists()
     if command.name == "submit":
-        python, script, *arguments = parameters["entrypoint"]
-        assert python == "python"
-        assert Path(script).exists()
-        json.loads(parameters["runtime_env_json"])
-        check(["exemplar-ray", "run", *arguments])
+        # What is given so is no secret any more.
+        assert parameters["runtime_env_json"] is None
+        program, *arguments = parameters["entrypoint"]
+        if program == "python":
+            assert Path(arguments.pop(0)).exists()
+            arguments.insert(0, "run")
+        check(["exemplar-ray", *arguments])
 
 
 def check_aws(service, operation="", *flags):

@@ -254,8 +254,8 @@ def test_the_token_of_a_login_opens_a_private_data_set(hub, folder, home, here):
         (home / "token").unlink()
 
 
-def test_workers_without_a_token_fail_their_shards_at_once_and_get_it_by_the_runtime_environment(
-    hub, folder, command, head, on_a_disk, tmp_path
+def test_workers_without_a_token_fail_their_shards_at_once_and_find_it_in_a_file_that_no_job_tells_of(
+    hub, folder, command, head, home, on_a_disk, tmp_path
 ):
     _, uri = offer(hub, folder, gated=True, readers={TOKEN})
     data = ["--data", f"{uri}/data", "--out", tmp_path / "run", *FLAGS]
@@ -267,13 +267,19 @@ def test_workers_without_a_token_fail_their_shards_at_once_and_get_it_by_the_run
         assert "is gated: accept its terms on" in record["reason"]
         assert "there is no token on" in record["reason"]
 
-    # As the README starts a job.
-    submit = [Path(sys.executable).parent / "ray", "job", "submit", "--address", head["dashboard"]]
-    submit += ["--runtime-env-json", json.dumps({"env_vars": {"HF_TOKEN": TOKEN}}), "--"]
-    line = [*submit, sys.executable, "-m", "exemplar_ray", "run", *data, "--address", head["address"]]
+    # Where HF_TOKEN_PATH says, and `hf auth login` puts it; as the README starts a job.
+    (home / "token").write_text(TOKEN)
+    ray = [str(Path(sys.executable).parent / "ray"), "job"]
+    submit = [*ray, "submit", "--address", head["dashboard"], "--", sys.executable, "-m", "exemplar_ray", "run"]
     before = len(hub.requests)
-    done = subprocess.run([str(part) for part in line], capture_output=True, text=True)
+    try:
+        done = subprocess.run([str(part) for part in (*submit, *data)], capture_output=True, text=True)
+    finally:
+        (home / "token").unlink()
     assert done.returncode == 0, done.stdout + done.stderr
+    jobs = subprocess.run([*ray, "list", "--address", head["dashboard"]], capture_output=True, text=True)
+    assert "SUCCEEDED" in jobs.stdout
+    assert TOKEN not in done.stdout + done.stderr + jobs.stdout + jobs.stderr
     assert {request.token for request in hub.requests[before:] if request.kind == "resolve"} == {TOKEN}
     assert_same_answer(tmp_path / "run", on_a_disk)
 

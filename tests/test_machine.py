@@ -2,9 +2,7 @@
 
 import http.server
 import io
-import json
 import os
-import shlex
 import socket
 import subprocess
 import sys
@@ -17,12 +15,12 @@ import pytest
 from conftest import PROJECT, TESTS, TINY_FLAGS, free_port, write_tiny_data
 
 from exemplar_ray.errors import UsageError
-from exemplar_ray.executor import machine, ray_address, terminal
+from exemplar_ray.executor import machine, ray_address
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.ray_address import LostRayError, Watch, is_same, refuse_unusable
 from exemplar_ray.executor.resources import Demand, Resources
 from exemplar_ray.executor.search_path import SearchPath
-from exemplar_ray.executor.terminal import printable, rerun_command
+from exemplar_ray.executor.terminal import printable
 
 # The package beside these tests, whichever is installed.
 WITHOUT_ADDRESS = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
@@ -289,17 +287,3 @@ def test_a_terminal_need_not_know_every_sign():
         stream.flush()
         assert stream.buffer.getvalue().decode(encoding) == expected
         assert stream.errors == "strict"
-
-
-def test_the_command_that_is_printed_is_the_one_that_was_given(monkeypatch):
-    arguments = ["run", "--data", "with space/*.parquet", "--out", "it's", "--preprocess", "{resize: 36}"]
-    monkeypatch.setattr(terminal, "_is_installed", lambda: True)
-    assert shlex.split(rerun_command(arguments)) == ["exemplar-ray", *arguments]
-    monkeypatch.setattr(terminal, "_is_installed", lambda: False)
-    monkeypatch.setattr(sys, "orig_argv", ["python3", "-m", "exemplar_ray", "whatever"])
-    assert shlex.split(rerun_command(arguments)) == ["python3", "-m", "exemplar_ray", *arguments]
-    script = ["python", "jobs/find_exemplars.py", "--config", "a b.yaml"]
-    assert shlex.split(rerun_command(["run", "--config", "a b.yaml"], script)) == script
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "raysubmit_x"}}))
-    submitted = ["ray", "job", "submit", "--working-dir", ".", "--", *script]
-    assert shlex.split(rerun_command(["run"], script)) == submitted

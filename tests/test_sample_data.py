@@ -13,7 +13,7 @@ from exemplar_ray.data.sample_data import write_sample_data
 pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
 
-# With the versions in requirements.lock.
+# With the locked versions.
 SHA256 = "dd5dd4e0b5b7205679721d726eae570dbbb8fe24568e9f60c1afe7f630292212"
 
 

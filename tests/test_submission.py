@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -38,6 +39,7 @@ def trained():
     network.load_state_dict(tiny_network.trained().state_dict())
     return network
 """
+PRINTED = ("to scan only these again", "or to merge what is there")
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
 
 
@@ -56,6 +58,45 @@ def job_folder(tmp_path):
     (folder / "run.yaml").write_text(yaml.safe_dump(CONFIG))
     (folder / "find_exemplars.py").write_text((PROJECT / "jobs" / "find_exemplars.py").read_text())
     return folder
+
+
+def test_what_an_incomplete_job_prints_runs_where_it_was_submitted(head, tiny_data, tmp_path, job_folder):
+    broken = sorted(tiny_data.glob("*.parquet"))[3]
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:500])
+    arguments = ["--config", "run.yaml", "--data", f"{tiny_data}/*.parquet", "--out", tmp_path / "a run"]
+    script = [sys.executable, "find_exemplars.py", *map(str, arguments), "--retries", "0"]
+    first = shlex.join(["ray", "job", "submit", "--working-dir", ".", "--", *script])
+    status, said = in_shell(head, job_folder, first)
+    assert status == 1, said
+    again, partial = (re.search(f"^{words}: (.+)$", said, re.M).group(1) for words in PRINTED)
+    assert again == first
+    status, said = in_shell(head, job_folder, partial)
+    assert (status, "PARTIAL" in said) == (1, True), said
+    broken.write_bytes(whole)
+    status, said = in_shell(head, job_folder, again)
+    assert status == 0, said
+    assert json.loads((tmp_path / "a run" / "summary.json").read_text())["complete"]
+
+
+def test_a_plan_that_is_submitted_is_of_the_cluster(head, tiny_data, job_folder):
+    program = [sys.executable, "-m", "exemplar_ray", "plan", "--config", "run.yaml", "--data", str(tiny_data)]
+    command = ["ray", "job", "submit", "--working-dir", ".", "--", *program]
+    status, said = in_shell(head, job_folder, shlex.join(command))
+    assert status == 0, said
+    # What the head was started with, which is less than most machines have.
+    assert re.search(r"\b2 tasks at once", said), said
+
+
+def in_shell(head, folder, command):
+    """Give a command in a shell there; return (exit status, what it printed)."""
+    bin_folder = Path(sys.executable).parent
+    environment = {**ENVIRONMENT, "RAY_API_SERVER_ADDRESS": head["dashboard"]}
+    environment["PATH"] = f"{bin_folder}{os.pathsep}{ENVIRONMENT['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    return done.returncode, done.stdout + done.stderr
 
 
 def ray_job(head, *words):
@@ -106,7 +147,9 @@ def test_a_stopped_job_leaves_the_cluster_at_once_and_the_same_submission_goes_o
     assert "was stopped" in ray_job(head, "stop", job)
     assert time.monotonic() - started < 20
     assert "STOPPED" in ray_job(head, "list").split(job)[1].split("JobDetails")[0]
-    assert "finished shards are kept, run the same command to go on" in ray_job(head, "logs", job)
+    again = shlex.join(["ray", "job", "submit", *map(str, submission), str(out)]).replace(str(job_folder), ".")
+    said = ray_job(head, "logs", job)
+    assert f"finished shards are kept, run the same command to go on: {again}\n" in said
 
     # No task of it stays, so nothing is written any more.
     deadline = time.monotonic() + 20

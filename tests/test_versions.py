@@ -1,8 +1,8 @@
 """What computed each part stays with the part; a rerun by other versions is seen, and changes no more than it must."""
 
+import ast
 import json
 import os
-import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -135,11 +135,13 @@ def incomplete(tmp_path_factory, ray_cluster):
     return folder, broken, whole, arguments
 
 
-def lines_for_a_rerun(text):
-    return [line.split(": ", 1)[1] for line in text.splitlines() if line.startswith("to scan only these again: ")]
+def rerun_that_is_printed(text):
+    """Return the arguments of the one call that is printed, see test_invocation.py."""
+    [call] = [line.split(": ", 1)[1] for line in text.splitlines() if line.startswith("to scan only these again: ")]
+    return ast.literal_eval(call.removeprefix("from exemplar_ray.cli import main; main(").removesuffix(")"))
 
 
-def test_every_part_says_what_computed_it_and_the_printed_commands_run(incomplete, cli, tmp_path, monkeypatch):
+def test_every_part_says_what_computed_it_and_a_rerun_mixes_them(incomplete, cli, tmp_path, monkeypatch):
     folder, broken, whole, arguments = incomplete
     records = [json.loads(path.read_text()) for path in sorted((folder / "run" / "parts").glob("*.json"))]
     assert [record["versions"] for record in records] == [versions()] * 2
@@ -147,23 +149,22 @@ def test_every_part_says_what_computed_it_and_the_printed_commands_run(incomplet
 
     status, text = cli(*arguments)
     assert status == 1
-    [again] = lines_for_a_rerun(text)
-    assert shlex.split(again) == ["exemplar-ray", *arguments]
+    again = rerun_that_is_printed(text)
+    assert again == arguments
     status, text = cli("merge", folder / "run")
     assert status == 1
-    [after_merge] = lines_for_a_rerun(text)
+    after_merge = rerun_that_is_printed(text)
 
     Path(broken).write_bytes(whole)
-    for command in (again, after_merge):
-        run = Path(shutil.copytree(folder / "run", tmp_path / str(len(command))))
-        # Somewhere else, in a shell's words.
-        words = shlex.split(command.replace(str(folder / "run"), str(run)))
-        assert words[:2] == ["exemplar-ray", "run"]
+    for number, words in enumerate((again, after_merge)):
+        run = Path(shutil.copytree(folder / "run", tmp_path / str(number)))
+        # Somewhere else.
+        words[words.index("--out") + 1] = run
         # Those that are there were computed by another torch.
         for path in (run / "parts").glob("*.json"):
             record = json.loads(path.read_text())
             path.write_text(json.dumps({**record, "versions": {**record["versions"], "torch": "2.10.0"}}))
-        status, text = cli(*words[1:])
+        status, text = cli(*words)
         assert status == 0, text
         mixed = f"computed by different versions: 2 shards by torch 2.10.0; 1 shard by torch {versions()['torch']}"
         assert mixed in text
@@ -175,6 +176,6 @@ def test_every_part_says_what_computed_it_and_the_printed_commands_run(incomplet
     # With other versions, and nothing to do, nothing is written.
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     monkeypatch.setattr("exemplar_ray.exemplars.job.versions", lambda: NEW)
-    status, text = cli(*words[1:])
+    status, text = cli(*words)
     assert (status, "nothing to do" in text) == (0, True), text
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before

@@ -26,7 +26,8 @@ from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.failures import LESS_MEMORY, Failure, TaskError, failure_of, reason_of
 from exemplar_ray.executor.machine import cpus
 from exemplar_ray.executor.named_function import named_function
-from exemplar_ray.executor.ray_address import CLIENT, Watch, is_same, refuse_unusable
+from exemplar_ray.executor.ray_address import CLIENT, Watch, is_same, refuse_unusable, why_not
+from exemplar_ray.executor.ray_token import RayToken
 from exemplar_ray.executor.resources import Demand, Resources, batch_size_of, demand_of
 from exemplar_ray.executor.search_path import SearchPath
 from exemplar_ray.executor.task_log import logged
@@ -84,6 +85,7 @@ class Cluster:
         self._log_level = log_level.upper()
         address = resources.address or os.environ.get("RAY_ADDRESS")
         self._address = None if address == "local" else address
+        self._token = RayToken(ray._raylet)
         self._folders: tuple[str, ...] = ()
         self.waits_for: str | None = None
 
@@ -110,6 +112,7 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         if not self._joined:
             ray.shutdown()
+            self._token.restore()
 
     def _refuse_another(self) -> None:
         """Refuse an address of another Ray than the one that this process is connected to."""
@@ -123,7 +126,10 @@ class Cluster:
     def _connect(self) -> None:
         on_sigterm = signal.getsignal(signal.SIGTERM)
         address = self._address or "local"
-        refuse_unusable(_found(address))
+        if self._address:
+            refuse_unusable(_found(address), self._token.shown(address))
+        else:
+            self._token.make()
         config, path = ray.job_config.JobConfig(), SearchPath()
         config._py_driver_sys_path = path
         options: dict[str, Any] = {} if address.startswith(CLIENT) else {"job_config": config}
@@ -139,11 +145,13 @@ class Cluster:
                 **options,
             )
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            raise UsageError(_why_not(address, error)) from error
+            raise UsageError(why_not(address, error)) from error
         except SystemExit as error:
             # Ray's own handlers of SIGTERM, there meanwhile, and nothing else in it, raise that.
             raise KeyboardInterrupt from error
         finally:
+            if not ray.is_initialized():
+                self._token.restore()
             # They would end the process on the spot.
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_sigterm)
@@ -308,18 +316,6 @@ def _found(address: str) -> str:
     except (ConnectionError, ValueError):
         # Ray will say so.
         return address
-
-
-def _why_not(address: str, error: Exception) -> str:
-    """Say in one line why there is no connection."""
-    if "AF_UNIX" in str(error):
-        variable = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
-        return (
-            f"Ray cannot start below {variable} ('{os.environ.get(variable, '/tmp')}'): the paths of its sockets there "
-            f"would be too long; set RAY_TMPDIR to a short folder of your own, such as /tmp/NAME ({error})"
-        )
-    what = f"connect to Ray at '{address}'" if address != "local" else "start Ray on this machine"
-    return f"cannot {what}: {str(error) or type(error).__name__}"
 
 
 def _raylet() -> str | None:

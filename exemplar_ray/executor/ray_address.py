@@ -9,6 +9,7 @@ import time
 import grpc
 
 from exemplar_ray.errors import UsageError
+from exemplar_ray.executor.ray_token import HOW, source
 
 CLIENT = "ray://"
 
@@ -16,6 +17,8 @@ _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 10.0
 # What every head answers, with its version; the message that asks for it is empty.
 _ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+# The same of a server of clients; whatever it answers, it says first whether it wants a token.
+_CLUSTER = "/ray.rpc.RayletDriver/ClusterInfo"
 # What Ray talks to itself over is never a proxy's affair.
 _NO_PROXY = (("grpc.enable_http_proxy", 0),)
 _NOT_A_HEAD = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED)
@@ -23,14 +26,15 @@ _NOT_A_HEAD = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, g
 _WHICH = "a run wants the head's, such as 10.0.0.1:6379 or auto (--address, or RAY_ADDRESS)"
 
 
-def refuse_unusable(address: str) -> None:
+def refuse_unusable(address: str, token: str | None = None) -> None:
     """Refuse an address at which no Ray answers.
 
     Args:
         address: `HOST:PORT`, `[IPV6]:PORT` or `ray://HOST:PORT`. What is none of these is left for Ray to refuse.
+        token: what is shown there, see `RayToken.shown`.
 
     Raises:
-        UsageError: it is the dashboard's, nobody listens there, or who listens is no Ray.
+        UsageError: it is the dashboard's, nobody listens there, who listens is no Ray, or it wants another token.
     """
     if "://" in address and not address.startswith(CLIENT):
         raise UsageError(
@@ -48,13 +52,18 @@ def refuse_unusable(address: str) -> None:
             f"no Ray listens at '{address}' ({reason}): the cluster is gone, or the address is another's; {_WHICH}"
         ) from error
     # Where Ray encrypts, only Ray has the keys.
-    if address.startswith(CLIENT) or os.environ.get("RAY_USE_TLS", "0") != "0":
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
         return
-    if not _is_head(place):
+    of_client = address.startswith(CLIENT)
+    answer = _answer(place, _CLUSTER if of_client else _ALIVE, token)
+    if answer in _NOT_A_HEAD and not of_client:
         raise UsageError(
             f"what listens at '{address}' is no Ray head, though it may be Ray's dashboard, where `ray job submit` "
             f"goes; {_WHICH}"
         )
+    if answer is grpc.StatusCode.UNAUTHENTICATED:
+        shown = "is shown none" if token is None else f"that of {source()} is another"
+        raise UsageError(f"the Ray at '{address}' wants a token, and {shown}; {HOW}")
 
 
 def host_and_port(address: str) -> tuple[str, int] | None:
@@ -96,16 +105,29 @@ def _is_here(address: str) -> bool:
     return True
 
 
-def _is_head(place: tuple[str, int]) -> bool:
+def _answer(place: tuple[str, int], question: str, token: str | None) -> grpc.StatusCode | None:
+    """Ask who listens at a place; return why it does not answer, None if it does."""
     host, port = place
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    shown = () if token is None else (("authorization", f"Bearer {token}"),)
     with grpc.insecure_channel(target, options=_NO_PROXY) as channel:
         try:
-            channel.unary_unary(_ALIVE)(b"", timeout=_ANSWER_SECONDS)
+            channel.unary_unary(question)(b"", timeout=_ANSWER_SECONDS, metadata=shown)
         except grpc.RpcError as error:
-            # One that wants to know who asks is one, too.
-            return error.code() not in _NOT_A_HEAD
-    return True
+            return error.code()
+    return None
+
+
+def why_not(address: str, error: Exception) -> str:
+    """Say in one line why Ray does not connect."""
+    if "AF_UNIX" in str(error):
+        variable = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+        return (
+            f"Ray cannot start below {variable} ('{os.environ.get(variable, '/tmp')}'): the paths of its sockets there "
+            f"would be too long; set RAY_TMPDIR to a short folder of your own, such as /tmp/NAME ({error})"
+        )
+    what = f"connect to Ray at '{address}'" if address != "local" else "start Ray on this machine"
+    return f"cannot {what}: {str(error) or type(error).__name__}"
 
 
 class Watch:

@@ -1,17 +1,11 @@
-"""What a command says: on whatever terminal, of whatever error, and how to go on."""
+"""What a command says: on whatever terminal, and of whatever error."""
 
 from __future__ import annotations
 
 import codecs
 import io
-import json
-import os
-import shlex
-import shutil
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from exemplar_ray.errors import UsageError
@@ -48,9 +42,6 @@ _UNCONFIGURED = {
 }
 # The libraries that storages are reached by: what they raise is of what is there, and no bug of ours.
 _OF_STORAGES = ("aiohttp", "azure", "botocore", "gcsfs", "google", "httpx", "httpx2", "urllib3")
-
-# Set where Ray's job server started the program.
-_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 @contextmanager
@@ -93,32 +84,3 @@ def said_of(error: Exception) -> str | None:
         return f"{named}; that may pass: run the same command again"
     # Not a bug: a folder that cannot be written, a full disk, a server that is gone.
     return named if isinstance(error, OSError) or library in _OF_STORAGES else None
-
-
-def rerun_command(arguments: Sequence[str], script: Sequence[str] = ()) -> str:
-    """Return a command that does once more what this program was started to do.
-
-    Args:
-        arguments: those of the command line.
-        script: the words that a program of its own was started with, see `cli.main`.
-    """
-    if script:
-        again = shlex.join(script)
-    elif _is_installed():
-        again = shlex.join(["exemplar-ray", *arguments])
-    else:
-        again = shlex.join([sys.orig_argv[0] if sys.orig_argv else "python", "-m", "exemplar_ray", *arguments])
-    # A submitted job runs where nobody types, in a copy of the working folder.
-    return f"ray job submit --working-dir . -- {again}" if _is_submitted() else again
-
-
-def _is_installed() -> bool:
-    """Whether there is a command `exemplar-ray`."""
-    return shutil.which("exemplar-ray") is not None or Path(sys.executable).with_name("exemplar-ray").exists()
-
-
-def _is_submitted() -> bool:
-    try:
-        return "job_submission_id" in json.loads(os.environ[_JOB])["metadata"]
-    except (KeyError, TypeError, ValueError):
-        return False

@@ -125,7 +125,12 @@ def without_secrets(uri: str) -> str:
 
 
 def command_of(plan: Plan, out: str) -> str:
-    """Return the command that makes such a run, as far as `run.json` tells.
+    """Return the command that makes such a run, for a shell, see `arguments_of`."""
+    return shlex.join(["exemplar-ray", *arguments_of(plan, out)])
+
+
+def arguments_of(plan: Plan, out: str) -> list[str]:
+    """Return the arguments of `exemplar-ray` that make such a run, as far as `run.json` tells.
 
     It leaves out what is as by default. It leaves out what opens a storage: users, passwords and queries in URIs. It
     cannot tell what is not recorded: where class names came from, how many skipped images were allowed, and what
@@ -159,7 +164,7 @@ def command_of(plan: Plan, out: str) -> str:
     # The command names these in any case: their defaults may change.
     usual = {**asdict(RunSpec()), "model": None, "weights": None, "layer": None}
     usual["margin"] = margin_of(RunSpec(top_k=spec.top_k, precision=spec.precision, decode=spec.decode))
-    words = ["exemplar-ray", "run"]
+    words = ["run"]
     for key, value in asked.items():
         default = usual.get(key)
         if value == (list(default) if isinstance(default, tuple) else default):
@@ -171,7 +176,7 @@ def command_of(plan: Plan, out: str) -> str:
             words += [flag, *value]
         else:
             words += [flag, str(value)]
-    return shlex.join(words)
+    return words
 
 
 def _flow(values: dict[str, Any]) -> str:

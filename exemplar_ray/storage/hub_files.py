@@ -199,7 +199,9 @@ def _explanation(error: HfHubHTTPError, path: str) -> OSError:
     if status >= 500 or status in _TOO_EARLY or from_elsewhere:
         return NoAnswerError(f"the Hugging Face Hub answered {status} when asked for '{path}'")
     if isinstance(error, GatedRepoError):
-        return AccessError(f"{name} is gated: accept its terms on {page}, and set HF_TOKEN ({token})")
+        return AccessError(
+            f"{name} is gated: accept its terms on {page}, and log in with hf auth login or set HF_TOKEN ({token})"
+        )
     if isinstance(error, RevisionNotFoundError):
         return AccessError(f"{name} has no revision '{place.revision}'; see {page}/tree/main for those it has")
     if isinstance(error, EntryNotFoundError):
