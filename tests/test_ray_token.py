@@ -1,16 +1,12 @@
 """Ray's token: a Ray of our own leaves none behind and takes none that is there; that of another is asked for."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 from conftest import PROJECT, free_port, start_ray_head
-
-from exemplar_ray.errors import UsageError
-from exemplar_ray.executor.cluster import Cluster
-from exemplar_ray.executor.ray_address import refuse_unusable
-from exemplar_ray.executor.resources import Resources
 
 OTHERS = "b" * 64
 # Starts a Ray of its own twice, the second time with authentication switched off after the first; tells who may come.
@@ -83,36 +79,53 @@ def guarded_head():
         yield head["address"], f"ray://127.0.0.1:{port}", "a" * 64
 
 
+# As a notebook does it: in one process, with another environment each time.
+JOINING = """
+import json, os, sys
+from exemplar_ray.errors import UsageError
+from exemplar_ray.executor.cluster import Cluster
+from exemplar_ray.executor.resources import Resources
+
+for change in json.loads(sys.argv[2]):
+    os.environ.update(change)
+    try:
+        with Cluster(Resources(address=sys.argv[1])):
+            print("in")
+    except UsageError as error:
+        print(error)
+"""
+
+
+def joining(address, *changes):
+    """Join there in a process of its own, with one change of its environment after the other; return what it says."""
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-c", JOINING, address, json.dumps(changes)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
 @pytest.mark.parametrize("client", [False, True])
-def test_joining_a_ray_that_wants_another_token_is_refused_in_a_line(guarded_head, home, monkeypatch, client):
-    address, token = guarded_head[client], guarded_head[2]
-
-    def refusal():
-        with pytest.raises(UsageError) as refused, Cluster(Resources(address=address)):
-            pass
-        assert "\n" not in str(refused.value)
-        assert "put the token that `ray get-auth-token` prints on its head into ~/.ray/auth_token" in str(refused.value)
-        return str(refused.value)
-
-    assert refusal().startswith(f"the Ray at '{address}' wants a token, and is shown none; set RAY_AUTH_MODE=token")
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    assert "RAY_AUTH_MODE is 'token', and there is none" in refusal()
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "nowhere"))
-    assert f"RAY_AUTH_TOKEN_PATH names '{home}/nowhere', where no token can be read" in refusal()
-    (home / "nowhere").write_text(OTHERS)
-    assert "that of the file that RAY_AUTH_TOKEN_PATH names is another" in refusal()
-    monkeypatch.setenv("RAY_AUTH_TOKEN", OTHERS)
-    assert "that of RAY_AUTH_TOKEN is another" in refusal()
-    refuse_unusable(address, token)
+def test_joining_a_ray_that_wants_another_token_is_refused_in_a_line(guarded_head, home, client):
+    address = guarded_head[client]
+    (home / "others").write_text(OTHERS)
+    wants = f"the Ray at '{address}' wants a token, and"
+    starts = {
+        f"{wants} is shown none; set RAY_AUTH_MODE=token": {},
+        "RAY_AUTH_MODE is 'token', and there is none": {"RAY_AUTH_MODE": "token"},
+        f"RAY_AUTH_TOKEN_PATH names '{home}/no', where no token can be read": {"RAY_AUTH_TOKEN_PATH": f"{home}/no"},
+        f"{wants} that of the file that RAY_AUTH_TOKEN_PATH names is": {"RAY_AUTH_TOKEN_PATH": f"{home}/others"},
+        f"{wants} that of RAY_AUTH_TOKEN is another": {"RAY_AUTH_TOKEN": OTHERS},
+    }
+    said = joining(address, *starts.values())
+    assert len(said) == len(starts)
+    for line, start in zip(said, starts, strict=True):
+        assert line.startswith(start)
+        assert "put the token that `ray get-auth-token` prints on its head into ~/.ray/auth_token" in line
 
 
 def test_who_has_its_token_joins(guarded_head, home):
     """What a person does whom the line told: the token into its usual file, the mode into the environment."""
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text(guarded_head[2])
-    program = "import sys; from exemplar_ray.executor.cluster import Cluster, Resources\n"
-    program += "with Cluster(Resources(sys.argv[1])): print('in')"
-    environment = {**os.environ, "RAY_AUTH_MODE": "token", "PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, "-c", program, guarded_head[0]]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stdout) == (0, "in\n"), done.stderr
+    assert joining(guarded_head[0], {"RAY_AUTH_MODE": "token"}) == ["in"]
