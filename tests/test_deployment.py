@@ -1,6 +1,7 @@
 """What is pinned is pinned the same everywhere; cluster.yaml and jobs/kuberay.yaml are taken by those they are for."""
 
 import copy
+import functools
 import gzip
 import itertools
 import json
@@ -205,9 +206,10 @@ def test_aws_takes_the_machines_of_cluster_yaml(aws):
         machines[name] = machine
     assert machines["head"]["InstanceType"] == "m6i.large"
     assert "InstanceLifecycle" not in machines["head"]
-    assert machines["gpu-spot"]["InstanceType"] == "g5.2xlarge"
-    assert machines["gpu-spot"]["InstanceLifecycle"] == "spot"
-    assert machines["gpu-spot"]["IamInstanceProfile"]["Arn"].endswith("/exemplar-ray-worker")
+    for name, kind in (("gpu-spot", "g5.2xlarge"), ("cpu-spot", "m6i.xlarge")):
+        assert machines[name]["InstanceType"] == kind
+        assert machines[name]["InstanceLifecycle"] == "spot"
+        assert machines[name]["IamInstanceProfile"]["Arn"].endswith("/exemplar-ray-worker")
     # What Ray gives the head only, and why the workers need one of their own.
     assert config["head_node"]["IamInstanceProfile"]["Arn"].endswith("/ray-autoscaler-v1")
     with pytest.raises(ParamValidationError):
@@ -313,15 +315,15 @@ def test_the_ray_job_runs_our_script_on_gpu_workers_that_fit_it():
     assert spec["backoffLimit"] > 0
     assert spec["shutdownAfterJobFinishes"]
     cluster = spec["rayClusterSpec"]
-    [group] = cluster["workerGroupSpecs"]
-    assert (cluster["enableInTreeAutoscaling"], group["minReplicas"]) == (True, 0)
+    group, without_gpu = cluster["workerGroupSpecs"]
+    assert (cluster["enableInTreeAutoscaling"], group["minReplicas"], without_gpu["minReplicas"]) == (True, 0, 0)
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    pods = [node["template"]["spec"] for node in (cluster["headGroupSpec"], group)]
-    [head], [worker] = (pod["containers"] for pod in pods)
-    assert head["image"] == worker["image"]
-    assert head["envFrom"] == worker["envFrom"] == [{"secretRef": {"name": "exemplar-ray"}}]
+    pods = [node["template"]["spec"] for node in (cluster["headGroupSpec"], group, without_gpu)]
+    [head], [worker], [other] = (pod["containers"] for pod in pods)
+    assert head["image"] == worker["image"] == other["image"]
+    assert head["envFrom"] == worker["envFrom"] == other["envFrom"] == [{"secretRef": {"name": "exemplar-ray"}}]
     assert {pod["serviceAccountName"] for pod in pods} == {"exemplar-ray"}
-    assert "nvidia.com/gpu" not in head["resources"]["limits"]
+    assert "nvidia.com/gpu" not in {**head["resources"]["limits"], **other["resources"]["limits"]}
     job = yaml.safe_load((PROJECT / "jobs" / "imagenet.yaml").read_text())
     assert job["gpus_per_task"] <= worker["resources"]["limits"]["nvidia.com/gpu"]
     assert job["cpus_per_task"] < int(group["rayStartParams"]["num-cpus"])
@@ -350,13 +352,32 @@ def test_what_the_dockerfile_copies_is_enough_to_install(tmp_path):
         assert (image / "jobs" / name).is_file()
 
 
-def test_cluster_yaml_has_a_head_without_a_gpu_and_spot_gpu_workers():
-    head = CLUSTER["available_node_types"][CLUSTER["head_node_type"]]
+def test_cluster_yaml_has_a_head_without_a_gpu_and_spot_workers():
+    head, gpu, cpu = (CLUSTER["available_node_types"][name] for name in ("head", "gpu-spot", "cpu-spot"))
+    assert CLUSTER["head_node_type"] == "head"
     assert head["resources"] == {"CPU": 0}
-    [worker] = [node for node in CLUSTER["available_node_types"].values() if node is not head]
-    assert worker["resources"]["GPU"] == 1
-    assert worker["min_workers"] == 0 < worker["max_workers"]
-    assert worker["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
+    assert (gpu["resources"]["GPU"], "GPU" in cpu["resources"]) == (1, False)
+    for worker in (gpu, cpu):
+        assert worker["min_workers"] == 0 < worker["max_workers"]
+        assert worker["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
+    assert CLUSTER["max_workers"] == gpu["max_workers"] + cpu["max_workers"]
+
+
+def test_ray_starts_gpu_machines_for_the_scan_and_others_for_what_needs_none():
+    """Ray's own choice of machines."""
+    from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
+    from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
+
+    job = yaml.safe_load((PROJECT / "jobs" / "imagenet.yaml").read_text())
+    scorer = functools.partial(_default_utilization_scorer, node_availability_summary=NodeAvailabilitySummary({}))
+
+    def chosen(demand, tasks):
+        kinds = CLUSTER["available_node_types"]
+        return get_nodes_for(kinds, {"head": 1}, "head", 20, [demand] * tasks, scorer)[0]
+
+    scan = {"CPU": job["cpus_per_task"], "GPU": job["gpus_per_task"]}
+    assert chosen(scan, 5) == {"gpu-spot": 5}
+    assert chosen({"CPU": 1}, 12) == {"cpu-spot": 3}
 
 
 def test_the_imagenet_job_fits_a_worker_of_the_cluster_and_has_known_keys():
