@@ -40,6 +40,7 @@ WITHOUT_ADDRESS["PYTHONPATH"] = str(PROJECT)
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, "4:cpu:/", None),
         # A job of a batch system, that sees the whole hierarchy: the narrowest of the limits around it holds.
         ({"slurm/job/cpu.max": "400000 100000", "slurm/job/step/cpu.max": "max 100000"}, "0::/slurm/job/step", 4),
+        ({"slurm/job/cpu.max": "400000 100000", "slurm/job/step/cpu.max": "800000 100000"}, "0::/slurm/job/step", 4),
         ({"cpu,cpuacct/slurm/cpu.cfs_quota_us": "300000", "cpu,cpuacct/slurm/cpu.cfs_period_us": "100000"},
          "5:memory:/slurm\n4:cpu,cpuacct:/slurm", 3),
         ({"cpu.max": "torn"}, "0::/../elsewhere", None),
