@@ -13,7 +13,8 @@ from torchvision import transforms
 
 from exemplar_ray.data import decode as images
 from exemplar_ray.data.decode import UndecodableImageError, crop, decode, decode_and_crop
-from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.data.framing import Framing
+from exemplar_ray.data.preprocess import INTERPOLATIONS, Preprocess
 from exemplar_ray.data.shards import ShardReader, discover
 from exemplar_ray.storage.transient import is_transient
 
@@ -33,12 +34,38 @@ def torchvisions(image, preprocess):
     height=st.integers(1, 400),
     resize=st.integers(1, 90),
     cut=st.integers(0, 30),
-    interpolation=st.sampled_from(["bilinear", "bicubic"]),
+    interpolation=st.sampled_from(INTERPOLATIONS),
 )
 def test_crops_equal_torchvisions_bit_for_bit(width, height, resize, cut, interpolation):
     preprocess = Preprocess((0, 0, 0), resize=resize, crop=max(1, resize - cut), interpolation=interpolation)
     image = random_picture(width * 1000 + height, width, height)
     np.testing.assert_array_equal(crop(image, preprocess), torchvisions(image, preprocess))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(1, 400),
+    height=st.integers(1, 400),
+    sides=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    cut=st.one_of(st.none(), st.integers(0, 30)),
+    interpolation=st.sampled_from(INTERPOLATIONS),
+)
+def test_squashed_images_equal_torchvisions_bit_for_bit(width, height, sides, cut, interpolation):
+    """Height first, as torchvision has it; without a crop, too, where that leaves a square."""
+    sides, side = (sides, max(1, min(sides) - cut)) if cut is not None else ((sides[0], sides[0]), None)
+    preprocess = Preprocess((0, 0, 0), resize=list(sides), crop=side, interpolation=interpolation)
+    image = random_picture(width * 1000 + height, width, height)
+    np.testing.assert_array_equal(crop(image, preprocess), torchvisions(image, preprocess))
+    framing = Framing.of(width, height, preprocess)
+    if side is None:
+        assert framing.view_box == pytest.approx((0, 0, width, height))
+    assert framing.resized == (sides[1], sides[0])
+
+
+def test_nearest_neighbours_are_those_of_the_reference_however_fast_the_decoder():
+    preprocess = Preprocess((0, 0, 0), resize=90, crop=64, interpolation="nearest")
+    data = encode(random_picture(3, 333, 251), "JPEG", quality=95)
+    np.testing.assert_array_equal(decode_and_crop(data, preprocess, "fast"), decode_and_crop(data, preprocess))
 
 
 @pytest.mark.parametrize("name", scored_images())

@@ -1,8 +1,10 @@
 """The user's words: what is accepted, what is refused, and with which sentence."""
 
-from dataclasses import fields
+import json
+from dataclasses import fields, replace
 
 import pytest
+import yaml
 
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.errors import UsageError
@@ -110,6 +112,11 @@ def test_impossible_options_are_refused(key, value, message):
         ({"mean": "117"}, "mean is three numbers"),
         ({"std": [1, 0, 1]}, "std must not be 0"),
         ({"resize": 0}, "resize is a number of pixels"),
+        ({"resize": [64, 0]}, r"resize is a number of pixels, or two: \[HEIGHT, WIDTH\]"),
+        ({"resize": [64, 64, 3]}, "resize is a number of pixels, or two"),
+        ({"resize": [64, 80]}, r"squashed to a square, resize: \[SIDE, SIDE\]"),
+        ({"crop": None}, "without a crop images have to be squashed to a square"),
+        ({"resize": [64, 80], "crop": 70}, "crop .70. must not be larger"),
         ({"crop": 300}, "crop .300. must not be larger"),
         ({"scale": -1}, "scale is a number above 0"),
         ({"interpolation": "bicubical"}, "did you mean 'bicubic'"),
@@ -123,6 +130,12 @@ def test_impossible_preprocessing_is_refused(values, message):
 
 def test_the_users_keys_lie_over_the_models_own_preprocessing():
     own = Preprocess(mean=(1, 2, 3), std=(4, 5, 6), resize=300)
+    assert Preprocess.of(own, {"resize": [64, 64]}) == replace(own, resize=(64, 64), crop=64)
+    assert Preprocess.of(own, {"resize": [64, 80], "crop": 60}) == replace(own, resize=(64, 80), crop=60)
+    squashed = Preprocess.of(own, {"resize": [64, 64], "interpolation": "lanczos"})
+    assert Preprocess(**json.loads(json.dumps(squashed.to_json()))) == squashed
+    assert squashed.in_words().startswith("squashed to 64 × 64 pixels (lanczos), centre 64 × 64, ")
+    assert Preprocess.of(own, yaml.safe_load(squashed.as_flag())) == squashed
     assert Preprocess.of(own, {"crop": 200}) == Preprocess(mean=(1, 2, 3), std=(4, 5, 6), resize=300, crop=200)
 
 

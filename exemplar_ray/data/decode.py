@@ -17,9 +17,9 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from exemplar_ray.data.framing import Framing
-from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.data.preprocess import INTERPOLATIONS, Preprocess
 
-_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_RESAMPLING = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 
 # Pillow's decoders raise these on bytes that are no image or a broken one.
 _UNDECODABLE = (
@@ -114,7 +114,8 @@ def decode_and_crop(data: bytes | None, preprocess: Preprocess, decoder: str = "
     Raises:
         UndecodableImageError, MemoryError: as `decode`.
     """
-    pixels = _decode_plain_jpeg(data) if decoder == "fast" else None
+    # Nearest neighbours of a crop alone may be other pixels than those of the whole.
+    pixels = _decode_plain_jpeg(data) if decoder == "fast" and preprocess.interpolation != "nearest" else None
     if pixels is not None:
         return _resize_crop_only(Image.fromarray(pixels), preprocess)
     return crop(decode(data), preprocess)

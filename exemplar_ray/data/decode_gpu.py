@@ -28,6 +28,8 @@ _END_OF_JPEG = b"\xff\xd9"
 _OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|ALLOCATOR_FAILURE|Failed [a-z ]+: 5\b", re.IGNORECASE)
 # And of the device rather than of the image.
 _OF_DEVICE = re.compile(r"CUDA error|CUDA driver|cudaError|device-side assert|not compiled with", re.IGNORECASE)
+# What torch interpolates with, antialiased.
+_ON_GPU = ("bilinear", "bicubic")
 # Larger ones would not fit many at a time.
 _LARGEST_PIXELS = 1 << 25
 
@@ -68,7 +70,7 @@ def _is_ordinary(data: bytes | None, preprocess: Preprocess) -> bool:
     """Whether these bytes are a JPEG that goes to the GPU: of plain colours, with an end, neither huge nor a strip
     that resizing would make huge."""
     size = images.size_of_plain_jpeg(data)
-    if data is None or size is None or not data.endswith(_END_OF_JPEG):
+    if data is None or size is None or not data.endswith(_END_OF_JPEG) or preprocess.interpolation not in _ON_GPU:
         return False
     resized = Framing.of(*size, preprocess).resized
     return max(size[0] * size[1], resized[0] * resized[1]) <= _LARGEST_PIXELS

@@ -17,7 +17,7 @@ Box = tuple[float, float, float, float]
 class Framing:
     """How an image of some size is resized and cropped.
 
-    `resized` is (width, height) after resizing the shorter side; `left` and `top` are where
+    `resized` is (width, height) after resizing; `left` and `top` are where
     the crop lies in it. Sizes and offsets are those of torchvision's `Resize` and
     `CenterCrop`: truncated, and rounded half to even.
     """
@@ -33,9 +33,7 @@ class Framing:
     @lru_cache(maxsize=1 << 16)
     def of(cls, width: int, height: int, preprocess: Preprocess) -> Framing:
         """Frame an image of `width` x `height` pixels."""
-        short, long = min(width, height), max(width, height)
-        resized_long = int(preprocess.resize * long / short)
-        resized = (preprocess.resize, resized_long) if width <= height else (resized_long, preprocess.resize)
+        resized = _resized(width, height, preprocess.resize)
         left, top = (round((side - preprocess.crop) / 2.0) for side in resized)
         return cls(width, height, resized, left, top, preprocess.crop)
 
@@ -49,3 +47,12 @@ class Framing:
     def view_box(self) -> Box:
         """What the network saw, in pixels of the original image."""
         return self.to_original((0, 0, self.crop, self.crop))
+
+
+def _resized(width: int, height: int, resize: int | tuple[int, int]) -> tuple[int, int]:
+    """Return (width, height) of an image after resizing."""
+    if not isinstance(resize, int):
+        return resize[1], resize[0]
+    short, long = min(width, height), max(width, height)
+    resized_long = int(resize * long / short)
+    return (resize, resized_long) if width <= height else (resized_long, resize)

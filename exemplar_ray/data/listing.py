@@ -26,8 +26,10 @@ from exemplar_ray.storage.transient import ATTEMPTS, is_transient, patiently
 _SHARD = ".parquet"
 _MACS = "__MACOSX"
 # What file systems call it: the Hub, S3 and the web, Google and Azure, archives; then when it was modified.
-_STAMPS = ("sha256", "blob_id", "ETag", "etag", "md5Hash", "CRC")
-_STAMPS += ("LastModified", "Last-Modified", "last_modified", "mtime", "modified")
+_STAMPS = (
+    *("sha256", "blob_id", "ETag", "etag", "md5Hash", "CRC"),
+    *("LastModified", "Last-Modified", "last_modified", "mtime", "modified"),
+)
 _FOLDER, _FILE = stat.S_IFDIR, stat.S_IFREG
 
 

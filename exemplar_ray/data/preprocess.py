@@ -10,7 +10,7 @@ import yaml
 
 from exemplar_ray.errors import UsageError, near_matches
 
-INTERPOLATIONS = ("bilinear", "bicubic")
+INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming")
 
 RGB, BGR = "rgb", "bgr"
 ORDERS = (RGB, BGR)
@@ -30,11 +30,14 @@ class Preprocess:
     `crop` x `crop` pixels are cut out, values are put on 0..`scale`, then `mean` (RGB) is
     subtracted and the rest divided by `std` (RGB). The network gets red first, or, in the `order`
     bgr, blue.
+
+    Where `resize` is two numbers, height and width, the image is squashed to these, as torchvision's
+    `Resize((height, width))` does. `crop` may then be None, for none: the image as it was resized, which is square.
     """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    resize: int = 256
+    resize: int | tuple[int, int] = 256
     crop: int = 224
     scale: float = 255.0
     interpolation: str = "bilinear"
@@ -49,11 +52,7 @@ class Preprocess:
             object.__setattr__(self, name, tuple(float(v) for v in value))
         if 0.0 in self.std:
             raise UsageError("preprocess: std must not be 0")
-        for name in ("resize", "crop"):
-            if not is_whole(getattr(self, name)) or getattr(self, name) < 1:
-                raise UsageError(f"preprocess: {name} is a number of pixels, not {getattr(self, name)!r}")
-        if self.crop > self.resize:
-            raise UsageError(f"preprocess: crop ({self.crop}) must not be larger than resize ({self.resize})")
+        self._settle_sizes()
         if not is_number(self.scale) or self.scale <= 0:
             raise UsageError(f"preprocess: scale is a number above 0, not {self.scale!r}")
         object.__setattr__(self, "scale", float(self.scale))
@@ -62,6 +61,25 @@ class Preprocess:
             raise UsageError(f"preprocess: unknown interpolation '{self.interpolation}'; {hint}")
         if self.order not in ORDERS:
             raise UsageError(f"preprocess: order is one of {', '.join(ORDERS)}, not {self.order!r}")
+
+    def _settle_sizes(self) -> None:
+        squashed = isinstance(self.resize, (list, tuple))
+        sides = tuple(self.resize) if isinstance(self.resize, (list, tuple)) else (self.resize,)
+        if len(sides) > 2 or not sides or not all(is_whole(side) and side > 0 for side in sides):
+            raise UsageError(f"preprocess: resize is a number of pixels, or two: [HEIGHT, WIDTH], not {self.resize!r}")
+        if squashed:
+            object.__setattr__(self, "resize", sides if len(sides) == 2 else sides[0])
+        if self.crop is None:
+            if len(sides) < 2 or sides[0] != sides[1]:
+                raise UsageError(
+                    "preprocess: without a crop images have to be squashed to a square, resize: [SIDE, SIDE]; networks "
+                    "get square images here"
+                )
+            object.__setattr__(self, "crop", sides[0])
+        if not is_whole(self.crop) or self.crop < 1:
+            raise UsageError(f"preprocess: crop is a number of pixels, not {self.crop!r}")
+        if self.crop > min(sides):
+            raise UsageError(f"preprocess: crop ({self.crop}) must not be larger than resize ({self.resize})")
 
     def to_json(self) -> dict[str, Any]:
         """Return its fields; `Preprocess(**values)` reads them back.
@@ -90,11 +108,16 @@ class Preprocess:
         >>> Preprocess(scale=1, mean=(0, 0, 0.5), std=(2, 2, 1), resize=8, crop=8, order="bgr").in_words()
         'shorter side to 8 pixels (bilinear), centre 8 × 8, RGB 0..1 minus (0, 0, 0.5) over (2, 2, 1), as BGR'
         """
+        size = (
+            f"shorter side to {self.resize}"
+            if isinstance(self.resize, int)
+            else "squashed to {} × {}".format(*self.resize)
+        )
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
         divided = "" if self.std == (1.0, 1.0, 1.0) else f" over ({std})"
         reversed_ = ", as BGR" if self.order == BGR else ""
         return (
-            f"shorter side to {self.resize} pixels ({self.interpolation}), centre {self.crop} × {self.crop}, "
+            f"{size} pixels ({self.interpolation}), centre {self.crop} × {self.crop}, "
             f"RGB 0..{self.scale:g} minus ({mean}){divided}{reversed_}"
         )
 
@@ -116,6 +139,10 @@ class Preprocess:
                 "this model brings no preprocessing of its own; give it, for example "
                 "--preprocess '{resize: 256, crop: 224, scale: 255, mean: [123, 117, 104], std: [1, 1, 1]}'"
             )
+        squashed = isinstance(overrides.get("resize"), (list, tuple))
+        if squashed and "crop" not in overrides:
+            # The model's own crop is of its own size.
+            overrides["crop"] = None
         return cls(**({**asdict(own), **overrides} if own else overrides))
 
 
