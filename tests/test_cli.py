@@ -103,7 +103,7 @@ def test_tasks_larger_than_this_machine_are_refused_before_they_wait_forever(tin
     assert not (tmp_path / "run").exists()
 
 
-def test_the_driver_does_not_import_torch_and_only_one_module_imports_ray():
+def test_the_driver_does_not_import_torch_and_only_few_modules_import_ray():
     program = "import sys, exemplar_ray.exemplars.job; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
     package = Path(sys.modules["exemplar_ray"].__file__).parent
@@ -112,7 +112,7 @@ def test_the_driver_does_not_import_torch_and_only_one_module_imports_ray():
         for path in package.rglob("*.py")
         if any(line.split()[:2] in (["import", "ray"], ["from", "ray"]) for line in path.read_text().splitlines())
     ]
-    assert importing == ["cluster.py"]
+    assert set(importing) == {"attempts.py", "cluster.py", "connection.py", "machines.py", "remote.py"}
 
 
 def test_a_log_gets_one_line_a_shard_and_a_terminal_a_live_display():

@@ -60,6 +60,8 @@ def run_job(job: Job, out: str, cluster: Cluster, console: Console, started: flo
     say(console, f"{len(manifest.items)} {manifest.items_name}{done}; {at_once}")
     if cluster.waits_for is not None:
         say(console, cluster.waits_for)
+    if cluster.on_line is None:
+        cluster.on_line = partial(say, console)
     context = Context(cluster, folder, manifest, state.completed, console)
     mapping_started = time.monotonic()
     mapped = map_items(job, context, state.unfinished)
@@ -145,7 +147,13 @@ def map_items(job: Job, context: Context, positions: Sequence[int], title: str |
     todo = ((position, (position, manifest.items[position])) for position in positions)
     with ProgressDisplay(context.console, title or job.verb, len(positions), manifest.items_name) as display:
         for outcome in context.cluster.map(
-            _DO_ITEM, todo, task, job.settings, demand=context.cluster.demand, imports=job.task
+            _DO_ITEM,
+            todo,
+            task,
+            job.settings,
+            demand=context.cluster.demand,
+            imports=job.task,
+            named=lambda position: manifest.items[position].name,
         ):
             item = manifest.items[outcome.key]
             reason = outcome.error or _not_seen(folder, outcome)
@@ -183,6 +191,7 @@ def _failure_record(item: Any, reason: str, outcome: Outcome[int]) -> FailureRec
         details=outcome.details,
         log=list(outcome.log),
         attempts=outcome.attempts,
+        host=outcome.host,
         finished=now(),
     )
 
