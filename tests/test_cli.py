@@ -1,6 +1,7 @@
 """The command line's manners: help for everything, one line for a mistake, light `status`."""
 
 import os
+import re
 import subprocess
 import sys
 from io import StringIO
@@ -118,10 +119,14 @@ def test_the_driver_does_not_import_torch_and_only_few_modules_import_ray():
 def test_a_log_gets_one_line_a_shard_and_a_terminal_a_live_display():
     log = StringIO()
     with ProgressDisplay(Console(file=log, force_terminal=False), "scan", 2) as display:
-        display.finished("a.parquet", 100, "2 skipped")
+        display.finished("a.parquet", 100, "2 skipped", "node-7")
         display.failed("b [bold].parquet", "no [red] luck")
     first, second = log.getvalue().splitlines()
-    assert first.startswith("scan 1/2  a.parquet: 100 images, 2 skipped")
+    assert re.fullmatch(
+        r"scan 1/2  a\.parquet: 100 images, 2 skipped on node-7  "
+        r"\([0-9.]+ images/s, less than a minute left\)  \d\d:\d\d:\d\d",
+        first,
+    )
     assert second.startswith("scan 2/2  FAILED b [bold].parquet: no [red] luck")
     terminal = StringIO()
     with ProgressDisplay(Console(file=terminal, force_terminal=True, width=120), "scan", 2) as display:

@@ -139,7 +139,7 @@ class Cluster:
             shared: what every task gets; stored once.
             demand: what each task asks Ray for.
             imports: another `module:function` that tasks import, and that items may be of.
-            named: what people call an item.
+            named: what people call an item; "" where there is only one.
 
         Raises:
             UsageError, TornPartError: a task raised one; nothing that follows would fare better. Or there is no such
@@ -162,7 +162,7 @@ class Cluster:
 
         def call_of(key: Key, item: Any) -> Call[Key]:
             name = named(key)
-            return Call(key, partial(submit, f"{verb} {name}", item), name)
+            return Call(key, partial(submit, f"{verb} {name}".strip(), item), name or verb)
 
         attempts = Attempts(
             self.resources.retries, Machines(demand), self._blame, self._watch, self._most_in_flight, self.tell
@@ -179,7 +179,7 @@ class Cluster:
             UsageError: it raised one, or its workers were lost, or what else it raised may pass.
             RuntimeError: it raised something else.
         """
-        [outcome] = self.map(function, [(failing, item)])
+        [outcome] = self.map(function, [(failing, item)], named=lambda _: "")
         if outcome.lost or outcome.transient:
             raise UsageError(f"{failing}: {outcome.error}")
         if outcome.error:

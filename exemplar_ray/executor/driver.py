@@ -167,7 +167,7 @@ def map_items(job: Job, context: Context, positions: Sequence[int], title: str |
             scored, skipped = record.facts.get("scored", 0), record.facts.get("skipped", 0)
             images += scored
             notes.update(job.notes(record))
-            display.finished(item.name, scored, f"{skipped} skipped" if skipped else "")
+            display.finished(item.name, scored, f"{skipped} skipped" if skipped else "", record.host)
     for note in sorted(notes):
         say(context.console, note)
     return Mapped(completed, failed, images)
