@@ -103,6 +103,31 @@ def test_a_machine_with_other_weights_is_left_out(tmp_path):
     assert "tried again on another machine" in said
 
 
+def test_where_no_machine_is_there_yet_the_wait_is_said_and_tasks_begin_when_one_joins(tmp_path):
+    from ray.cluster_utils import Cluster
+
+    write_tiny_data(tmp_path / "data", shards=2)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    command = [sys.executable, "-m", "exemplar_ray", "run", "--data", tmp_path / "data", "--out", tmp_path / "run"]
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address, "PYTHONUNBUFFERED": "1"}
+    # An autoscaler may bring some; that there is one is not asked for where tasks would fit.
+    program = "import sys, exemplar_ray.executor.cluster as c; c.may_grow = lambda: True; "
+    program += "from exemplar_ray.cli import main; sys.exit(main(sys.argv[1:]))"
+    command[1:3] = ["-c", program]
+    driver = subprocess.Popen([*command, *TINY_FLAGS], env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        first = driver.stdout.readline()
+        assert first.startswith("waiting for a machine that has what a task asks for (1 CPUs); there is ")
+        cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+        said, _ = driver.communicate(timeout=200)
+    finally:
+        driver.kill()
+        cluster.shutdown()
+    assert driver.returncode == 0, said
+    assert "2 shards; tasks begin as machines join, 1 CPUs each" in said
+    assert "0 tasks at once" not in said
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [

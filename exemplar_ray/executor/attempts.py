@@ -108,6 +108,8 @@ class Attempts:
             # Not longer than until the next look whether there is a Ray at all.
             done, _ = ray.wait(list(running), num_returns=1, timeout=min(rest, Watch.EVERY_SECONDS), fetch_local=False)
             self.watch.look()
+            if not done and (waited_for := self.machines.waited_for()) is not None:
+                self.tell(waited_for)
             if not done:
                 self._free_what_waits_in_vain(running)
             for ref in done:

@@ -115,10 +115,29 @@ class Cluster:
         """Whether workers have a copy of the driver's working folder: a submitted job brings it along."""
         return "working_dir" in ray.get_runtime_context().runtime_env
 
-    def prepare(self, module: str) -> None:
-        """Have workers import a module while other things go on; if one cannot, the tasks that follow will say so."""
-        for _ in range(min(self.slots - 1, _MOST_PREPARED)):
-            prepare.options(num_cpus=self.demand.cpus).remote(module)
+    def prepare(self, module: str, tasks: int) -> None:
+        """Have workers import a module while other things go on; if one cannot, the tasks that follow will say so.
+
+        Where no machine is there yet, an autoscaler sees at once what all tasks will ask for, and not only what the
+        first does. That goes with the driver: nothing is asked for in advance that a killed one would leave behind.
+
+        Args:
+            tasks: how many there will be.
+        """
+        # A Ray that stays would keep asking after the run.
+        count = min(self.slots - 1 if self.slots or self._joined else tasks, _MOST_PREPARED)
+        for _ in range(count):
+            prepare.options(num_cpus=self.demand.cpus, num_gpus=self.demand.gpus).remote(module)
+
+    @property
+    def at_once(self) -> str:
+        """Return how many tasks run at once, in words."""
+        if self.slots:
+            return f"{self.slots} tasks at once, {self.demand} each"
+        gpus = ""
+        if self.resources.gpus_per_task is None:
+            gpus = "; no GPU was there when the run began, so tasks use none: --gpus-per-task 1 asks for one"
+        return f"tasks begin as machines join, {self.demand.words} each{gpus}"
 
     def map(
         self,

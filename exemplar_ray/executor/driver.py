@@ -56,8 +56,7 @@ def run_job(job: Job, out: str, cluster: Cluster, console: Console, started: flo
     for line in job.announce(cluster):
         say(console, line)
     done = f", {len(state.completed)} already done" if state.completed else ""
-    at_once = f"{cluster.slots} tasks at once, {cluster.demand} each"
-    say(console, f"{len(manifest.items)} {manifest.items_name}{done}; {at_once}")
+    say(console, f"{len(manifest.items)} {manifest.items_name}{done}; {cluster.at_once}")
     if cluster.waits_for is not None:
         say(console, cluster.waits_for)
     if cluster.on_line is None:

@@ -13,6 +13,8 @@ from exemplar_ray.executor.resources import Demand
 
 # Ray tells of a machine that is lost after some 5 s anyway.
 _FRESH_SECONDS = 2.0
+_MOST_NAMED = 3
+_SAY_EVERY_SECONDS = 60.0
 
 
 class Machines:
@@ -27,6 +29,7 @@ class Machines:
         self._looked = float("-inf")
         self._alive: dict[str, dict[str, Any]] = {}
         self._may_grow: bool | None = None
+        self._said = float("-inf")
 
     def others(self, away_from: frozenset[str] | set[str]) -> set[str]:
         """Return the machines that a task can be on, but for these."""
@@ -54,6 +57,21 @@ class Machines:
         if self._may_grow is None:
             self._may_grow = may_grow()
         return self._may_grow
+
+    def waited_for(self) -> str | None:
+        """Return what to say where no machine has what a task asks for, once a minute; None if there is nothing."""
+        if self.others(frozenset()) or time.monotonic() - self._said < _SAY_EVERY_SECONDS:
+            return None
+        self._said = time.monotonic()
+        there = ", ".join(
+            f"{one['NodeManagerHostname']} with {one['Resources'].get('CPU', 0):g} CPUs and "
+            f"{one['Resources'].get('GPU', 0):g} GPUs"
+            for one in list(self._nodes().values())[:_MOST_NAMED]
+        )
+        return (
+            f"waiting for a machine that has what a task asks for ({self._demand.words}); there is {there or 'none'}; "
+            "`ray status` says what the autoscaler makes of it"
+        )
 
     def _nodes(self) -> dict[str, dict[str, Any]]:
         if time.monotonic() - self._looked > _FRESH_SECONDS:

@@ -151,6 +151,6 @@ def resolve_spec(
     if not cluster.brings_working_folder:
         spec = spec.with_whole_paths()
     # The other workers get ready meanwhile.
-    cluster.prepare(TASKS)
+    cluster.prepare(TASKS, len(shards))
     given = ToResolve(spec, to_question_with(shards), known)
     return cluster.call(f"{TASKS}:resolve", given, "the model cannot be built")
