@@ -7,6 +7,7 @@ import difflib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
@@ -285,7 +286,7 @@ def _check(options: argparse.Namespace, console: Console) -> int:
             if key in settings:
                 raise UsageError(f"{options.run} says already what {key} is; leave out --{key.replace('_', '-')}")
         subject = job.of_run(options.run)
-    with Cluster(pick(Resources, settings), run_options.log_level) as cluster:
+    with Cluster(pick(Resources, settings), run_options.log_level, partial(say, console)) as cluster:
         checked = job.check(subject, cluster, console, check_options)
     if check_options.figure is not None:
         check_figure.write_check_figure(checked.findings, checked.pictures, check_options.figure)

@@ -1,4 +1,4 @@
-"""What can go wrong, by whose hand: the user's (UsageError) or one shard's (ShardError)."""
+"""What can go wrong, by whose hand: the user's (UsageError), a machine's (MachineError), a shard's (ShardError)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ class UsageError(Exception):
     """Something the user asked for cannot be done; the message says what, and what to do.
 
     The command line prints the message as one line and exits with status 2.
+    """
+
+
+class MachineError(UsageError):
+    """Something is not on this machine as it is asked for; it may be on another.
+
+    Another machine tries what was to be done; if none fares better, this is a UsageError like any other.
     """
 
 

@@ -35,6 +35,8 @@ MOST_ATTEMPTS = 8
 # Later attempts are left in peace, as a run that is disturbed for ever need not end.
 DISTURBED_ATTEMPTS = 3
 _LONGEST_ATTEMPT_SECONDS = 300
+# What Ray calls the processes of workers that are at a task.
+AT_WORK = ("ray::resolve", "ray::scan", "ray::gather", "ray::fold_group")
 ANSWER = ("exemplars.parquet", "channels.parquet", "classes.parquet", "histograms.parquet", "images.parquet")
 FLAGS = [*TINY_FLAGS, "--sample", "bottom", "q50", "--max-skipped", "0"]
 
@@ -175,7 +177,7 @@ class Machines:
         for node in self.nodes:
             for process in node.all_processes.get("raylet", []):
                 workers += _children(process.process.pid)
-        busy = [process for process, title in workers if title.startswith("ray::_")]
+        busy = [process for process, title in workers if title.startswith(AT_WORK)]
         if not busy:
             return False
         try:

@@ -28,6 +28,10 @@ def log_and_fail(reason):
     raise {"value": ValueError, "usage": UsageError}[reason](reason)
 
 
+def name_of_this_task(item):
+    return ray.get_runtime_context().get_task_name()
+
+
 def add(one, two, item):
     return one + two + item
 
@@ -52,6 +56,14 @@ def test_a_function_is_called_with_what_is_shared_and_its_item():
     with Cluster(Resources()) as cluster:
         outcomes = cluster.map("test_cluster:add", [("a", 1), ("b", 2)], 10, 100)
         assert {outcome.key: outcome.value for outcome in outcomes} == {"a": 111, "b": 112}
+
+
+def test_a_task_is_called_after_its_item():
+    with Cluster(Resources()) as cluster:
+        [outcome] = cluster.map("test_cluster:name_of_this_task", [(5, None)], named="train-{:05d}".format)
+        assert outcome.value == "name_of_this_task train-00005"
+        assert outcome.host
+        assert cluster.call("test_cluster:name_of_this_task", None, "it has no name") == "name_of_this_task"
 
 
 def test_a_task_that_fails_brings_along_what_it_had_logged():

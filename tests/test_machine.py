@@ -144,7 +144,7 @@ def test_what_no_machine_of_a_fixed_cluster_has_is_refused():
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_where_machines_may_join_the_wait_is_said(monkeypatch):
-    monkeypatch.setattr("exemplar_ray.executor.cluster._may_grow", lambda: True)
+    monkeypatch.setattr("exemplar_ray.executor.cluster.may_grow", lambda: True)
     with Cluster(Resources(cpus_per_task=99)) as cluster:
         assert "no machine of this cluster has what a task asks for (99 CPUs): tasks wait" in cluster.waits_for
 

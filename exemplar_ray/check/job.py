@@ -137,7 +137,7 @@ def _introduce(subject: Subject, cluster: Cluster) -> Introduced:
     if isinstance(asked, AskedNetwork) and not cluster.brings_working_folder:
         model, weights = whole_paths(asked.model, asked.weights)
         asked = replace(asked, model=model, weights=weights)
-    cluster.prepare(TASKS)
+    cluster.prepare(TASKS, len(subject.shards))
     given = ToIntroduce(asked, to_question_with(subject.shards))
     return cluster.call(f"{TASKS}:introduce", given, "the model cannot be built")
 
@@ -234,7 +234,14 @@ class _Look:
         shape = (len(settings.readings), len(settings.preprocessings), len(Count._fields))
         found: dict[int, Looked] = {}
         with ProgressDisplay(self._console, verb, len(chosen)) as display:
-            for outcome in cluster.map(f"{TASKS}:look", enumerate(chosen), settings, demand=cluster.demand):
+            tasks = cluster.map(
+                f"{TASKS}:look",
+                enumerate(chosen),
+                settings,
+                demand=cluster.demand,
+                named=lambda place: chosen[place].shard.name,
+            )
+            for outcome in tasks:
                 name = chosen[outcome.key].shard.name
                 if outcome.error:
                     self._failed[name] = outcome.error
@@ -242,7 +249,7 @@ class _Look:
                     continue
                 self._shards.add(name)
                 found[outcome.key] = outcome.value
-                display.finished(name, outcome.value.images)
+                display.finished(name, outcome.value.images, host=outcome.host)
         looked = Looked(counts=np.zeros(shape, np.int64))
         for place in sorted(found):
             looked = looked.plus(found[place])

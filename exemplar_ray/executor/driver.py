@@ -61,10 +61,11 @@ def run_job(job: Job, out: str, cluster: Cluster, console: Console, started: flo
     for line in job.announce(cluster):
         say(console, line)
     done = f", {len(state.completed)} already done" if state.completed else ""
-    at_once = f"{cluster.slots} tasks at once, {cluster.demand} each"
-    say(console, f"{len(manifest.items)} {manifest.items_name}{done}; {at_once}")
+    say(console, f"{len(manifest.items)} {manifest.items_name}{done}; {cluster.at_once}")
     if cluster.waits_for is not None:
         say(console, cluster.waits_for)
+    if cluster.on_line is None:
+        cluster.on_line = partial(say, console)
     context = replace(context, completed=state.completed)
     mapping_started = time.monotonic()
     mapped = map_items(job, context, state.unfinished)
@@ -158,7 +159,13 @@ def map_items(job: Job, context: Context, positions: Sequence[int], title: str |
     todo = ((position, (position, manifest.items[position])) for position in positions)
     with ProgressDisplay(context.console, title or job.verb, len(positions), manifest.items_name) as display:
         for outcome in context.cluster.map(
-            _DO_ITEM, todo, task, job.settings, demand=context.cluster.demand, imports=job.task
+            _DO_ITEM,
+            todo,
+            task,
+            job.settings,
+            demand=context.cluster.demand,
+            imports=job.task,
+            named=lambda position: manifest.items[position].name,
         ):
             item = manifest.items[outcome.key]
             reason = outcome.error or _not_seen(folder, outcome)
@@ -172,7 +179,7 @@ def map_items(job: Job, context: Context, positions: Sequence[int], title: str |
             scored, skipped = record.facts.get("scored", 0), record.facts.get("skipped", 0)
             images += scored
             notes.update(job.notes(record))
-            display.finished(item.name, scored, f"{skipped} skipped" if skipped else "")
+            display.finished(item.name, scored, f"{skipped} skipped" if skipped else "", record.host)
     for note in sorted(notes):
         say(context.console, note)
     return Mapped(completed, failed, images)
@@ -196,6 +203,7 @@ def _failure_record(item: Any, reason: str, outcome: Outcome[int]) -> FailureRec
         details=outcome.details,
         log=list(outcome.log),
         attempts=outcome.attempts,
+        host=outcome.host,
         finished=now(),
     )
 

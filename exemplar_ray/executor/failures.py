@@ -8,6 +8,7 @@ import traceback
 from dataclasses import dataclass
 
 from exemplar_ray.errors import ShardError, UsageError
+from exemplar_ray.executor.blame import is_of_machine
 from exemplar_ray.executor.task_log import log_of
 from exemplar_ray.runs.run_folder import TornPartError
 from exemplar_ray.storage.transient import is_out_of_memory, is_transient
@@ -33,6 +34,13 @@ class Failure:
     """What to raise in the driver: nothing that follows would fare better."""
     lost: bool = False
     """The task did not raise: its worker or machine was lost."""
+    of_machine: bool = False
+    """The machine made the error: another machine may fare better."""
+    of_memory: bool = False
+    """Memory ran out."""
+    node: str | None = None
+    """What Ray calls the machine; None if it is not known."""
+    host: str | None = None
 
 
 class TaskError(Exception):
@@ -46,11 +54,12 @@ class TaskError(Exception):
         return self.failure.reason
 
 
-def failure_of(error: BaseException, transient: bool = False) -> Failure:
+def failure_of(error: BaseException, transient: bool = False, node: str | None = None) -> Failure:
     """Judge what a task raised, in the process that it was raised in.
 
     Args:
         transient: whatever the error itself says.
+        node: what Ray calls this machine.
     """
     where = f"in process {os.getpid()} on {socket.gethostname()}:\n"
     return Failure(
@@ -59,6 +68,10 @@ def failure_of(error: BaseException, transient: bool = False) -> Failure:
         transient=transient or is_transient(error),
         log=log_of(error),
         fatal=_fatal(error),
+        of_machine=is_of_machine(error) and not is_out_of_memory(error),
+        of_memory=is_out_of_memory(error),
+        node=node,
+        host=socket.gethostname(),
     )
 
 

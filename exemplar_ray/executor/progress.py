@@ -1,7 +1,7 @@
 """What a person sees while a run goes on.
 
 On a terminal a live line with shards, images/s, time left and failures; elsewhere (a job's
-log) one line a finished shard.
+log) one line a finished shard, with the time, the host that did it, images/s and an estimate of what is left.
 """
 
 from __future__ import annotations
@@ -50,16 +50,18 @@ class ProgressDisplay:
         if self._live is not None:
             self._live.stop()
 
-    def finished(self, shard: str, images: int, notes: str = "") -> None:
+    def finished(self, shard: str, images: int, notes: str = "", host: str | None = None) -> None:
         """A shard, or a group of them, is done.
 
         Args:
             shard: its name.
             images: how many images that took.
             notes: anything else worth a word.
+            host: where it was done.
         """
         self._images += images
-        self._advance(f"{shard}: {images} images{f', {notes}' if notes else ''}")
+        where = f" on {host}" if host else ""
+        self._advance(f"{shard}: {images} images{f', {notes}' if notes else ''}{where}")
 
     def failed(self, shard: str, reason: str) -> None:
         """A shard failed for good."""
@@ -70,12 +72,27 @@ class ProgressDisplay:
 
     def _advance(self, line: str) -> None:
         self._done += 1
-        rate = f"{self._images / max(time.monotonic() - self._started, 1e-9):.1f} images/s"
+        seconds = time.monotonic() - self._started
+        rate = f"{self._images / max(seconds, 1e-9):.1f} images/s"
         if self._live is not None:
             failures = f"{self._failures} failed" if self._failures else ""
             self._live.update(self._task, completed=self._done, rate=rate, failures=failures)
         else:
-            say(self._console, f"{self._phase} {self._done}/{self._total}  {line}  ({rate})")
+            left = self._total - self._done
+            about = f", {about_left(seconds / self._done * left)}" if left else ""
+            at = time.strftime("%H:%M:%S")
+            say(self._console, f"{self._phase} {self._done}/{self._total}  {line}  ({rate}{about})  {at}")
+
+
+def about_left(seconds: float) -> str:
+    """Say how long something still takes, as exactly as that can be known.
+
+    >>> about_left(20), about_left(200), about_left(9000)
+    ('less than a minute left', 'about 3 min left', 'about 2.5 h left')
+    """
+    if seconds < 60:
+        return "less than a minute left"
+    return f"about {seconds / 60:.0f} min left" if seconds < 5400 else f"about {seconds / 3600:.1f} h left"
 
 
 def say(console: Console, text: str, **style: Any) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 import pyarrow.parquet as pq
 
 from exemplar_ray.executor.job import Context, Reduced
-from exemplar_ray.executor.progress import ProgressDisplay
+from exemplar_ray.executor.progress import ProgressDisplay, say
 from exemplar_ray.exemplars.gathered import GatheredShard, NotAsScanned, joined, pieces_of
 from exemplar_ray.exemplars.merge import Folded, FoldTask, fold_all, groups
 from exemplar_ray.exemplars.parts import Part
@@ -74,6 +74,7 @@ def _answer(plan: Plan, context: Context, rescan: Rescan | None) -> Reduced:
             failed = rescan(context, selection, doubtful) or rerank(selection, gather)
         if failed:
             return Reduced(failed)
+        say(context.console, "writing the result")
         selected = selection.result()
         _write_exemplars(plan, context, merged, selected, images)
         gathered = len(images)
@@ -136,7 +137,10 @@ def _gather(
             for p, candidates in wanted.items()
             for number, which in enumerate(pieces[p])
         )
-        for outcome in context.cluster.map(f"{TASKS}:gather", todo, plan.spec):
+        tasks = context.cluster.map(
+            f"{TASKS}:gather", todo, plan.spec, named=lambda key: f"{plan.shards[key[0]].name}, piece {key[1] + 1}"
+        )
+        for outcome in tasks:
             position, number = outcome.key
             name = plan.shards[position].name
             if outcome.error is not None:
@@ -148,7 +152,7 @@ def _gather(
                 display.failed(name, outcome.value.reason)
                 continue
             piece: GatheredShard = outcome.value
-            display.finished(name, len(piece.images))
+            display.finished(name, len(piece.images), host=outcome.host)
             images.add(position, piece.images)
             without_bytes, maps = piece.images.drop_columns(["bytes"]), images.add_maps(piece.maps)
             come[position][number] = replace(piece, images=without_bytes, maps=maps)

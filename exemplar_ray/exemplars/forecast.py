@@ -145,7 +145,11 @@ def _probe(cluster: Cluster, spec: ExemplarsSpec, shards: Sequence[Shard], tried
         UsageError: a probe fails.
     """
     settings = replace(scan_settings(spec, shards, cluster, PROBED_IMAGES), most_rows=PROBED_IMAGES)
-    outcomes = list(cluster.map(f"{TASKS}:probe", enumerate(tried), settings, demand=cluster.demand))
+    outcomes = list(
+        cluster.map(
+            f"{TASKS}:probe", enumerate(tried), settings, demand=cluster.demand, named=lambda place: tried[place].name
+        )
+    )
     for outcome in outcomes:
         if outcome.error:
             raise UsageError(f"the probe of {tried[outcome.key].name} failed: {outcome.error}")

@@ -87,7 +87,7 @@ def run(
     shards, labels, notes = data_set(data, columns_chosen(spec), table, revisions)
     for line in notes:
         say(console, line)
-    with Cluster(resources, options.log_level) as cluster:
+    with Cluster(resources, options.log_level, partial(say, console)) as cluster:
         resolved = resolve_spec(cluster, spec, shards, _known_network(before))
         plan = Plan(resolved.spec, shards, labels, versions(), revisions, resolved.answers)
         refuse_more_maps_than_room(plan, lambda: RunFolder(out).exists(EXEMPLARS))
@@ -118,7 +118,7 @@ def merge(
     options = options or RunOptions()
     refuse_writing(out)
     plan = Plan.read(RunFolder(out))
-    with Cluster(resources, options.log_level) as cluster:
+    with Cluster(resources, options.log_level, partial(say, console)) as cluster:
         job = ExemplarsJob(plan, cluster, settle=options.settle)
         return reduce_job(job, out, cluster, console, allow_partial, started)
 
@@ -151,6 +151,6 @@ def resolve_spec(
     if not cluster.brings_working_folder:
         spec = spec.with_whole_paths()
     # The other workers get ready meanwhile.
-    cluster.prepare(TASKS)
+    cluster.prepare(TASKS, len(shards))
     given = ToResolve(spec, to_question_with(shards), known)
     return cluster.call(f"{TASKS}:resolve", given, "the model cannot be built")

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import torch
 
-from exemplar_ray.errors import UsageError
+from exemplar_ray.errors import MachineError
 from exemplar_ray.network.compiled_trunk import CannotCompileError, CompiledForm, CompiledTrunk, compiled_trunk
 from exemplar_ray.network.models import Network, load_network
 from exemplar_ray.network.spec import NetworkSpec, TrunkSpec
@@ -35,10 +35,10 @@ def device(use_gpu: bool) -> str:
     """Return what torch calls the device that a task was given.
 
     Raises:
-        UsageError: it was given a GPU, and torch sees none.
+        MachineError: it was given a GPU, and torch sees none.
     """
     if use_gpu and not torch.cuda.is_available():
-        raise UsageError(
+        raise MachineError(
             f"the task was given a GPU on {socket.gethostname()}, but torch {torch.__version__} sees none there; "
             "check the driver, or run with --gpus-per-task 0"
         )
@@ -54,7 +54,7 @@ def scanning_trunk(form: CompiledForm, device: str, compile_it: str) -> LoadedTr
         compile_it: `always` (or fail), `never`, or `auto`: if that can be done.
 
     Raises:
-        UsageError: the weights here are not the spec's, or it cannot be compiled as it must be.
+        MachineError: the weights here are not the spec's, or it cannot be compiled as it must be.
     """
     counts["trunks_loaded"] += 1
     if compile_it == "never" or device != "cpu":
@@ -63,7 +63,7 @@ def scanning_trunk(form: CompiledForm, device: str, compile_it: str) -> LoadedTr
         trunk, new = compiled_trunk(form, lambda: trunk_of(form.trunk, device))
     except CannotCompileError as error:
         if compile_it == "always":
-            raise UsageError(
+            raise MachineError(
                 f"'{form.trunk.network.model}' cannot be compiled on {socket.gethostname()} ({error}); "
                 "run with --compile never"
             ) from error
@@ -78,7 +78,7 @@ def trunk_of(spec: TrunkSpec, device: str) -> Trunk:
     """Build the network, with the very weights that the spec names.
 
     Raises:
-        UsageError: the model's file here, or the weights, are others.
+        MachineError: the model's file here, or the weights, are others.
     """
     network = network_of(spec.network)
     kind = Trunk if spec.network.channels_last else ContiguousTrunk
@@ -97,7 +97,7 @@ def network_of(spec: NetworkSpec) -> Network:
     """Build a network, on the CPU: the very one that the spec names.
 
     Raises:
-        UsageError: the model's file here, or the weights, are others.
+        MachineError: the model's file here, or the weights, are others.
     """
     started = time.perf_counter()
     network = load_network(spec.model, spec.weights, check_factory=False, image_size=spec.preprocess.crop)
@@ -109,17 +109,17 @@ def network_of(spec: NetworkSpec) -> Network:
 def _refuse_another_network(network: Network, of_run: NetworkSpec) -> None:
     here, source = socket.gethostname(), network.architecture.source_sha256
     if source != of_run.model_source_sha256:
-        raise UsageError(
+        raise MachineError(
             f"the file of '{of_run.model}', or a file that it imports, is not the run's on {here}: {_short(source)} "
             f"there, {_short(of_run.model_source_sha256)} in the run; put the file back, or start a new run"
         )
     if network.model != of_run.model:
-        raise UsageError(
+        raise MachineError(
             f"the run is of '{of_run.model}', and torchvision's own loader gives '{network.model}', which transforms "
             "its input; start a new run with another --out"
         )
     if network.weights_sha256 != of_run.weights_sha256:
-        raise UsageError(
+        raise MachineError(
             f"the weights of '{of_run.model}' on {here} are not the run's: "
             f"{_short(network.weights_sha256)} there, {_short(of_run.weights_sha256)} in the run"
         )

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from exemplar_ray.errors import UsageError, near_matches
+from exemplar_ray.errors import MachineError, UsageError, near_matches
 from exemplar_ray.network.architecture import Architecture
 from exemplar_ray.network.user_code import UserCode, run_file
 from exemplar_ray.network.weights import one_line
@@ -48,7 +48,7 @@ def _run_again(path: str, factory: str, seed: int) -> Architecture:
 
 def _code_of(path: str, seed: int = 0) -> UserCode:
     if not Path(path).is_file():
-        raise UsageError(f"model file '{path}' does not exist on {socket.gethostname()}")
+        raise MachineError(f"model file '{path}' does not exist on {socket.gethostname()}")
     return _in_one_line(partial(run_file, path, seed), f"model file '{path}'")
 
 

@@ -84,6 +84,8 @@ class FailureRecord:
     attempts: int
     finished: str
     """UTC, ISO 8601."""
+    host: str | None = None
+    """Where it was tried the last time; None if that is not known."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

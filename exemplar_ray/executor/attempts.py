@@ -1,0 +1,215 @@
+"""Attempts at items: handed to Ray, waited for, made again where another attempt or another machine may do better."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Generic, TypeVar
+
+import ray
+
+from exemplar_ray.executor.blame import Blame, is_of_machine
+from exemplar_ray.executor.failures import LESS_MEMORY, Failure, TaskError, reason_of
+from exemplar_ray.executor.machines import Machines
+from exemplar_ray.executor.ray_address import Watch
+from exemplar_ray.executor.remote import Done
+from exemplar_ray.storage.transient import is_transient
+
+Key = TypeVar("Key")
+
+_LONGEST_WAIT_SECONDS = 60.0
+# What so many machines cannot do is no machine's fault.
+_MOST_MACHINES = 8
+# What waits for another machine than those that failed it does not wait for ever: none may join.
+_WAIT_FOR_ANOTHER_SECONDS = 600.0
+# Ray's own words where a worker has another version of this package, or none.
+_NOT_IMPORTED = "failed to import on the worker"
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Key]):
+    """How one task ended: with a value, or with the reason why there is none."""
+
+    key: Key
+    value: Any = None
+    error: str | None = None
+    """In one line."""
+    details: str = ""
+    """The traceback."""
+    log: tuple[str, ...] = ()
+    """What a task that raised had logged, line by line."""
+    attempts: int = 1
+    lost: bool = False
+    """The task did not raise: its worker or machine was lost, the last time, too."""
+    transient: bool = False
+    """What it raised, the last time, too, may pass: a time-out, say."""
+    host: str | None = None
+    """Where the last attempt was; None if that is not known."""
+
+
+@dataclass(eq=False)
+class Call(Generic[Key]):
+    """One item, and the attempts that were made at it."""
+
+    key: Key
+    submit: Callable[[frozenset[str], int], ray.ObjectRef]
+    """Hand it to Ray, away from these machines, as the attempt of this number."""
+    name: str
+    attempt: int = 0
+    retries: int = 0
+    """How many of the attempts were retries of what is transient."""
+    failed_on: set[str] = field(default_factory=set)
+    """The machines that made it fail."""
+    away_from: frozenset[str] = frozenset()
+    """Where this attempt must not be."""
+    blames: bool = True
+    """Not every machine has made it fail yet."""
+    since: float = 0.0
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Makes attempts at items.
+
+    Args:
+        retries: how often what is transient is tried again.
+        most_in_flight: returns how many tasks to have handed to Ray, begun or not.
+        tell: what to say a line with.
+    """
+
+    retries: int
+    machines: Machines
+    blame: Blame
+    watch: Watch
+    most_in_flight: Callable[[], int]
+    tell: Callable[[str], None]
+
+    def run(self, calls: Iterable[Call[Key]]) -> Iterator[Outcome[Key]]:
+        """Submit calls, yield outcomes as they come."""
+        new = iter(calls)
+        running: dict[ray.ObjectRef, Call[Key]] = {}
+        resting: list[tuple[float, int, Call[Key]]] = []
+        exhausted, number = False, count()
+        while running or resting or not exhausted:
+            while resting and resting[0][0] <= time.monotonic():
+                self._submit(heapq.heappop(resting)[2], running)
+            while not exhausted and len(running) < self.most_in_flight():
+                following = next(new, None)
+                exhausted = following is None
+                if following is not None:
+                    self._submit(following, running)
+            rest = max(0.0, resting[0][0] - time.monotonic()) if resting else Watch.EVERY_SECONDS
+            if not running:
+                time.sleep(rest if resting else 0)
+                continue
+            # Not longer than until the next look whether there is a Ray at all.
+            done, _ = ray.wait(list(running), num_returns=1, timeout=min(rest, Watch.EVERY_SECONDS), fetch_local=False)
+            self.watch.look()
+            if not done and (waited_for := self.machines.waited_for()) is not None:
+                self.tell(waited_for)
+            if not done:
+                self._free_what_waits_in_vain(running)
+            for ref in done:
+                call = running.pop(ref)
+                try:
+                    value: Done = ray.get(ref)
+                except ray.exceptions.RayError as error:
+                    failure = self._failure(error)
+                else:
+                    self.blame.fared_well(value.node)
+                    yield Outcome(call.key, value.value, attempts=call.attempt, host=value.host)
+                    continue
+                pause = self._pause_before_another(call, failure)
+                if pause is not None:
+                    heapq.heappush(resting, (time.monotonic() + pause, next(number), call))
+                    continue
+                yield self._given_up(call, failure)
+
+    def _submit(self, call: Call, running: dict[ray.ObjectRef, Call], anywhere: bool = False) -> None:
+        call.attempt += 1
+        away_from = self.blame.left_out | call.failed_on
+        # Where no machine is left, those that failed it may do better now.
+        call.away_from = away_from if away_from and not anywhere and self.machines.others(away_from) else frozenset()
+        call.since = time.monotonic()
+        running[call.submit(call.away_from, call.attempt)] = call
+
+    def _pause_before_another(self, call: Call, failure: Failure) -> float | None:
+        """Return how many seconds to wait before the next attempt; None if there is none."""
+        node = failure.node
+        if failure.of_machine and node is not None:
+            was_left_out = node in self.blame.left_out
+            call.failed_on.add(node)
+            if call.blames and self.machines.others(frozenset({node})):
+                self.blame.failed(call, node, self.machines.name(node, failure.host), failure.reason)
+            others = self.machines.others(self.blame.left_out | call.failed_on)
+            if call.blames and others and len(call.failed_on) < _MOST_MACHINES:
+                if not was_left_out:
+                    self._tell_of(call, failure, "tried again on another machine")
+                return 0.0
+            call.blames = False
+            self.blame.withdraw(call)
+            call.failed_on.clear()
+        if not failure.transient or call.retries >= self.retries:
+            return None
+        if failure.of_memory and node is not None:
+            # A machine may have more, or less to do.
+            call.failed_on = {node}
+        call.retries += 1
+        self._tell_of(call, failure, "tried again")
+        return min(0.5 * 2 ** (call.retries - 1), _LONGEST_WAIT_SECONDS)
+
+    def _tell_of(self, call: Call, failure: Failure, what: str) -> None:
+        where = f" on {failure.host}" if failure.host else ""
+        self.tell(f"{call.name}: attempt {call.attempt} failed{where} ({failure.reason}); {what}")
+
+    def _given_up(self, call: Call[Key], failure: Failure) -> Outcome[Key]:
+        """Return what became of an item that is not tried again.
+
+        Raises:
+            UsageError, TornPartError: nothing that follows would fare better.
+        """
+        tried = {failure.node} if failure.node else set()
+        if failure.fatal is not None and not (failure.of_machine and self.blame.another_fared_well(tried)):
+            raise failure.fatal
+        reason = failure.reason
+        if failure.host and failure.host not in reason and self.machines.are_several():
+            reason = f"{reason} (on {failure.host})"
+        return Outcome(
+            call.key,
+            error=reason,
+            details=failure.details,
+            log=failure.log,
+            attempts=call.attempt,
+            lost=failure.lost,
+            transient=failure.transient,
+            host=failure.host,
+        )
+
+    def _free_what_waits_in_vain(self, running: dict[ray.ObjectRef, Call]) -> None:
+        """Have what waits for another machine than those that failed it be tried anywhere, if there is none left."""
+        for ref, call in list(running.items()):
+            if not call.away_from or self.machines.others(call.away_from):
+                call.since = time.monotonic()
+                continue
+            if not self.machines.may_grow() or time.monotonic() - call.since > _WAIT_FOR_ANOTHER_SECONDS:
+                # Left to Ray, as a task cannot be cancelled safely; what it may still commit counts.
+                running.pop(ref)
+                self._submit(call, running, anywhere=True)
+
+    def _failure(self, error: ray.exceptions.RayError) -> Failure:
+        """Return why a task failed, as its worker judged it, or as Ray says where that did not come to it."""
+        if not isinstance(error, ray.exceptions.RayTaskError):
+            lines = str(error).strip().splitlines() or [""]
+            reason = f"{type(error).__name__}: {lines[0]}"
+            if isinstance(error, ray.exceptions.OutOfMemoryError):
+                reason = f"killed for memory: {lines[0]}; {LESS_MEMORY}"
+            return Failure(reason, str(error), transient=True, lost=True)
+        if isinstance(error.cause, TaskError):
+            return error.cause.failure
+        cause = error.cause or error
+        node, host = self.machines.at(error.ip)
+        of_machine = is_of_machine(cause) or _NOT_IMPORTED in str(error)
+        return Failure(reason_of(cause), str(error), is_transient(cause), of_machine=of_machine, node=node, host=host)

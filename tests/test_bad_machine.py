@@ -1,0 +1,155 @@
+"""One bad machine among several, on a real cluster: it is named and left out, and the others do its work."""
+
+import contextlib
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import TESTS, TINY_FLAGS, write_tiny_data
+
+from exemplar_ray.errors import MachineError, ShardError, UsageError
+from exemplar_ray.executor.blame import is_of_machine
+
+BAD = "XR_TEST_BAD_MACHINE"
+
+# A network that cannot store anything on some machines, or has other weights there.
+NETWORK = """
+import errno, os, sys
+import torch
+sys.path.insert(0, {tests!r})
+import tiny_network
+
+BAD = os.environ.get({bad!r})
+
+
+class Network(tiny_network.TinyNetwork):
+    def forward(self, x):
+        if BAD == "disk" and len(x) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().forward(x)
+
+
+def trained():
+    network = Network()
+    network.load_state_dict(tiny_network.trained().state_dict())
+    if BAD == "weights":
+        with torch.no_grad():
+            next(network.parameters()).add_(1)
+    return network
+"""
+
+
+@contextlib.contextmanager
+def machines(*faults):
+    """A head without CPUs and a machine for each fault (None: a good one); yields the environment of a driver there."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for fault in faults:
+            more = {"env_vars": {BAD: fault}} if fault else {}
+            cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20, **more)
+        yield {**os.environ, "RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "disabled"}
+    finally:
+        cluster.shutdown()
+
+
+def run(environment, folder, *more):
+    (folder / "network.py").write_text(NETWORK.format(tests=str(TESTS), bad=BAD))
+    command = [sys.executable, "-m", "exemplar_ray", "run", "--data", folder / "data", "--out", folder / "run"]
+    command += [*TINY_FLAGS, "--model", f"{folder / 'network.py'}:trained", *more]
+    started = time.monotonic()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    return done.returncode, done.stdout + done.stderr, time.monotonic() - started
+
+
+def test_a_machine_with_a_full_disk_is_left_out_and_the_others_do_everything(tmp_path):
+    write_tiny_data(tmp_path / "data", shards=8)
+    with machines("disk", None, None) as environment:
+        status, said, _ = run(environment, tmp_path)
+    assert status == 0, said
+    [line] = [line for line in said.splitlines() if "is left out" in line]
+    assert line.startswith("machine ")
+    assert "No space left on device" in line
+    assert line.endswith("the run goes on with the others")
+    assert "attempt 1 failed on" in said
+    assert not list((tmp_path / "run" / "failed").glob("*"))
+
+
+def test_where_every_disk_is_full_items_fail_and_nothing_waits(tmp_path):
+    write_tiny_data(tmp_path / "data", shards=2)
+    with machines("disk", "disk") as environment:
+        status, said, seconds = run(environment, tmp_path, "--retries", "1")
+    assert status == 1, said
+    assert seconds < 120
+    failed = [json.loads(path.read_text()) for path in (tmp_path / "run" / "failed").glob("*.json")]
+    assert len(failed) == 2
+    for one in failed:
+        assert one["host"]
+        assert one["reason"].endswith(f"(on {one['host']})")
+
+
+def test_a_machine_with_other_weights_is_left_out(tmp_path):
+    write_tiny_data(tmp_path / "data", shards=8)
+    with machines("weights", None, None) as environment:
+        status, said, _ = run(environment, tmp_path)
+    assert status == 0, said
+    # Whichever machine builds the model: what it has is the run's.
+    assert "are not the run's" in said
+    assert "tried again on another machine" in said
+
+
+def test_where_no_machine_is_there_yet_the_wait_is_said_and_tasks_begin_when_one_joins(tmp_path):
+    from ray.cluster_utils import Cluster
+
+    write_tiny_data(tmp_path / "data", shards=2)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    command = [sys.executable, "-m", "exemplar_ray", "run", "--data", tmp_path / "data", "--out", tmp_path / "run"]
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address, "PYTHONUNBUFFERED": "1"}
+    # An autoscaler may bring some; that there is one is not asked for where tasks would fit.
+    program = "import sys, exemplar_ray.executor.cluster as c; c.may_grow = lambda: True; "
+    program += "from exemplar_ray.cli import main; sys.exit(main(sys.argv[1:]))"
+    command[1:3] = ["-c", program]
+    driver = subprocess.Popen([*command, *TINY_FLAGS], env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        first = driver.stdout.readline()
+        assert first.startswith("waiting for a machine that has what a task asks for (1 CPUs); there is ")
+        cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+        said, _ = driver.communicate(timeout=200)
+    finally:
+        driver.kill()
+        cluster.shutdown()
+    assert driver.returncode == 0, said
+    assert "2 shards; tasks begin as machines join, 1 CPUs each" in said
+    assert "0 tasks at once" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/data/x.parquet"), True),
+        (FileNotFoundError("s3://bucket/x.parquet"), False),
+        (ImportError("torchvision"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+        (MachineError("the weights are not the run's"), True),
+        (UsageError("unknown layer"), False),
+        (ShardError("broken"), False),
+        (TimeoutError("timed out"), False),
+        (ValueError("x"), False),
+    ],
+    ids=repr,
+)
+def test_an_error_is_the_machines_or_not(error, expected):
+    assert is_of_machine(error) == expected
+
+
+def test_what_an_error_was_raised_from_tells_unless_it_is_the_items():
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for error, expected in ((UsageError("weights cannot be read"), True), (ShardError("broken"), False)):
+        error.__cause__ = full
+        assert is_of_machine(error) == expected
