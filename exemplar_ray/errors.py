@@ -20,6 +20,10 @@ class MachineError(UsageError):
     """
 
 
+class UnlikeRunError(MachineError):
+    """What this machine has, such as weights, is not what the run is of."""
+
+
 class ShardError(Exception):
     """One shard cannot be scanned or gathered, and trying again will not help.
 

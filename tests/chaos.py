@@ -5,8 +5,8 @@
 Each schedule runs the job on a real Ray cluster of several nodes, with data and run folder on the local disk or behind
 a fault-injecting proxy on a real S3 server. It kills drivers, workers and nodes at random times or at the worst ones
 (between a part and its completion record, between merge and gather, just before the answer), starts a second driver,
-lets storage fail, and has a shard silently wrong until it is restored. Then the same command is given again until it
-ends with 0, and the answer is held against an undisturbed one.
+lets storage fail, has a machine whose disk is full, and a shard silently wrong until it is restored. Then the same
+command is given again until it ends with 0, and the answer is held against an undisturbed one.
 """
 
 import argparse
@@ -14,12 +14,14 @@ import logging
 import os
 import queue
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +30,7 @@ import psutil
 from conftest import TINY_FLAGS
 from fault_proxy import FAULTS, fault_proxy
 from object_store import BUCKET, environment, file_system, object_store, upload
+from test_bad_machine import BAD, NETWORK
 
 NODES = 3
 # A command that needs more goes is one that does not get on.
@@ -38,7 +41,9 @@ _LONGEST_ATTEMPT_SECONDS = 300
 # What Ray calls the processes of workers that are at a task.
 AT_WORK = ("ray::resolve", "ray::scan", "ray::gather", "ray::fold_group")
 ANSWER = ("exemplars.parquet", "channels.parquet", "classes.parquet", "histograms.parquet", "images.parquet")
-FLAGS = [*TINY_FLAGS, "--sample", "bottom", "q50", "--max-skipped", "0"]
+# The tests' network, which cannot store anything on a machine that is made bad.
+NETWORK_FILE = Path(tempfile.gettempdir()) / f"xr-chaos-network-{os.getpid()}" / "network.py"
+FLAGS = [*TINY_FLAGS, "--model", f"{NETWORK_FILE}:trained", "--sample", "bottom", "q50", "--max-skipped", "0"]
 
 KILL_DRIVER, KILL_WORKER, KILL_NODE, INTERRUPT, STORAGE, SECOND_DRIVER = (
     "driver killed",
@@ -49,6 +54,9 @@ KILL_DRIVER, KILL_WORKER, KILL_NODE, INTERRUPT, STORAGE, SECOND_DRIVER = (
     "second driver",
 )
 WRONG_DATA = "a shard silently wrong until the second attempt"
+BAD_MACHINE = "one bad machine, whose disk is full"
+# They are there from the start, or until the second attempt.
+_STANDING = (STORAGE, WRONG_DATA, BAD_MACHINE)
 # When: (what is seen in the run folder, how often) or seconds after the start.
 PART, RECORD, MERGE, EXEMPLARS, SUMMARY = MOMENTS = (
     "a part is about to be recorded",
@@ -71,7 +79,7 @@ class Disturbance:
 
     def __str__(self):
         when = self.moment or f"after {self.delay:.1f} s"
-        return f"{self.fault}, {when}" if self.fault not in (STORAGE, WRONG_DATA) else self.fault
+        return f"{self.fault}, {when}" if self.fault not in _STANDING else self.fault
 
 
 @dataclass
@@ -103,6 +111,8 @@ def schedule(seed):
             disturbances.append(Disturbance(attempt, draw.choice(faults), moment, draw.uniform(0.5, 9)))
     if draw.random() < 0.25:
         disturbances.append(Disturbance(0, WRONG_DATA, None, 0))
+    if draw.random() < 0.25:
+        disturbances.append(Disturbance(0, BAD_MACHINE, None, 0))
     return storage, disturbances
 
 
@@ -162,8 +172,26 @@ class Machines:
     def address(self):
         return self.cluster.address
 
-    def _add(self):
-        return self.cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+    def _add(self, fault=None):
+        more = {"env_vars": {BAD: fault}} if fault else {}
+        return self.cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20, **more)
+
+    @contextmanager
+    def one_bad(self, there):
+        """Have a machine, if wanted, that cannot store anything, in place of another."""
+        if not there:
+            yield
+            return
+        self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+        self.nodes.append(bad := self._add("disk"))
+        try:
+            yield
+        finally:
+            # It may have been lost meanwhile.
+            if bad in self.nodes:
+                self.nodes.remove(bad)
+                self.cluster.remove_node(bad, allow_graceful=False)
+                self.nodes.append(self._add())
 
     def kill_node(self, draw):
         """Lose a machine, all its processes at once; another one comes."""
@@ -346,7 +374,7 @@ def survive(seed, machines, place, undisturbed):
     for number in range(MOST_ATTEMPTS):
         if number == 1:
             place.restore()
-        now = [d for d in disturbances if d.attempt == number and d.fault != WRONG_DATA]
+        now = [d for d in disturbances if d.attempt == number and d.fault not in (WRONG_DATA, BAD_MACHINE)]
         attempt = Attempt(machines, place, now, f"{seed} {number}")
         status = attempt.run()
         survived.attempts.append(status)
@@ -369,7 +397,7 @@ def survive(seed, machines, place, undisturbed):
     different = [name for name in undisturbed if files.get(name) != undisturbed[name]]
     if different:
         survived.wrong.append(f"not the undisturbed bytes: {', '.join(different)}")
-    survived.struck += Counter({WRONG_DATA: len(wrong)})
+    survived.struck += Counter(d.fault for d in disturbances if d.fault in (WRONG_DATA, BAD_MACHINE))
     survived.seconds = time.monotonic() - started
     return survived
 
@@ -399,6 +427,8 @@ def run_schedules(seeds, data, say=print):
     logging.getLogger("ray").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="xr-chaos-") as work, object_store() as url, fault_proxy(url) as proxy:
         work = Path(work)
+        NETWORK_FILE.parent.mkdir(exist_ok=True)
+        NETWORK_FILE.write_text(NETWORK.format(tests=str(Path(__file__).parent), bad=BAD))
         os.environ.update({k: v for k, v in environment(proxy.url).items() if k.startswith("AWS_")})
         uri = upload(file_system(url), data, "data")
         machines = Machines()
@@ -414,9 +444,13 @@ def run_schedules(seeds, data, say=print):
                 folder = work / str(seed)
                 storage, _ = schedule(seed)
                 place = local_place(data, folder) if storage == "disk" else s3_place(url, proxy, uri, str(seed))
-                yield survive(seed, machines, place, undisturbed)
+                bad = any(one.fault == BAD_MACHINE for one in schedule(seed)[1])
+                with machines.one_bad(bad):
+                    survived = survive(seed, machines, place, undisturbed)
+                yield survived
         finally:
             machines.close()
+            shutil.rmtree(NETWORK_FILE.parent)
 
 
 def describe(survived):

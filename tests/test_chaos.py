@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 from chaos import (
+    BAD_MACHINE,
     INTERRUPT,
     KILL_DRIVER,
     KILL_NODE,
@@ -23,15 +24,16 @@ from chaos import (
 )
 from conftest import TINY_FLAGS, write_tiny_data
 
-# Nodes, a worker and a driver lost, an interruption, storage that fails, two drivers at once, both storages.
-SEEDS = (80, 229)
+# Nodes, a worker and a driver lost, an interruption, storage that fails, two drivers at once, both storages, a shard
+# that is wrong, a machine that is bad.
+SEEDS = (80, 22)
 
 
 def test_the_seeds_are_of_every_kind_that_matters():
     drawn = [schedule(seed) for seed in SEEDS]
     assert {storage for storage, _ in drawn} == {"disk", "s3"}
     faults = {one.fault for _, disturbances in drawn for one in disturbances}
-    assert faults == {KILL_DRIVER, KILL_NODE, KILL_WORKER, INTERRUPT, SECOND_DRIVER, STORAGE, WRONG_DATA}
+    assert faults == {KILL_DRIVER, KILL_NODE, KILL_WORKER, INTERRUPT, SECOND_DRIVER, STORAGE, WRONG_DATA, BAD_MACHINE}
 
 
 def test_whatever_breaks_the_answer_is_the_undisturbed_runs(tmp_path):

@@ -137,8 +137,14 @@ class Attempts:
         running[call.submit(call.away_from, call.attempt)] = call
 
     def _pause_before_another(self, call: Call, failure: Failure) -> float | None:
-        """Return how many seconds to wait before the next attempt; None if there is none."""
+        """Return how many seconds to wait before the next attempt; None if there is none.
+
+        Raises:
+            UsageError: the machines do not agree on what the run is of.
+        """
         node = failure.node
+        if failure.unlike_run and node is not None:
+            self.blame.unlike_run(node, failure.reason)
         if failure.of_machine and node is not None:
             was_left_out = node in self.blame.left_out
             call.failed_on.add(node)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Hashable
 
-from exemplar_ray.errors import MachineError, ShardError
+from exemplar_ray.errors import MachineError, ShardError, UnlikeRunError, UsageError
 
 # Of a disk, whoever asks.
 _OF_DISKS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ENODEV, errno.ENXIO}
@@ -44,6 +44,13 @@ def is_of_machine(error: BaseException) -> bool:
     return error.__cause__ is not None and is_of_machine(error.__cause__)
 
 
+def is_unlike_run(error: BaseException) -> bool:
+    """Whether a machine has something else than what the run is of."""
+    if isinstance(error, UnlikeRunError):
+        return True
+    return error.__cause__ is not None and is_unlike_run(error.__cause__)
+
+
 class Blame:
     """Which machines are left out. Machines go by what Ray calls their nodes.
 
@@ -56,6 +63,7 @@ class Blame:
         self._by_machine: dict[str, set[Hashable]] = {}
         self._told: set[str] = set()
         self._fared_well: set[str] = set()
+        self._unlike_run: set[str] = set()
 
     @property
     def left_out(self) -> frozenset[str]:
@@ -68,6 +76,21 @@ class Blame:
         if machine in self.left_out and machine not in self._told:
             self._told.add(machine)
             self._tell(f"machine {name} is left out: {reason}; the run goes on with the others")
+
+    def unlike_run(self, machine: str, reason: str) -> None:
+        """Take down that a machine has something else than what the run is of.
+
+        Raises:
+            UsageError: more machines have it so than as the run has it, so that the one which began the run may be the
+                bad one.
+        """
+        self._unlike_run.add(machine)
+        alike, unlike = len(self._fared_well - self._unlike_run), len(self._unlike_run)
+        if unlike > max(alike, 1):
+            raise UsageError(
+                f"the machines do not agree on what the run is of: {unlike} have something else than the one that "
+                f"built the model, {alike} the same; {reason}; put the same files on every machine"
+            )
 
     def fared_well(self, machine: str) -> None:
         """Take down that a machine did an item: whatever it failed before is forgiven."""

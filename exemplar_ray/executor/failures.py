@@ -8,7 +8,7 @@ import traceback
 from dataclasses import dataclass
 
 from exemplar_ray.errors import ShardError, UsageError
-from exemplar_ray.executor.blame import is_of_machine
+from exemplar_ray.executor.blame import is_of_machine, is_unlike_run
 from exemplar_ray.executor.task_log import log_of
 from exemplar_ray.runs.run_folder import TornPartError
 from exemplar_ray.storage.transient import is_out_of_memory, is_transient
@@ -36,6 +36,8 @@ class Failure:
     """The task did not raise: its worker or machine was lost."""
     of_machine: bool = False
     """The machine made the error: another machine may fare better."""
+    unlike_run: bool = False
+    """The machine has something else than what the run is of."""
     of_memory: bool = False
     """Memory ran out."""
     node: str | None = None
@@ -69,6 +71,7 @@ def failure_of(error: BaseException, transient: bool = False, node: str | None =
         log=log_of(error),
         fatal=_fatal(error),
         of_machine=is_of_machine(error) and not is_out_of_memory(error),
+        unlike_run=is_unlike_run(error),
         of_memory=is_out_of_memory(error),
         node=node,
         host=socket.gethostname(),

@@ -50,18 +50,18 @@ class ProgressDisplay:
         if self._live is not None:
             self._live.stop()
 
-    def finished(self, shard: str, images: int, notes: str = "", host: str | None = None) -> None:
+    def finished(self, shard: str, images: int | None, notes: str = "", host: str | None = None) -> None:
         """A shard, or a group of them, is done.
 
         Args:
             shard: its name.
-            images: how many images that took.
+            images: how many images that took; None where images are not counted.
             notes: anything else worth a word.
             host: where it was done.
         """
-        self._images += images
-        where = f" on {host}" if host else ""
-        self._advance(f"{shard}: {images} images{f', {notes}' if notes else ''}{where}")
+        self._images += images or 0
+        said = ", ".join(one for one in ("" if images is None else f"{images} images", notes) if one)
+        self._advance(f"{shard}: {said}{f' on {host}' if host else ''}")
 
     def failed(self, shard: str, reason: str) -> None:
         """A shard failed for good."""
@@ -73,15 +73,19 @@ class ProgressDisplay:
     def _advance(self, line: str) -> None:
         self._done += 1
         seconds = time.monotonic() - self._started
-        rate = f"{self._images / max(seconds, 1e-9):.1f} images/s"
+        rate = f"{self._images / max(seconds, 1e-9):.1f} images/s" if self._images else ""
         if self._live is not None:
             failures = f"{self._failures} failed" if self._failures else ""
             self._live.update(self._task, completed=self._done, rate=rate, failures=failures)
         else:
             left = self._total - self._done
-            about = f", {about_left(seconds / self._done * left)}" if left else ""
+            about = about_left(seconds / self._done * left) if left else ""
+            speed = ", ".join(one for one in (rate, about) if one)
             at = time.strftime("%H:%M:%S")
-            say(self._console, f"{self._phase} {self._done}/{self._total}  {line}  ({rate}{about})  {at}")
+            say(
+                self._console,
+                f"{self._phase} {self._done}/{self._total}  {line}{f'  ({speed})' if speed else ''}  {at}",
+            )
 
 
 def about_left(seconds: float) -> str:

@@ -69,7 +69,7 @@ def _compared(job: Job, context: Context, positions: Iterable[int]) -> tuple[dic
                 continue
             if outcome.value is not None:
                 differences[outcome.key] = outcome.value
-            display.finished(name, 0, "changed" if outcome.value else "the same")
+            display.finished(name, None, "changed" if outcome.value else "the same", outcome.host)
     return differences, failed
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import torch
 
-from exemplar_ray.errors import MachineError
+from exemplar_ray.errors import MachineError, UnlikeRunError
 from exemplar_ray.network.compiled_trunk import CannotCompileError, CompiledForm, CompiledTrunk, compiled_trunk
 from exemplar_ray.network.models import Network, load_network
 from exemplar_ray.network.spec import NetworkSpec, TrunkSpec
@@ -78,7 +78,7 @@ def trunk_of(spec: TrunkSpec, device: str) -> Trunk:
     """Build the network, with the very weights that the spec names.
 
     Raises:
-        MachineError: the model's file here, or the weights, are others.
+        UnlikeRunError: the model's file here, or the weights, are others.
     """
     network = network_of(spec.network)
     kind = Trunk if spec.network.channels_last else ContiguousTrunk
@@ -97,7 +97,7 @@ def network_of(spec: NetworkSpec) -> Network:
     """Build a network, on the CPU: the very one that the spec names.
 
     Raises:
-        MachineError: the model's file here, or the weights, are others.
+        UnlikeRunError: the model's file here, or the weights, are others.
     """
     started = time.perf_counter()
     network = load_network(spec.model, spec.weights, check_factory=False, image_size=spec.preprocess.crop)
@@ -109,17 +109,17 @@ def network_of(spec: NetworkSpec) -> Network:
 def _refuse_another_network(network: Network, of_run: NetworkSpec) -> None:
     here, source = socket.gethostname(), network.architecture.source_sha256
     if source != of_run.model_source_sha256:
-        raise MachineError(
+        raise UnlikeRunError(
             f"the file of '{of_run.model}', or a file that it imports, is not the run's on {here}: {_short(source)} "
             f"there, {_short(of_run.model_source_sha256)} in the run; put the file back, or start a new run"
         )
     if network.model != of_run.model:
-        raise MachineError(
+        raise UnlikeRunError(
             f"the run is of '{of_run.model}', and torchvision's own loader gives '{network.model}', which transforms "
             "its input; start a new run with another --out"
         )
     if network.weights_sha256 != of_run.weights_sha256:
-        raise MachineError(
+        raise UnlikeRunError(
             f"the weights of '{of_run.model}' on {here} are not the run's: "
             f"{_short(network.weights_sha256)} there, {_short(of_run.weights_sha256)} in the run"
         )
