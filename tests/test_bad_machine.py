@@ -147,6 +147,49 @@ def test_where_no_machine_is_there_yet_the_wait_is_said_and_tasks_begin_when_one
     assert "0 tasks at once" not in said
 
 
+KINDS = """
+import sys
+import ray
+from ray.core.generated import autoscaler_pb2
+from ray.experimental.internal_kv import _internal_kv_put
+from exemplar_ray.executor.cluster import Cluster
+from exemplar_ray.executor.resources import Resources
+
+# As Ray's autoscaler tells which kinds of machines it may start.
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+config = autoscaler_pb2.ClusterConfig()
+for name, resources, most in (("gpu", {"CPU": 4, "GPU": 1}, 3), ("cpu", {"CPU": 2}, 3), ("none", {"CPU": 64}, 0)):
+    group = config.node_group_configs.add(name=name, max_count=most)
+    group.resources.update(resources)
+namespace, key = ray._raylet.GCS_AUTOSCALER_STATE_NAMESPACE, ray._raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY
+_internal_kv_put(key.encode(), config.SerializeToString(), namespace=namespace.encode())
+for resources in (Resources(), Resources(cpus_per_task=3, gpus_per_task=0), Resources(cpus_per_task=7)):
+    try:
+        with Cluster(resources) as cluster:
+            print(cluster.demand.words, "|", cluster.slots, "|", cluster.at_once)
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_what_no_kind_of_machine_has_is_refused_and_gpus_to_come_are_used():
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        command = [sys.executable, "-c", KINDS, cluster.address]
+        environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    finally:
+        cluster.shutdown()
+    asked, few, many = done.stdout.splitlines()[-3:]
+    assert asked == "4 CPUs and 1 GPUs | 0 | tasks begin as machines join, 4 CPUs and 1 GPUs each", done.stderr
+    assert few == "3 CPUs | 0 | tasks begin as machines join, 3 CPUs each"
+    assert many.startswith(
+        "UsageError 7 CPUs a task are more than the 4 that any machine of this cluster has or may get;"
+    )
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [

@@ -18,7 +18,7 @@ from exemplar_ray.errors import UsageError
 from exemplar_ray.executor import machine, ray_address
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.ray_address import LostRayError, Watch, is_same, refuse_unusable
-from exemplar_ray.executor.resources import Demand, Resources
+from exemplar_ray.executor.resources import Demand, Resources, demand_of
 from exemplar_ray.executor.search_path import SearchPath
 from exemplar_ray.executor.terminal import printable
 
@@ -155,6 +155,18 @@ def test_a_task_needs_one_machine_that_has_everything():
     assert not Demand(8, 1).fits(machines)
     with pytest.raises(UsageError, match="8 CPUs and 1 GPUs a task are more than what this machine has"):
         Demand(8, 1).refuse_impossible(machines)
+
+
+def test_a_gpu_task_takes_its_share_of_the_cpus_beside_gpus():
+    """Machines without GPUs do not count: no GPU machine may have so many CPUs."""
+    gpus, other = {"CPU": 4.0, "GPU": 1.0}, {"CPU": 64.0}
+    assert demand_of(Resources(), [gpus, other]) == Demand(4, 1)
+    assert demand_of(Resources(), [{"CPU": 96.0, "GPU": 8.0}, gpus]) == Demand(4, 1)
+    assert demand_of(Resources(), [{"CPU": 96.0, "GPU": 8.0}]) == Demand(8, 1)
+    assert demand_of(Resources(gpus_per_task=0.5), [gpus]) == Demand(2, 0.5)
+    assert demand_of(Resources(gpus_per_task=0), [gpus, other]) == demand_of(Resources(), [other]) == Demand(1, 0)
+    # No machine is there yet.
+    assert demand_of(Resources(gpus_per_task=1), []) == Demand(1, 1)
 
 
 # A Ray that is lost -------------------------------------------------------------------------

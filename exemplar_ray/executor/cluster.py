@@ -16,7 +16,7 @@ import ray
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.attempts import Attempts, Call, Key, Outcome
 from exemplar_ray.executor.blame import Blame
-from exemplar_ray.executor.connection import connect, may_grow, raylet
+from exemplar_ray.executor.connection import connect, kinds_to_come, may_grow, raylet
 from exemplar_ray.executor.machines import Machines
 from exemplar_ray.executor.ray_address import Watch, is_same
 from exemplar_ray.executor.ray_token import RayToken
@@ -100,15 +100,18 @@ class Cluster:
             )
 
     def _size_tasks(self, totals: dict[str, float]) -> None:
-        self.demand = demand_of(self.resources, totals)
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        to_come = kinds_to_come() or []
+        self.demand = demand_of(self.resources, [*machines, *to_come])
         self.batch_size = batch_size_of(self.resources, self.demand)
         self.slots = self.demand.slots(totals)
-        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if not self.demand.fits(machines):
             if not (self._joined or self._address):
                 self.demand.refuse_impossible(machines)
-            if not may_grow():
-                self.demand.refuse_impossible(machines, "any machine of this cluster")
+            if to_come:
+                self.demand.refuse_impossible([*machines, *to_come], "any machine of this cluster has or may get")
+            elif not may_grow():
+                self.demand.refuse_impossible(machines, "any machine of this cluster has")
             self.waits_for = (
                 f"no machine of this cluster has what a task asks for ({self.demand.words}): tasks wait until one joins"
             )
@@ -138,7 +141,7 @@ class Cluster:
         if self.slots:
             return f"{self.slots} tasks at once, {self.demand} each"
         gpus = ""
-        if self.resources.gpus_per_task is None:
+        if self.resources.gpus_per_task is None and not self.demand.gpus:
             gpus = "; no GPU was there when the run began, so tasks use none: --gpus-per-task 1 asks for one"
         return f"tasks begin as machines join, {self.demand.words} each{gpus}"
 

@@ -100,3 +100,14 @@ def may_grow() -> bool:
             return not all(kind.startswith("node_") for kind in kinds)
         time.sleep(1)
     return True
+
+
+def kinds_to_come() -> list[dict[str, float]] | None:
+    """Return what each kind of machine has that Ray's autoscaler may start; None where Ray does not tell, as its first
+    version does not, or has no autoscaler."""
+    if ray.util.client.ray.is_connected():
+        return None
+    config = ray._private.state.state.get_cluster_config()
+    if config is None:
+        return None
+    return [dict(group.resources) for group in config.node_group_configs if group.max_count != 0] or None

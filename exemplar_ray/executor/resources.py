@@ -77,11 +77,11 @@ class Demand:
         """Whether one of the machines has as much as one task asks for; each as `ray.nodes` says what it has."""
         return any(machine.get("CPU", 0) >= self.cpus and machine.get("GPU", 0) >= self.gpus for machine in machines)
 
-    def refuse_impossible(self, machines: Sequence[Mapping[str, float]], where: str = "this machine") -> None:
+    def refuse_impossible(self, machines: Sequence[Mapping[str, float]], where: str = "this machine has") -> None:
         """Refuse what no machine of a Ray that does not grow has: a task would wait for it for ever.
 
         Args:
-            where: what the machines are together, or the one that there is.
+            where: what the machines are together, or the one that there is, and that they have it.
 
         Raises:
             UsageError: no machine has as much as one task asks for.
@@ -92,11 +92,11 @@ class Demand:
         for kind, count in (("CPU", self.cpus), ("GPU", self.gpus)):
             if count > most[kind]:
                 raise UsageError(
-                    f"{count:g} {kind}s a task are more than the {most[kind]:g} that {where} has; "
+                    f"{count:g} {kind}s a task are more than the {most[kind]:g} that {where}; "
                     f"lower --{kind.lower()}s-per-task, or give --address of a larger cluster"
                 )
         raise UsageError(
-            f"{self.cpus} CPUs and {self.gpus:g} GPUs a task are more than what {where} has; "
+            f"{self.cpus} CPUs and {self.gpus:g} GPUs a task are more than what {where}; "
             "lower --cpus-per-task or --gpus-per-task, or give --address of a larger cluster"
         )
 
@@ -109,14 +109,20 @@ class Demand:
         return "a GPU" if self.gpus else f"{self.cpus} CPU"
 
 
-def demand_of(resources: Resources, totals: Mapping[str, float]) -> Demand:
-    """Settle what a task that runs a network asks for, from what was wanted and what there is in all."""
-    gpus = float(totals.get("GPU", 0) >= 1) if resources.gpus_per_task is None else resources.gpus_per_task
+def demand_of(resources: Resources, machines: Sequence[Mapping[str, float]]) -> Demand:
+    """Settle what a task that runs a network asks for, from what was wanted and what machines have.
+
+    Args:
+        machines: those that are there, and those that may come; each as `ray.nodes` says what it has.
+    """
+    with_gpus = [machine for machine in machines if machine.get("GPU", 0) >= 1]
+    gpus = float(bool(with_gpus)) if resources.gpus_per_task is None else resources.gpus_per_task
     if resources.cpus_per_task is not None:
         return Demand(resources.cpus_per_task, gpus)
     if not gpus:
         return Demand()
-    share = totals.get("CPU", 1) / max(totals.get("GPU", 0), 1) * gpus
+    # As many as every machine with GPUs has for each.
+    share = min((machine.get("CPU", 1) / machine["GPU"] * gpus for machine in with_gpus), default=1)
     return Demand(int(min(max(share, 1), _MOST_CPUS_A_GPU_TASK)), gpus)
 
 
