@@ -17,6 +17,7 @@ from conftest import PROJECT, TESTS, TINY_FLAGS, free_port, write_tiny_data
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor import machine, ray_address
 from exemplar_ray.executor.cluster import Cluster
+from exemplar_ray.executor.memory import MemoryDemand
 from exemplar_ray.executor.ray_address import LostRayError, Watch, is_same, refuse_unusable
 from exemplar_ray.executor.resources import Demand, Resources, demand_of
 from exemplar_ray.executor.search_path import SearchPath
@@ -155,6 +156,34 @@ def test_a_task_needs_one_machine_that_has_everything():
     assert not Demand(8, 1).fits(machines)
     with pytest.raises(UsageError, match="8 CPUs and 1 GPUs a task are more than what this machine has"):
         Demand(8, 1).refuse_impossible(machines)
+
+
+def test_nothing_is_asked_of_memory_until_it_has_run_out():
+    demand = MemoryDemand()
+    demand.measured(800)
+    assert demand.asked(10_000) is None
+    demand.ran_out()
+    assert demand.asked(10_000) == 1000
+    assert demand.asked(0) is None
+    demand.measured(1600)
+    demand.measured(None)
+    assert demand.asked(10_000) == 2000
+    demand.ran_out()
+    assert demand.asked(10_000) == 4000
+    for _ in range(5):
+        demand.ran_out()
+    # What no machine has would wait for ever.
+    assert demand.asked(10_000) == 10_000
+    # None was measured, as none was left.
+    demand = MemoryDemand()
+    demand.ran_out()
+    assert demand.asked(10_000) == 2500
+
+
+def test_a_process_knows_its_own_peak():
+    program = "from exemplar_ray.executor.memory import peak; b'x' * 300_000_000; print(peak())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=PROJECT)
+    assert 300e6 < int(done.stdout) < 600e6
 
 
 def test_a_gpu_task_takes_its_share_of_the_cpus_beside_gpus():

@@ -14,6 +14,7 @@ import ray
 from exemplar_ray.executor.blame import Blame, is_of_machine
 from exemplar_ray.executor.failures import LESS_MEMORY, Failure, TaskError, reason_of
 from exemplar_ray.executor.machines import Machines
+from exemplar_ray.executor.memory import MemoryDemand
 from exemplar_ray.executor.ray_address import Watch
 from exemplar_ray.executor.remote import Done
 from exemplar_ray.storage.transient import is_transient
@@ -55,8 +56,8 @@ class Call(Generic[Key]):
     """One item, and the attempts that were made at it."""
 
     key: Key
-    submit: Callable[[frozenset[str], int], ray.ObjectRef]
-    """Hand it to Ray, away from these machines, as the attempt of this number."""
+    submit: Callable[[frozenset[str], int, int | None], ray.ObjectRef]
+    """Hand it to Ray, away from these machines, as the attempt of this number, asking for so many bytes of memory."""
     name: str
     attempt: int = 0
     retries: int = 0
@@ -86,6 +87,7 @@ class Attempts:
     watch: Watch
     most_in_flight: Callable[[], int]
     tell: Callable[[str], None]
+    memory: MemoryDemand = field(default_factory=MemoryDemand)
 
     def run(self, calls: Iterable[Call[Key]]) -> Iterator[Outcome[Key]]:
         """Submit calls, yield outcomes as they come."""
@@ -120,6 +122,7 @@ class Attempts:
                     failure = self._failure(error)
                 else:
                     self.blame.fared_well(value.node)
+                    self.memory.measured(value.peak_memory)
                     yield Outcome(call.key, value.value, attempts=call.attempt, host=value.host)
                     continue
                 pause = self._pause_before_another(call, failure)
@@ -134,7 +137,8 @@ class Attempts:
         # Where no machine is left, those that failed it may do better now.
         call.away_from = away_from if away_from and not anywhere and self.machines.others(away_from) else frozenset()
         call.since = time.monotonic()
-        running[call.submit(call.away_from, call.attempt)] = call
+        memory = self.memory.asked(self.machines.most_memory())
+        running[call.submit(call.away_from, call.attempt, memory)] = call
 
     def _pause_before_another(self, call: Call, failure: Failure) -> float | None:
         """Return how many seconds to wait before the next attempt; None if there is none.
@@ -160,6 +164,8 @@ class Attempts:
             call.failed_on.clear()
         if not failure.transient or call.retries >= self.retries:
             return None
+        if failure.of_memory:
+            self.memory.ran_out()
         if failure.of_memory and node is not None:
             # A machine may have more, or less to do.
             call.failed_on = {node}
@@ -210,9 +216,10 @@ class Attempts:
         if not isinstance(error, ray.exceptions.RayTaskError):
             lines = str(error).strip().splitlines() or [""]
             reason = f"{type(error).__name__}: {lines[0]}"
-            if isinstance(error, ray.exceptions.OutOfMemoryError):
+            killed = isinstance(error, ray.exceptions.OutOfMemoryError)
+            if killed:
                 reason = f"killed for memory: {lines[0]}; {LESS_MEMORY}"
-            return Failure(reason, str(error), transient=True, lost=True)
+            return Failure(reason, str(error), transient=True, lost=True, of_memory=killed)
         if isinstance(error.cause, TaskError):
             return error.cause.failure
         cause = error.cause or error

@@ -178,9 +178,11 @@ class Cluster:
         # In a list, and the item as bytes: they may be of classes that a worker has to find first.
         stored = [ray.put(value) for value in shared]
 
-        def submit(name: str, item: Any, away_from: frozenset[str], attempt: int) -> ray.ObjectRef:
+        def submit(name: str, item: Any, away_from: frozenset[str], attempt: int, memory: int | None) -> ray.ObjectRef:
             options: dict[str, Any] = {"num_cpus": demand.cpus, "num_gpus": demand.gpus}
             options["name"] = name if attempt == 1 else f"{name}, attempt {attempt}"
+            if memory is not None:
+                options["memory"] = memory
             if away_from:
                 options["label_selector"] = {_NODE: f"!in({','.join(sorted(away_from))})"}
             return call.options(**options).remote(called, ray.cloudpickle.dumps(item), stored)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from exemplar_ray.executor.malloc import keep_freed_memory
+from exemplar_ray.executor.memory import peak
 from exemplar_ray.executor.named_function import named_function
 from exemplar_ray.runs.manifest import Item
 from exemplar_ray.runs.records import CompletionRecord, now
@@ -58,6 +59,7 @@ def do_item(task: ItemTask, settings: Any, given: tuple[int, Item]) -> Completio
         host=socket.gethostname(),
         finished=now(),
         versions=versions(),
+        peak_memory=peak(),
     )
     _log.info("%s %s done in %.1f s", item.kind, item.name, record.seconds)
     return folder.commit(position, made.files, record)

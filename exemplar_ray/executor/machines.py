@@ -35,6 +35,13 @@ class Machines:
         """Return the machines that a task can be on, but for these."""
         return {node for node, found in self._nodes().items() if self._demand.fits([found["Resources"]])} - away_from
 
+    def most_memory(self) -> float:
+        """Return the most memory that one machine has to give to tasks, in bytes."""
+        fitting = self.others(frozenset())
+        return max(
+            (found["Resources"].get("memory", 0) for n, found in self._nodes().items() if n in fitting), default=0
+        )
+
     def are_several(self) -> bool:
         """Whether a task can be on more than one machine."""
         return len(self.others(frozenset())) > 1

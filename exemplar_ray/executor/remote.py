@@ -15,6 +15,7 @@ import ray
 
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.failures import TaskError, failure_of
+from exemplar_ray.executor.memory import peak
 from exemplar_ray.executor.named_function import named_function
 from exemplar_ray.executor.task_log import logged
 
@@ -57,6 +58,8 @@ class Done:
     node: str
     """What Ray calls the machine."""
     host: str
+    peak_memory: int | None
+    """The most that its process has had in use, in bytes; None where the system does not tell."""
 
 
 # Retries are the driver's (max_retries=0): it shows them and gives up after so many. A GPU
@@ -69,7 +72,7 @@ def call(called: Called, item: bytes, shared: list[ray.ObjectRef]) -> Done:
     try:
         with logged(logging.getLogger(_LOGGER), called.log_level):
             value = named_function(called.function)(*ray.get(shared), ray.cloudpickle.loads(item))
-        return Done(value, node, socket.gethostname())
+        return Done(value, node, socket.gethostname(), peak())
     except (Exception, SystemExit) as error:
         # What a model's file raises to end its program would end the worker, as if that were lost; Ray's own may.
         if hasattr(error, "ray_terminate_msg"):

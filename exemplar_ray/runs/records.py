@@ -36,6 +36,8 @@ class CompletionRecord:
     """{how the name of a part's file ends: what is in it}"""
     versions: dict[str, str] | None = None
     """{package: version} of the worker, see `versions.versions`; None in records of earlier versions."""
+    peak_memory: int | None = None
+    """The most that the worker has had in use until then, in bytes; None where its system does not tell."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, the job's facts among them; `from_json` reads them back."""
@@ -48,6 +50,7 @@ class CompletionRecord:
             "finished": self.finished,
             "files": {ending: stored._asdict() for ending, stored in self.files.items()},
             **({} if self.versions is None else {"versions": self.versions}),
+            **({} if self.peak_memory is None else {"peak_memory": self.peak_memory}),
         }
 
     @classmethod
@@ -60,12 +63,13 @@ class CompletionRecord:
             fingerprint=values["fingerprint"],
             item_kind=item_kind,
             item=values[item_kind],
-            facts={name: value for name, value in values.items() if name not in (*common, "versions")},
+            facts={name: value for name, value in values.items() if name not in (*common, "versions", "peak_memory")},
             seconds=values["seconds"],
             host=values["host"],
             finished=values["finished"],
             files={ending: StoredFile(**stored) for ending, stored in values["files"].items()},
             versions=values.get("versions"),
+            peak_memory=values.get("peak_memory"),
         )
 
 
