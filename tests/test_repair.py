@@ -295,6 +295,22 @@ def test_a_run_that_ends_while_it_repairs_is_not_answered(data, whole, undisturb
     assert answer_of(tmp_path / "run") == undisturbed
 
 
+def test_the_second_scan_of_channels_in_doubt_is_repaired_with_the_first(data, whole, cli, tmp_path, ray_cluster):
+    name, content = damaged("flipped", whole)
+    flags = [*FLAGS, "--precision", "bfloat16", "--margin", "0"]
+    assert cli("run", "--data", data, "--out", tmp_path / "reference", *flags)[0] == 0
+    (data / name).write_bytes(content)
+    command = ["run", "--data", data, "--out", tmp_path / "run", *flags]
+    status, text = cli(*command)
+    assert (status, "scanning once more" in text) == (0, True), text
+    (data / name).write_bytes(whole[name])
+    status, text = cli(*command)
+    assert status == 0, text
+    assert scans(text) == [name]
+    assert re.findall(r"settling \d+/\d+\s+(\S+?):", text) == [name]
+    assert answer_of(tmp_path / "run") == answer_of(tmp_path / "reference")
+
+
 def test_records_say_what_the_bytes_were(data, cli, tmp_path, ray_cluster):
     assert cli("run", "--data", data, "--out", tmp_path / "run", *FLAGS)[0] == 0
     record = json.loads((tmp_path / "run" / "parts" / "000000.json").read_text())
