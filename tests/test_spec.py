@@ -128,6 +128,15 @@ def test_impossible_preprocessing_is_refused(values, message):
         Preprocess.of(Preprocess(mean=(117, 117, 117)), values)
 
 
+def test_a_channel_may_be_named_as_papers_cite_it():
+    cited = RunSpec(layer="mixed4a:476")
+    assert (cited.layer, cited.channels) == (("mixed4a",), "476")
+    assert RunSpec(layer="mixed4a:3-7") == RunSpec(layer="mixed4a", channels="3-7")
+    for given in ({"layer": "mixed4a:476", "channels": "3"}, {"layer": ["mixed4a:476", "mixed4b"]}):
+        with pytest.raises(UsageError, match="layer 'mixed4a:476' names channels; give layers without"):
+            RunSpec(**given)
+
+
 def test_the_users_keys_lie_over_the_models_own_preprocessing():
     own = Preprocess(mean=(1, 2, 3), std=(4, 5, 6), resize=300)
     assert Preprocess.of(own, {"resize": [64, 64]}) == replace(own, resize=(64, 64), crop=64)

@@ -104,6 +104,7 @@ class RunSpec:
         for name in ("layer", "statistic"):
             object.__setattr__(self, name, _names(name, getattr(self, name)))
         object.__setattr__(self, "channels", str(self.channels).replace(" ", ""))
+        self._take_cited_channels()
         check_layout(self.layout)
         object.__setattr__(self, "sample", parse_samples(_names("sample", self.sample)))
         for name, choices in (("precision", PRECISIONS), ("decode", DECODERS)):
@@ -126,6 +127,19 @@ class RunSpec:
             raise UsageError(f"distinct is true or false, not {self.distinct!r}")
         if self.preprocess is not None and not isinstance(self.preprocess, Mapping):
             raise UsageError(f"preprocess is a mapping such as {{resize: 256, crop: 224}}, not {self.preprocess!r}")
+
+    def _take_cited_channels(self) -> None:
+        """Take `mixed4a:476`, as papers cite a channel, for the layer and its channel."""
+        if not any(":" in name for name in self.layer):
+            return
+        if len(self.layer) > 1 or self.channels != "all":
+            raise UsageError(
+                f"layer '{next(name for name in self.layer if ':' in name)}' names channels; give layers without, and "
+                "channels by themselves (--layer, --channels)"
+            )
+        layer, _, channels = self.layer[0].partition(":")
+        object.__setattr__(self, "layer", (layer,))
+        object.__setattr__(self, "channels", channels)
 
     def with_whole_paths(self) -> RunSpec:
         """Return the same for processes with another working folder: what is a file here, by its whole path."""
