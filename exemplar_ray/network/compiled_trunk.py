@@ -31,14 +31,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from exemplar_ray._version import __version__
 from exemplar_ray.data import preprocess
 from exemplar_ray.network.reference_precision import reference_precision
-from exemplar_ray.network.spec import TrunkSpec
+from exemplar_ray.network.spec import NetworkSpec, TrunkSpec
 from exemplar_ray.network.trunk import Pooled, Trunk
 
 # How far compiled and plain activations may differ, as a share of the largest one.
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05, "float16": 0.01}
 
-# The packages whose code the networks of the registries are.
-_LIBRARIES = ("efficientnet-lite-pytorch", "torch-lucent", "torchvision")
+# The packages whose code the networks of the registries, and of the libraries that this package knows, are.
+_LIBRARIES = ("efficientnet-lite-pytorch", "torch-lucent", "torchvision", "timm")
 
 
 class CannotCompileError(Exception):
@@ -126,7 +126,7 @@ def _key(form: CompiledForm) -> str:
         __version__,
         torch.__version__,
         _code(),
-        _libraries(is_users=spec.network.model_source_sha256 is not None),
+        _libraries(is_known=_is_of_known_libraries(spec.network)),
     ]
     everything = json.dumps([what, form.batch_size, form.threads, versions, _processor()], sort_keys=True)
     return hashlib.sha256(everything.encode()).hexdigest()[:32]
@@ -138,11 +138,17 @@ def _code() -> list[str]:
     return [f"{file.stem} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]
 
 
-def _libraries(is_users: bool) -> list[str]:
-    """Return what else a network's code is of: the registries' libraries, or, as a user's file may import whatever is
-    there, all that is installed.
+def _is_of_known_libraries(network: NetworkSpec) -> bool:
+    """Whether a network's code is of this package and `_LIBRARIES`, and neither a user's nor another package's."""
+    library, separator, _ = network.model.partition(":")
+    return network.model_source_sha256 is None and (not separator or library in _LIBRARIES)
+
+
+def _libraries(is_known: bool) -> list[str]:
+    """Return what else a network's code is of: known libraries, or, as other code may import whatever is there, all
+    that is installed.
     """
-    if is_users:
+    if not is_known:
         folders = {Path(entry) for entry in sys.path if entry.endswith("-packages")}
         return sorted(found.name for folder in folders for found in folder.glob("*.dist-info"))
     versions = []

@@ -1,7 +1,8 @@
 """Which network: the registry of architectures, and their weights.
 
-A new model is one `Architecture` in `_REGISTRY`. torchvision's models are in `torchvision_models.py`, a user's own,
-`path/to/file.py:factory`, in `user_file.py`.
+A new model is one `Architecture` in `_REGISTRY`. A library's models, `LIBRARY:NAME`, are one function in a file of its
+own: `torchvision_models.py`, `timm_models.py`, or another package's, which its entry point in the group
+`exemplar_ray.networks` names. A user's own, `path/to/file.py:factory`, is in `user_file.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import metadata
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +21,18 @@ from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.network.architecture import Architecture, StateDict
 from exemplar_ray.network.preparation import prepared
+from exemplar_ray.network.timm_models import timm_model
 from exemplar_ray.network.torchvision_models import TRANSFORMED, torchvision_model, transforms_its_input
 from exemplar_ray.network.user_code import generators
 from exemplar_ray.network.user_file import model_of_file
 from exemplar_ray.network.weights import Readings, downloaded, load_fitting, load_into, read_weights, weights_sha256
 
+Source = Callable[[str, str], Architecture]
+
 __all__ = ["Architecture", "Network", "find_architecture", "load_network", "weights_sha256"]
 
 _TORCHVISION = "torchvision:"
+_ENTRY_POINTS = "exemplar_ray.networks"
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ def load_network(model: str, weights: str, check_factory: bool = True, image_siz
     """Build a network and give it its weights.
 
     Args:
-        model: a registry name, `torchvision:NAME`, or `path/to/file.py:factory`.
+        model: a registry name, `torchvision:NAME`, `timm:NAME`, or `path/to/file.py:factory`.
         weights: `pretrained`, `random:SEED`, the path or URI of a state dict, or, for a model of torchvision, the name
             that it has for weights.
         check_factory: build a user's network a second time to see whether its factory is honest about
@@ -89,13 +95,28 @@ def find_architecture(model: str, weights: str = "pretrained") -> Architecture:
     """
     if model in _REGISTRY:
         return _REGISTRY[model]()
-    if model.startswith(_TORCHVISION):
-        return torchvision_model(model.removeprefix(_TORCHVISION), weights)
     path, separator, factory = model.rpartition(":")
     if separator and path.endswith(".py"):
         return model_of_file(path, factory)
-    names = [*_REGISTRY, "torchvision:NAME", "path/to/file.py:factory"]
+    library, separator, name = model.partition(":")
+    sources = _sources()
+    if separator and library in sources:
+        return sources[library](name, weights)
+    names = [*_REGISTRY, *(f"{library}:NAME" for library in sources), "path/to/file.py:factory"]
     raise UsageError(f"unknown model '{model}'; {near_matches(model, names)}")
+
+
+def _sources() -> dict[str, Source]:
+    """Return where libraries' models are found: {library: what looks one up, by its name and its weights'}."""
+    others = {entry.name: partial(_of_entry_point, entry) for entry in metadata.entry_points(group=_ENTRY_POINTS)}
+    return {**others, "torchvision": torchvision_model, "timm": timm_model}
+
+
+def _of_entry_point(entry: metadata.EntryPoint, name: str, weights: str) -> Architecture:
+    architecture = entry.load()(name, weights)
+    if not isinstance(architecture, Architecture):
+        raise UsageError(f"'{entry.value}', which stands for '{entry.name}:...', gives no Architecture")
+    return architecture
 
 
 def _name_of(model: str, module: nn.Module) -> str:
