@@ -14,7 +14,7 @@ pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
 
 # With the locked versions.
-SHA256 = "dd5dd4e0b5b7205679721d726eae570dbbb8fe24568e9f60c1afe7f630292212"
+SHA256 = "68332cc94f5d2de5e7487461834f9d4bfd742a0590e1aef9370ac40e39ee97cd"
 
 
 @pytest.fixture(scope="module")
