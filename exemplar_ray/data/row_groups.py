@@ -11,6 +11,7 @@ import io
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,11 +71,12 @@ class RowGroupFile:
         size = source.size() if isinstance(source, pa.NativeFile) else size
         self._window = _Window(source, size)
         try:
-            with self._window.holding([self._window.fetch(max(0, size - TAIL_BYTES), size)]):
+            # The footer, and, as it stands before it, at least some of the page index.
+            self._tail = self._window.fetch(max(0, size - TAIL_BYTES), size)
+            with self._window.holding([self._tail]):
                 self._file = pq.ParquetFile(
                     self._window, pre_buffer=False, buffer_size=_BYTES_PER_READ, page_checksum_verification=True
                 )
-                self._index_places = self._read_index_places() if _has_index(self._file.metadata) else []
         except BaseException:
             self.close()
             raise
@@ -172,7 +174,9 @@ class RowGroupFile:
             first = after
             if not len(here):
                 continue
-            with self._window.holding(self._pieces_of(group, columns, here)):
+            with self._window.holding([self._tail]):
+                pieces = self._pieces_of(group, columns, here)
+            with self._window.holding(pieces):
                 start = 0
                 for batch in self._batches(group, columns):
                     yield batch, here[(here >= start) & (here < start + len(batch))] - start
@@ -190,7 +194,8 @@ class RowGroupFile:
         """Read the first row as `select` does; return how many requests that takes, the footer's included, and how many
         bytes."""
         before = self._window.requests
-        pieces = self._pieces_of(0, columns, np.zeros(1, np.int64))
+        with self._window.holding([self._tail]):
+            pieces = self._pieces_of(0, columns, np.zeros(1, np.int64))
         return 1 + self._window.requests - before, sum(len(piece.content) for piece in pieces)
 
     def _pieces_of(self, group: int, columns: Sequence[str], rows: np.ndarray) -> list[Piece]:
@@ -221,7 +226,11 @@ class RowGroupFile:
         chosen = sparse(leaf, found, rows)
         return chosen.content(lambda start, end: self._window.fetch(start, end).content)
 
-    def _read_index_places(self) -> list[list[tuple[int, int] | None]]:
+    @cached_property
+    def _index_places(self) -> list[list[tuple[int, int] | None]]:
+        """Where the page indexes are, of each row group and column; nothing where there are none."""
+        if not _has_index(self.metadata):
+            return []
         end = self._window.size - 8
         length = int.from_bytes(self._window.fetch(end, end + 4).content, "little")
         try:
