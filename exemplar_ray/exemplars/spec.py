@@ -47,7 +47,8 @@ class RunSpec:
     model: str = key(
         "inceptionv1",
         "NAME",
-        "inceptionv1 (default), inceptionv1-tf, efficientnet-lite0, torchvision:NAME, timm:NAME, or file.py:factory",
+        "inceptionv1 (default), inceptionv1-tf, efficientnet-lite0, torchvision:NAME, timm:NAME, open_clip:NAME, or "
+        "file.py:factory",
     )
     weights: str = key(
         "pretrained",

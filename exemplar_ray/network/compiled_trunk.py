@@ -38,7 +38,9 @@ from exemplar_ray.network.trunk import Pooled, Trunk
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05, "float16": 0.01}
 
 # The packages whose code the networks of the registries, and of the libraries that this package knows, are.
-_LIBRARIES = ("efficientnet-lite-pytorch", "torch-lucent", "torchvision", "timm")
+_LIBRARIES = ("efficientnet-lite-pytorch", "open_clip_torch", "torch-lucent", "torchvision", "timm")
+# Where a library's package has another name.
+_PACKAGES = {"open_clip": "open_clip_torch"}
 
 
 class CannotCompileError(Exception):
@@ -141,7 +143,8 @@ def _code() -> list[str]:
 def _is_of_known_libraries(network: NetworkSpec) -> bool:
     """Whether a network's code is of this package and `_LIBRARIES`, and neither a user's nor another package's."""
     library, separator, _ = network.model.partition(":")
-    return network.model_source_sha256 is None and (not separator or library in _LIBRARIES)
+    known = not separator or _PACKAGES.get(library, library) in _LIBRARIES
+    return network.model_source_sha256 is None and known
 
 
 def _libraries(is_known: bool) -> list[str]:

@@ -1,8 +1,8 @@
 """Which network: the registry of architectures, and their weights.
 
 A new model is one `Architecture` in `_REGISTRY`. A library's models, `LIBRARY:NAME`, are one function in a file of its
-own: `torchvision_models.py`, `timm_models.py`, or another package's, which its entry point in the group
-`exemplar_ray.networks` names. A user's own, `path/to/file.py:factory`, is in `user_file.py`.
+own: `torchvision_models.py`, `timm_models.py`, `open_clip_models.py`, or another package's, which an entry point in
+the group `exemplar_ray.networks` names. A user's own, `path/to/file.py:factory`, is in `user_file.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.network.architecture import Architecture, StateDict
+from exemplar_ray.network.open_clip_models import open_clip_model
 from exemplar_ray.network.preparation import prepared
 from exemplar_ray.network.timm_models import timm_model
 from exemplar_ray.network.torchvision_models import TRANSFORMED, torchvision_model, transforms_its_input
@@ -52,7 +53,7 @@ def load_network(model: str, weights: str, check_factory: bool = True, image_siz
     """Build a network and give it its weights.
 
     Args:
-        model: a registry name, `torchvision:NAME`, `timm:NAME`, or `path/to/file.py:factory`.
+        model: a registry name, `torchvision:NAME`, `timm:NAME`, `open_clip:NAME`, or `path/to/file.py:factory`.
         weights: `pretrained`, `random:SEED`, the path or URI of a state dict, or, for a model of torchvision, the name
             that it has for weights.
         check_factory: build a user's network a second time to see whether its factory is honest about
@@ -109,7 +110,7 @@ def find_architecture(model: str, weights: str = "pretrained") -> Architecture:
 def _sources() -> dict[str, Source]:
     """Return where libraries' models are found: {library: what looks one up, by its name and its weights'}."""
     others = {entry.name: partial(_of_entry_point, entry) for entry in metadata.entry_points(group=_ENTRY_POINTS)}
-    return {**others, "torchvision": torchvision_model, "timm": timm_model}
+    return {**others, "torchvision": torchvision_model, "timm": timm_model, "open_clip": open_clip_model}
 
 
 def _of_entry_point(entry: metadata.EntryPoint, name: str, weights: str) -> Architecture:

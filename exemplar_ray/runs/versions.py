@@ -11,7 +11,18 @@ from typing import Any, NamedTuple
 
 from exemplar_ray._version import __version__
 
-_PACKAGES = ("ray", "torch", "torchvision", "torch-lucent", "timm", "pyarrow", "numpy", "pillow", "simplejpeg")
+_PACKAGES = (
+    "ray",
+    "torch",
+    "torchvision",
+    "torch-lucent",
+    "timm",
+    "open_clip_torch",
+    "pyarrow",
+    "numpy",
+    "pillow",
+    "simplejpeg",
+)
 
 Versions = tuple[tuple[str, str], ...]
 """((package, version), ...)"""

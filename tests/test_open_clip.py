@@ -1,0 +1,102 @@
+"""Image towers of open_clip: its own preprocessing, pixel for pixel, and its own networks, against plain open_clip."""
+
+import io
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import SAMPLE, encode, needs_shared, random_picture
+from PIL import Image
+
+from exemplar_ray.data.decode import decode_and_crop
+from exemplar_ray.errors import UsageError
+from exemplar_ray.network.models import find_architecture, load_network
+from exemplar_ray.network.open_clip_models import _preprocess
+from exemplar_ray.network.trunk import to_input
+
+open_clip = pytest.importorskip("open_clip")
+
+IMAGES = 24
+# A layer of each, and how a unit's channels stand in what it gives.
+LAYERS = {
+    "ViT-B-32": ("transformer.resblocks.5", lambda output: output[:, 1:].transpose(1, 2)),
+    "RN50": ("layer2", lambda output: output.flatten(2)),
+}
+
+
+def open_clips(name):
+    """What open_clip prepares images with: from a Pillow image to float32 [3, height, width]."""
+    architecture, _, weights = name.partition("/")
+    config = open_clip.get_pretrained_cfg(architecture, weights) if weights else {}
+    size = open_clip.get_model_config(architecture)["vision_cfg"]["image_size"]
+    known = {key: config.get(key) for key in ("mean", "std", "interpolation", "resize_mode")}
+    return open_clip.image_transform(size, is_train=False, **known)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["RN50", "ViT-B-32/laion2b_s34b_b79k", "ViT-B-32-quickgelu/openai", "ViT-B-16-SigLIP/webli", "coca_ViT-B-32"],
+)
+def test_images_are_prepared_as_open_clip_prepares_them(name):
+    preprocess, prepare = find_architecture(f"open_clip:{name}").preprocess, open_clips(name)
+    for seed, size in enumerate([(500, 375), (375, 500), (224, 224), (100, 400)]):
+        data = encode(random_picture(seed, *size), "JPEG", quality=95)
+        ours = to_input(torch.from_numpy(decode_and_crop(data, preprocess).copy())[None], preprocess)[0]
+        theirs = prepare(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert float((ours - theirs).abs().max()) < 1e-6
+
+
+@needs_shared
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_top_three_of_each_channel_are_plain_open_clips(name, tmp_path, cli):
+    layer, channels_second = LAYERS[name]
+    table = pq.read_table(sorted(SAMPLE.glob("*.parquet"))[0]).slice(0, IMAGES)
+    pq.write_table(table, tmp_path / "train.parquet")
+    command = ["run", "--data", tmp_path / "train.parquet", "--out", tmp_path / "run", "--model", f"open_clip:{name}"]
+    status, text = cli(*command, "--weights", "random:0", "--layer", layer, "--top-k", "3", "--compile", "never")
+    assert (status, "UNTRAINED" in text) == (0, True), text
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = open_clip.create_model(name, pretrained=None).visual.eval()
+    kept, prepare = [], open_clips(name)
+    network.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+    with torch.no_grad():
+        for row in table.to_pylist():
+            network(prepare(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB"))[None])
+    truth = torch.cat([channels_second(output).double().mean(dim=2) for output in kept]).numpy()
+    rows = pq.read_table(tmp_path / "run" / "exemplars.parquet", columns=["row", "channel", "rank", "activation"])
+    assert len(rows) == 3 * truth.shape[1]
+    row, channel, rank, activation = (rows[column].to_numpy() for column in rows.column_names)
+    rounding = 2e-5 * np.abs(truth).max()
+    assert np.abs(truth[row, channel] - activation).max() <= rounding
+    in_order = -np.sort(-truth, axis=0)
+    assert np.abs(in_order[rank - 1, channel] - activation).max() <= rounding
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "message"),
+    [
+        ("open_clip:ViT-B-33", "random:0", "open_clip has no model 'ViT-B-33'; did you mean 'ViT-B-32'"),
+        ("open_clip:RN50/openay", "random:0", "open_clip has no weights 'openay' for 'RN50'; did you mean 'openai'"),
+        ("open_clip:ViT-B-32/openai", "random:0", "with QuickGELU, .* name 'ViT-B-32-quickgelu/openai'"),
+        ("open_clip:RN50", "pretrained", "which weights. name them, 'open_clip:RN50/WEIGHTS' .open_clip has: openai"),
+        (
+            "open_clip:ViT-B-32/laion2b_s34b_b79k",
+            "pretrained",
+            "weights 'laion2b_s34b_b79k' of 'ViT-B-32' cannot be had",
+        ),
+    ],
+)
+def test_what_open_clip_has_not_is_one_line(model, weights, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UsageError, match=message):
+        load_network(model, weights)
+
+
+def test_images_that_are_padded_are_refused():
+    with pytest.raises(UsageError, match="in a way that has no words here"):
+        _preprocess("x", 224, {"resize_mode": "longest"})
+    with pytest.raises(UsageError, match="in a way that has no words here"):
+        _preprocess("x", (224, 336), {})
