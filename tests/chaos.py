@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -31,6 +32,8 @@ from conftest import TINY_FLAGS
 from fault_proxy import FAULTS, fault_proxy
 from object_store import BUCKET, environment, file_system, object_store, upload
 from test_bad_machine import BAD, NETWORK
+
+from exemplar_ray.storage.transient import patiently
 
 NODES = 3
 # A command that needs more goes is one that does not get on.
@@ -148,7 +151,9 @@ class Place:
         self._fs.invalidate_cache()
         if not self._fs.exists(self._root):
             return {}
-        return {path[len(self._root) + 1 :]: self._fs.cat_file(path) for path in self._fs.find(self._root)}
+        # What a driver that was killed has left behind may still be writing.
+        read = {path: partial(self._fs.cat_file, path) for path in self._fs.find(self._root)}
+        return {path[len(self._root) + 1 :]: patiently(one) for path, one in read.items()}
 
     def names(self):
         """Return the names of the files of a run folder on the disk; quickly, as it is asked for all the time."""

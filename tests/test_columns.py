@@ -234,7 +234,7 @@ def test_the_usual_columns_win_and_are_no_part_of_what_a_run_is(tmp_path):
     shards, _ = look(path)
     assert labels_of(shards[0]) == [0, 1, 2]
     assert (shards[0].columns, identity_of_columns(shards), describe([None])) == (None, {}, [])
-    assert shards[0].to_json().keys() == {"name", "uri", "size", "rows", "footer"}
+    assert shards[0].to_json().keys() == {"name", "uri", "size", "rows", "footer", "stamp"}
     assert look(path, "image", "label")[0] == shards
     # Not to read what is there is another answer.
     assert identity_of_columns(look(path, None, "none")[0]) == {"label_column": "none"}

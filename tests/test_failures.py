@@ -61,6 +61,7 @@ CONNECTIONS = {
     "botocore's endpoint": lambda: botocore.exceptions.EndpointConnectionError(endpoint_url="http://x"),
     "botocore's connection": lambda: botocore.exceptions.ConnectionClosedError(endpoint_url="http://x"),
     "botocore's time-out": lambda: botocore.exceptions.ReadTimeoutError(endpoint_url="http://x"),
+    "bytes that are not those sent": lambda: botocore.exceptions.FlexibleChecksumError(error_msg="Expected checksum x"),
     "botocore's proxy": lambda: botocore.exceptions.ProxyConnectionError(proxy_url="http://x"),
     "aiohttp's payload": lambda: aiohttp.ClientPayloadError("cut short"),
     "aiohttp's server": lambda: aiohttp.ServerDisconnectedError(),
