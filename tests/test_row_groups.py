@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 import xxhash
 from conftest import encode, random_picture
 from hypothesis import HealthCheck, given, settings
@@ -144,14 +145,16 @@ def test_a_thousand_rows_in_ten_row_groups_are_eleven_requests_and_four_of_them_
     assert cost["plain"][1] == 1 + 4
 
 
-def test_requests_at_an_object_store(tmp_path, monkeypatch):
+def test_requests_at_an_object_store(tmp_path, monkeypatch, request):
     write(tmp_path / "a.parquet", images_of(ROWS), ROWS // GROUPS)
     with object_store() as url:
         for name, value in environment(url).items():
             monkeypatch.setenv(name, value)
+        # Another test's server may be remembered, and nobody must remember this one.
+        s3fs.S3FileSystem.clear_instance_cache()
+        request.addfinalizer(s3fs.S3FileSystem.clear_instance_cache)
         file_system(url).put_file(str(tmp_path / "a.parquet"), f"{BUCKET}/a.parquet")
         [shard] = discover([f"s3://{BUCKET}/a.parquet"])
-        import s3fs
 
         calls = []
         original = s3fs.S3FileSystem._call_s3
