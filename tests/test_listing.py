@@ -307,7 +307,7 @@ def test_what_cannot_be_looked_at_is_tried_again_and_then_refused(
 @pytest.mark.usefixtures("no_pauses")
 def test_a_footer_that_comes_in_part_is_no_other_file(tmp_path, shard, monkeypatch):
     put(shard, tmp_path / "a.parquet")
-    read, short = footers._read, [2]
+    read, short = footers.read_range, [2]
 
     class Short:
         def __init__(self, file):
@@ -323,7 +323,7 @@ def test_a_footer_that_comes_in_part_is_no_other_file(tmp_path, shard, monkeypat
         short[0] -= 1
         return read(Short(file) if short[0] >= 0 else file, start, end)
 
-    monkeypatch.setattr(footers, "_read", sometimes)
+    monkeypatch.setattr(footers, "read_range", sometimes)
     [found], _ = inspect(discover([str(tmp_path)]))
     assert found.rows == TINY_ROWS
 

@@ -2,11 +2,10 @@
 
 import io
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import SAMPLE, encode, needs_shared, random_picture
+from conftest import encode, needs_shared, random_picture
+from library_models import assert_top_three_equal
 from PIL import Image
 
 from exemplar_ray.data.decode import decode_and_crop
@@ -17,7 +16,6 @@ from exemplar_ray.network.trunk import to_input
 
 open_clip = pytest.importorskip("open_clip")
 
-IMAGES = 24
 # A layer of each, and how a unit's channels stand in what it gives.
 LAYERS = {
     "ViT-B-32": ("transformer.resblocks.5", lambda output: output[:, 1:].transpose(1, 2)),
@@ -52,27 +50,11 @@ def test_images_are_prepared_as_open_clip_prepares_them(name):
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_top_three_of_each_channel_are_plain_open_clips(name, tmp_path, cli):
     layer, channels_second = LAYERS[name]
-    table = pq.read_table(sorted(SAMPLE.glob("*.parquet"))[0]).slice(0, IMAGES)
-    pq.write_table(table, tmp_path / "train.parquet")
-    command = ["run", "--data", tmp_path / "train.parquet", "--out", tmp_path / "run", "--model", f"open_clip:{name}"]
-    status, text = cli(*command, "--weights", "random:0", "--layer", layer, "--top-k", "3", "--compile", "never")
-    assert (status, "UNTRAINED" in text) == (0, True), text
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = open_clip.create_model(name, pretrained=None).visual.eval()
-    kept, prepare = [], open_clips(name)
-    network.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: kept.append(output))
-    with torch.no_grad():
-        for row in table.to_pylist():
-            network(prepare(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB"))[None])
-    truth = torch.cat([channels_second(output).double().mean(dim=2) for output in kept]).numpy()
-    rows = pq.read_table(tmp_path / "run" / "exemplars.parquet", columns=["row", "channel", "rank", "activation"])
-    assert len(rows) == 3 * truth.shape[1]
-    row, channel, rank, activation = (rows[column].to_numpy() for column in rows.column_names)
-    rounding = 2e-5 * np.abs(truth).max()
-    assert np.abs(truth[row, channel] - activation).max() <= rounding
-    in_order = -np.sort(-truth, axis=0)
-    assert np.abs(in_order[rank - 1, channel] - activation).max() <= rounding
+
+    def network():
+        return open_clip.create_model(name, pretrained=None).visual
+
+    assert_top_three_equal(cli, tmp_path, f"open_clip:{name}", layer, network, open_clips(name), channels_second)
 
 
 @pytest.mark.parametrize(

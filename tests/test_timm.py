@@ -1,12 +1,12 @@
 """Models of timm: its own preprocessing, pixel for pixel, and its own networks, against plain timm."""
 
 import io
+from functools import partial
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import SAMPLE, encode, needs_shared, random_picture
+from conftest import encode, needs_shared, random_picture
+from library_models import assert_top_three_equal
 from PIL import Image
 
 from exemplar_ray.data.decode import decode_and_crop
@@ -21,7 +21,6 @@ from exemplar_ray.network.trunk import to_input
 
 timm = pytest.importorskip("timm")
 
-IMAGES = 24
 # A layer of each, and how a unit's channels stand in what it gives.
 LAYERS = {
     "vit_tiny_patch16_224": ("blocks.5", lambda output: output[:, 1:].transpose(1, 2)),
@@ -78,27 +77,8 @@ def test_preparations_of_all_of_timms_weights_have_words_or_are_refused():
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_top_three_of_each_channel_are_plain_timms(name, tmp_path, cli):
     layer, channels_second = LAYERS[name]
-    table = pq.read_table(sorted(SAMPLE.glob("*.parquet"))[0]).slice(0, IMAGES)
-    pq.write_table(table, tmp_path / "train.parquet")
-    command = ["run", "--data", tmp_path / "train.parquet", "--out", tmp_path / "run", "--model", f"timm:{name}"]
-    status, text = cli(*command, "--weights", "random:0", "--layer", layer, "--top-k", "3", "--compile", "never")
-    assert (status, "UNTRAINED" in text) == (0, True), text
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = timm.create_model(name, pretrained=False).eval()
-    kept = []
-    network.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: kept.append(output))
-    with torch.no_grad():
-        for row in table.to_pylist():
-            network(timms(name, Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB"))[None])
-    truth = torch.cat([channels_second(output).double().mean(dim=2) for output in kept]).numpy()
-    rows = pq.read_table(tmp_path / "run" / "exemplars.parquet", columns=["row", "channel", "rank", "activation"])
-    assert len(rows) == 3 * truth.shape[1]
-    row, channel, rank, activation = (rows[column].to_numpy() for column in rows.column_names)
-    rounding = 2e-5 * np.abs(truth).max()
-    assert np.abs(truth[row, channel] - activation).max() <= rounding
-    in_order = -np.sort(-truth, axis=0)
-    assert np.abs(in_order[rank - 1, channel] - activation).max() <= rounding
+    network = partial(timm.create_model, name, pretrained=False)
+    assert_top_three_equal(cli, tmp_path, f"timm:{name}", layer, network, partial(timms, name), channels_second)
 
 
 @pytest.mark.parametrize(

@@ -119,17 +119,22 @@ def _footer_bytes(uri: str, size: int) -> bytes | None:
     """Return the footer: its metadata, the metadata's length, and the magic bytes; None if there is none."""
     with open_file(uri, size) as file:
         # A footer does not begin before the magic bytes at the start; and a server that cannot give pieces says so.
-        tail = _read(file, max(len(_MAGIC), size - TAIL_BYTES), size)
+        tail = read_range(file, max(len(_MAGIC), size - TAIL_BYTES), size)
         if len(tail) < 8 or tail[-4:] != _MAGIC:
-            _refuse_pointer(uri, _read(file, 0, size) if size < _POINTER_BYTES else b"")
+            _refuse_pointer(uri, read_range(file, 0, size) if size < _POINTER_BYTES else b"")
             return None
         length = int.from_bytes(tail[-8:-4], "little") + 8
         if length > len(tail):
-            tail = _read(file, max(len(_MAGIC), size - length), size)
+            tail = read_range(file, max(len(_MAGIC), size - length), size)
     return tail[-length:]
 
 
-def _read(file: Any, start: int, end: int) -> bytes:
+def read_range(file: Any, start: int, end: int) -> bytes:
+    """Read bytes of a file from one offset up to another.
+
+    Raises:
+        ConnectionError: fewer came.
+    """
     if start >= end:
         return b""
     file.seek(start)

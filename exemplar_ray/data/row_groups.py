@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from exemplar_ray.data.footers import TAIL_BYTES, open_file
+from exemplar_ray.data.footers import TAIL_BYTES, open_file, read_range
 from exemplar_ray.data.pages import chunk_of, index_places, leaf_of, merged, pages, sparse
 from exemplar_ray.errors import ShardError
 from exemplar_ray.prefetch import map_ahead
@@ -100,35 +100,28 @@ class RowGroupFile:
         Raises:
             ShardError: a page is not the one that was written.
         """
-        groups = range(self.metadata.num_row_groups)
-        for group, loaded in zip(
-            groups, map_ahead(lambda g: self._load(g, columns), groups, threads=1, ahead=1), strict=True
-        ):
-            chunks = self._chunks(group, columns)
-            streamed = [chunk for chunk in chunks if chunk not in loaded.digests]
-            with self._window.holding(loaded.pieces, streamed) as hashing:
-                yield from self._batches(group, columns)
-                digests = {**loaded.digests, **hashing.digests()}
-            self.contents[group] = _joined([digests[chunk] for chunk in chunks])
+        for group in self._each_at_hand(columns):
+            yield from self._batches(group, columns)
 
     def digests(self, columns: Sequence[str]) -> list[str]:
         """Return `contents` of all row groups, without decoding anything."""
+        return [self.contents[group] for group in list(self._each_at_hand(columns))]
+
+    def _each_at_hand(self, columns: Sequence[str]) -> Iterator[int]:
+        """Yield row groups while what was fetched of them is at hand; then note what their bytes were."""
         groups = range(self.metadata.num_row_groups)
-        loads = map_ahead(lambda g: self._load(g, columns), groups, threads=1, ahead=1)
-        found = []
+        loads = map_ahead(lambda group: self._load(group, columns), groups, threads=1, ahead=1)
         for group, loaded in zip(groups, loads, strict=True):
             chunks = self._chunks(group, columns)
             streamed = [chunk for chunk in chunks if chunk not in loaded.digests]
-            with self._window.holding([], streamed) as hashing:
+            with self._window.holding(loaded.pieces, streamed) as hashing:
+                yield group
                 digests = {**loaded.digests, **hashing.digests()}
-            found.append(_joined([digests[chunk] for chunk in chunks]))
-        return found
+            self.contents[group] = _joined([digests[chunk] for chunk in chunks])
 
     def _load(self, group: int, columns: Sequence[str]) -> Loaded:
         """Fetch a row group's columns, but for the large ones of a large row group."""
-        chunks = self._chunks(group, columns)
-        if sum(end - start for start, end in chunks) > _MOST_AT_ONCE:
-            chunks = [(start, end) for start, end in chunks if end - start <= _NEAR]
+        chunks = _fetched_whole(self._chunks(group, columns))
         pieces = [self._window.fetch(*place) for place in merged(chunks, _NEAR)]
         return Loaded(pieces, {chunk: _digest(pieces, chunk) for chunk in chunks})
 
@@ -208,9 +201,7 @@ class RowGroupFile:
                 whole.append((start, end))
             else:
                 pieces.append(Piece(start, end, content))
-        if sum(end - start for start, end in whole) > _MOST_AT_ONCE:
-            whole = [(start, end) for start, end in whole if end - start <= _NEAR]
-        return [*(self._window.fetch(*place) for place in merged(whole, _NEAR)), *pieces]
+        return [*(self._window.fetch(*place) for place in merged(_fetched_whole(whole), _NEAR)), *pieces]
 
     def _sparse(self, group: int, column: int, rows: np.ndarray) -> bytes | None:
         """Return a column of which only the pages with some rows are there; None where the file has no page index."""
@@ -239,13 +230,17 @@ class RowGroupFile:
             raise ShardError(f"{self._name} is damaged: {error}") from error
 
 
+def _fetched_whole(chunks: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the columns that are fetched whole: all, or, of a large row group, the small ones."""
+    is_large = sum(end - start for start, end in chunks) > _MOST_AT_ONCE
+    return [(start, end) for start, end in chunks if not is_large or end - start <= _NEAR]
+
+
 def _requests(chunks: Sequence[tuple[int, int]]) -> int:
     """Return how many requests a row group takes that is read to its end, see `RowGroupFile.read`."""
-    if sum(end - start for start, end in chunks) <= _MOST_AT_ONCE:
-        return len(merged(chunks, _NEAR))
-    small = [(start, end) for start, end in chunks if end - start <= _NEAR]
-    in_pieces = (-(-(end - start) // _BYTES_PER_READ) for start, end in chunks if end - start > _NEAR)
-    return len(merged(small, _NEAR)) + sum(in_pieces)
+    whole = _fetched_whole(chunks)
+    in_pieces = (-(-(end - start) // _BYTES_PER_READ) for start, end in chunks if (start, end) not in whole)
+    return len(merged(whole, _NEAR)) + sum(in_pieces)
 
 
 def _has_index(metadata: pq.FileMetaData) -> bool:
@@ -323,11 +318,7 @@ class _Window(io.RawIOBase):
             return Piece(start, end, at_hand)
         with self._one_at_a_time:
             self.requests += 1
-            self._source.seek(start)
-            content = self._source.read(end - start)
-        if len(content) != end - start:
-            raise ConnectionError(f"{len(content)} bytes came for {end - start}")
-        return Piece(start, end, content)
+            return Piece(start, end, read_range(self._source, start, end))
 
     def _at_hand(self, start: int, end: int) -> bytes | None:
         for piece in self._pieces:

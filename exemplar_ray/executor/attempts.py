@@ -137,7 +137,8 @@ class Attempts:
         # Where no machine is left, those that failed it may do better now.
         call.away_from = away_from if away_from and not anywhere and self.machines.others(away_from) else frozenset()
         call.since = time.monotonic()
-        memory = self.memory.asked(self.machines.most_memory())
+        # The machines are looked at only where that matters: there may be very many items.
+        memory = self.memory.asked(self.machines.most_memory()) if self.memory.has_run_out else None
         running[call.submit(call.away_from, call.attempt, memory)] = call
 
     def _pause_before_another(self, call: Call, failure: Failure) -> float | None:

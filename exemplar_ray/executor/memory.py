@@ -41,13 +41,18 @@ class MemoryDemand:
         """Take down that memory ran out."""
         self._times += 1
 
+    @property
+    def has_run_out(self) -> bool:
+        """Whether memory has run out: before, nothing is asked for."""
+        return self._times > 0
+
     def asked(self, largest: float) -> int | None:
         """Return what to ask for; None for nothing.
 
         Args:
             largest: the most that one machine has to give, in bytes; 0 if that is not known.
         """
-        if not self._times or not largest:
+        if not self.has_run_out or not largest:
             return None
         one = _MARGIN * self._peak or largest / _TASKS_OF_A_MACHINE
         return int(min(one * 2 ** (self._times - 1), largest))

@@ -7,7 +7,7 @@ again once an invocation. What is wrong twice is no accident.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -52,11 +52,10 @@ def without_changed(job: Job, context: Context, state: State[Any]) -> tuple[Stat
     return State(completed, state.failed, sorted([*state.pending, *changed]), {}, []), failed
 
 
-def _compared(job: Job, context: Context, positions: Iterable[int]) -> tuple[dict[int, str], dict[str, str]]:
+def _compared(job: Job, context: Context, touched: Sequence[int]) -> tuple[dict[int, str], dict[str, str]]:
     """Look closely at items: {position: how it differs}, and {name: reason} of those that cannot be looked at."""
     manifest = context.manifest
     task = ItemTask(job.task, context.folder.full_uri, manifest.fingerprint, job.compare)
-    touched = list(positions)
     todo = ((position, (position, manifest.items[position])) for position in touched)
     differences: dict[int, str] = {}
     failed: dict[str, str] = {}

@@ -33,6 +33,11 @@ Source = Callable[[str, str], Architecture]
 __all__ = ["Architecture", "Network", "find_architecture", "load_network", "weights_sha256"]
 
 _TORCHVISION = "torchvision:"
+_OWN_SOURCES: dict[str, Source] = {
+    "torchvision": torchvision_model,
+    "timm": timm_model,
+    "open_clip": open_clip_model,
+}
 _ENTRY_POINTS = "exemplar_ray.networks"
 
 
@@ -100,17 +105,18 @@ def find_architecture(model: str, weights: str = "pretrained") -> Architecture:
     if separator and path.endswith(".py"):
         return model_of_file(path, factory)
     library, separator, name = model.partition(":")
-    sources = _sources()
-    if separator and library in sources:
-        return sources[library](name, weights)
-    names = [*_REGISTRY, *(f"{library}:NAME" for library in sources), "path/to/file.py:factory"]
+    # What is installed is looked through only for what is not known here.
+    source = (_OWN_SOURCES.get(library) or _sources().get(library)) if separator else None
+    if source is not None:
+        return source(name, weights)
+    names = [*_REGISTRY, *(f"{library}:NAME" for library in _sources()), "path/to/file.py:factory"]
     raise UsageError(f"unknown model '{model}'; {near_matches(model, names)}")
 
 
 def _sources() -> dict[str, Source]:
     """Return where libraries' models are found: {library: what looks one up, by its name and its weights'}."""
     others = {entry.name: partial(_of_entry_point, entry) for entry in metadata.entry_points(group=_ENTRY_POINTS)}
-    return {**others, "torchvision": torchvision_model, "timm": timm_model, "open_clip": open_clip_model}
+    return {**others, **_OWN_SOURCES}
 
 
 def _of_entry_point(entry: metadata.EntryPoint, name: str, weights: str) -> Architecture:
