@@ -20,7 +20,7 @@ setup: $(READY) ## a virtual environment with the locked versions
 $(READY): requirements.lock requirements-dev.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	@# CUDA's libraries first: their archives, 2.5 GB, are gone before those of the rest come to the same disk.
-	grep --extended-regexp '^(cuda|nvidia|triton)' requirements-dev.lock | xargs $(BIN)/pip install --quiet --no-compile --no-deps
+	grep --extended-regexp '^(cuda|nvidia|triton)' requirements.lock | xargs $(BIN)/pip install --quiet --no-compile --no-deps
 	$(BIN)/pip install --quiet --no-compile --requirement requirements-dev.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null  # every worker of every run imports all of it
