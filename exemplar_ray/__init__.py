@@ -4,20 +4,45 @@ Every job is a map and a reduce: `executor` maps items to parts on Ray, the job'
 what the parts come to. `exemplars` is the main job. `cli` is the command line.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from exemplar_ray._version import __version__
 
 if TYPE_CHECKING:
+    from exemplar_ray.api import find_exemplars
+    from exemplar_ray.data.preprocess import Preprocess
+    from exemplar_ray.errors import IncompleteError, UsageError
+    from exemplar_ray.executor.resources import Resources
+    from exemplar_ray.exemplars.spec import RunOptions, RunSpec
     from exemplar_ray.results.run import open_run
 
-__all__ = ["__version__", "open_run"]
+__all__ = [
+    "IncompleteError",
+    "Preprocess",
+    "Resources",
+    "RunOptions",
+    "RunSpec",
+    "UsageError",
+    "__version__",
+    "find_exemplars",
+    "open_run",
+]
+
+_WHERE = {
+    "find_exemplars": "api",
+    "Preprocess": "data.preprocess",
+    "IncompleteError": "errors",
+    "UsageError": "errors",
+    "Resources": "executor.resources",
+    "RunOptions": "exemplars.spec",
+    "RunSpec": "exemplars.spec",
+    "open_run": "results.run",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Only when it is asked for: the command line answers sooner without what reading results takes.
-    if name == "open_run":
-        from exemplar_ray.results.run import open_run
-
-        return open_run
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    if name not in _WHERE:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

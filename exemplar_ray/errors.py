@@ -1,4 +1,5 @@
-"""What can go wrong, by whose hand: the user's (UsageError), a machine's (MachineError), a shard's (ShardError)."""
+"""What can go wrong, by whose hand: the user's (UsageError), a machine's (MachineError), a shard's (ShardError); and
+what comes of it where Python called (IncompleteError)."""
 
 from __future__ import annotations
 
@@ -29,6 +30,10 @@ class ShardError(Exception):
 
     The other shards go on; the message lands in the run folder under `failed/`.
     """
+
+
+class IncompleteError(Exception):
+    """A job that Python called has no result, as some of its items failed; the message names them."""
 
 
 def one_line(error: BaseException) -> str:

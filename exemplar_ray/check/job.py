@@ -78,7 +78,7 @@ def of_run(run: str) -> Subject:
         raise UsageError(f"'{run}' names no images; give --model and --data instead of the run folder")
     labels = ClassLabels.from_json(values.get("class_labels") or {"names": None, "table": {}})
     return Subject(
-        network=replace(NetworkSpec.from_json(spec), layers=()),
+        network=replace(NetworkSpec.from_json(spec).kept_in(folder.full_uri), layers=()),
         shards=[Shard.from_json(shard, labels.names) for shard in shards],
         class_labels=labels,
         run=folder,

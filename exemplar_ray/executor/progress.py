@@ -1,11 +1,13 @@
 """What a person sees while a run goes on.
 
-On a terminal a live line with shards, images/s, time left and failures; elsewhere (a job's
+On a terminal a live line with shards, images/s, time left and failures, and so in a notebook; elsewhere (a job's
 log) one line a finished shard, with the time, the host that did it, images/s and an estimate of what is left.
 """
 
 from __future__ import annotations
 
+import html
+import sys
 import time
 from typing import Any
 
@@ -30,6 +32,7 @@ class ProgressDisplay:
         self._failures = 0
         self._started = time.monotonic()
         self._live: Progress | None = None
+        self._cell: Any = None
 
     def __enter__(self) -> ProgressDisplay:
         if self._console.is_terminal:
@@ -44,6 +47,10 @@ class ProgressDisplay:
             )
             self._task = self._live.add_task(self._phase, total=self._total, rate="", failures="")
             self._live.start()
+        elif _in_notebook():
+            from IPython.display import display
+
+            self._cell = display(self._in_cell(""), display_id=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,24 +75,48 @@ class ProgressDisplay:
         self._failures += 1
         if self._live is not None:
             self._live.console.print(f"FAILED {shard}: {reason}", style="red", markup=False, highlight=False)
+        if self._cell is not None:
+            say(self._console, f"FAILED {shard}: {reason}")
         self._advance(f"FAILED {shard}: {reason}")
 
     def _advance(self, line: str) -> None:
         self._done += 1
         seconds = time.monotonic() - self._started
         rate = f"{self._images / max(seconds, 1e-9):.1f} images/s" if self._images else ""
+        failures = f"{self._failures} failed" if self._failures else ""
+        left = self._total - self._done
+        about = about_left(seconds / self._done * left) if left else ""
         if self._live is not None:
-            failures = f"{self._failures} failed" if self._failures else ""
             self._live.update(self._task, completed=self._done, rate=rate, failures=failures)
+        elif self._cell is not None:
+            self._cell.update(self._in_cell(", ".join(one for one in (rate, about, failures) if one)))
         else:
-            left = self._total - self._done
-            about = about_left(seconds / self._done * left) if left else ""
             speed = ", ".join(one for one in (rate, about) if one)
             at = time.strftime("%H:%M:%S")
             say(
                 self._console,
                 f"{self._phase} {self._done}/{self._total}  {line}{f'  ({speed})' if speed else ''}  {at}",
             )
+
+    def _in_cell(self, facts: str) -> Any:
+        """Return the line for a notebook's cell."""
+        from IPython.display import HTML
+
+        done = f"{self._done}/{self._total} {self._steps}" + (f", {facts}" if facts else "")
+        bar = f'<progress value="{self._done}" max="{self._total}" aria-label="{html.escape(self._phase)}"></progress>'
+        return HTML(f"{html.escape(self._phase)} {bar} {html.escape(done)}")
+
+
+def console_here() -> Console:
+    """Return a console for where this runs. A notebook's kernel calls itself a terminal, but shows lines only."""
+    return Console(force_jupyter=False, force_terminal=False if _in_notebook() else None)
+
+
+def _in_notebook() -> bool:
+    """Whether this runs in a notebook's kernel."""
+    # Without IPython there is none, so that it need not be installed.
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return hasattr(shell, "kernel")
 
 
 def about_left(seconds: float) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 from exemplar_ray.data.labels import ClassLabels
@@ -29,6 +29,7 @@ from exemplar_ray.runs.manifest import Manifest, job_of, refuse_other_format
 from exemplar_ray.runs.records import CompletionRecord
 from exemplar_ray.runs.run_folder import RunFolder
 from exemplar_ray.runs.versions import Versions, kept
+from exemplar_ray.storage.folder import Folder
 
 JOB = "exemplars"
 
@@ -70,7 +71,7 @@ class Plan:
     def details(self) -> dict[str, Any]:
         """Return what `run.json` keeps beside identity and shards: plain JSON values."""
         return {
-            "spec": self.spec.to_json(),
+            "spec": replace(self.spec, network=self.spec.network.kept_in("")).to_json(),
             "versions": self.versions,
             "class_labels": self.class_labels.to_json(),
             "revisions": self.revisions,
@@ -113,7 +114,11 @@ class Plan:
         if job_of(values) != JOB:
             raise UsageError(f"'{uri}' is a run folder of the job {job_of(values)}, which has no exemplars")
         refuse_other_format(values, FORMAT_VERSION, uri)
-        return cls.from_json(values)
+        plan = cls.from_json(values)
+        if not plan.spec.network.is_in_hand:
+            return plan
+        network = plan.spec.network.kept_in(Folder(uri).full_uri)
+        return replace(plan, spec=replace(plan.spec, network=network))
 
 
 class ScannedShard(NamedTuple):

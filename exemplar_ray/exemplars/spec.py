@@ -8,7 +8,7 @@ covers it. Nothing here imports torch or Ray.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -104,7 +104,7 @@ class RunSpec:
                 raise UsageError(f"{name} is a name or a path, not {getattr(self, name)!r}")
         for name in ("layer", "statistic"):
             object.__setattr__(self, name, _names(name, getattr(self, name)))
-        object.__setattr__(self, "channels", str(self.channels).replace(" ", ""))
+        object.__setattr__(self, "channels", _channels(self.channels))
         self._take_cited_channels()
         check_layout(self.layout)
         object.__setattr__(self, "sample", parse_samples(_names("sample", self.sample)))
@@ -309,6 +309,13 @@ def margin_of(spec: RunSpec) -> int:
     if _is_screening(spec.precision, spec.decode):
         return max(_SCREENING_MARGIN, _SCREENING_MARGIN_A_RANK * spec.top_k)
     return max(_MARGIN, _MARGIN_A_RANK * spec.top_k)
+
+
+def _channels(value: Any) -> str:
+    """Accept `all`, a text as of the flag, a number, or a list, range or array of numbers; return it as a text."""
+    if not isinstance(value, str) and isinstance(value, Iterable):
+        value = ",".join(map(str, value))
+    return str(value).replace(" ", "")
 
 
 def _names(key: str, value: Any) -> tuple[str, ...]:

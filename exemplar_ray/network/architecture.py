@@ -34,6 +34,10 @@ class Architecture:
     """Of a user's own file: the hash of what was run up to now, see `source_sha256`."""
     run_again: Callable[[int], Architecture] | None = None
     """Of a user's own file: the same of another run of the file, with this seed."""
+    own_weights: str = "the factory's own weights"
+    """What weights that `build` itself sets are called."""
+    is_trained: bool = True
+    """Whether those are, as far as can be seen."""
 
     @property
     def source_sha256(self) -> str | None:

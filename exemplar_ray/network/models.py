@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.network.architecture import Architecture, StateDict
+from exemplar_ray.network.module_in_hand import module_in_hand
 from exemplar_ray.network.open_clip_models import open_clip_model
 from exemplar_ray.network.preparation import prepared
+from exemplar_ray.network.spec import IN_HAND
 from exemplar_ray.network.timm_models import timm_model
 from exemplar_ray.network.torchvision_models import TRANSFORMED, torchvision_model, transforms_its_input
 from exemplar_ray.network.user_code import generators
@@ -37,6 +39,7 @@ _OWN_SOURCES: dict[str, Source] = {
     "torchvision": torchvision_model,
     "timm": timm_model,
     "open_clip": open_clip_model,
+    IN_HAND.rstrip(":"): module_in_hand,
 }
 _ENTRY_POINTS = "exemplar_ray.networks"
 
@@ -72,6 +75,7 @@ def load_network(model: str, weights: str, check_factory: bool = True, image_siz
     if image_size is None and architecture.preprocess is not None:
         image_size = architecture.preprocess.crop
     maker = _Maker(architecture, model, image_size)
+    trained = not weights.startswith("random:")
     if weights.startswith("random:"):
         seed = _seed(weights)
         module, title = maker.build(seed), f"random weights, seed {seed}"
@@ -83,11 +87,11 @@ def load_network(model: str, weights: str, check_factory: bool = True, image_siz
         module, _ = maker.load({"": architecture.pretrained()}, "its pretrained weights")
         title = "pretrained weights" if weights == "pretrained" else f"weights {weights}"
     else:
-        module, title = maker.build(0), "the factory's own weights"
+        module, title, trained = maker.build(0), architecture.own_weights, architecture.is_trained
         if check_factory:
             _refuse_unless_weights_are_fixed(maker, module)
     name = _name_of(model, module)
-    return Network(module, architecture, title, weights_sha256(module), not weights.startswith("random:"), name)
+    return Network(module, architecture, title, weights_sha256(module), trained, name)
 
 
 def find_architecture(model: str, weights: str = "pretrained") -> Architecture:
@@ -109,7 +113,9 @@ def find_architecture(model: str, weights: str = "pretrained") -> Architecture:
     source = (_OWN_SOURCES.get(library) or _sources().get(library)) if separator else None
     if source is not None:
         return source(name, weights)
-    names = [*_REGISTRY, *(f"{library}:NAME" for library in _sources()), "path/to/file.py:factory"]
+    # Nobody types the name of a module in hand.
+    libraries = [f"{library}:NAME" for library in _sources() if f"{library}:" != IN_HAND]
+    names = [*_REGISTRY, *libraries, "path/to/file.py:factory"]
     raise UsageError(f"unknown model '{model}'; {near_matches(model, names)}")
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.network.layers import NCHW, PRECISIONS, VECTOR, Layer, format_channels
+
+IN_HAND = "module:"
+"""What the name of a module in hand begins with; its file, which is in the run folder, comes after it."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,24 @@ class NetworkSpec:
     def title(self) -> str:
         """Return model and weights in words; untrained ones are called so."""
         return f"{self.model_title}, {self.weights_title}{'' if self.trained else ' — UNTRAINED'}"
+
+    @property
+    def is_in_hand(self) -> bool:
+        """Whether it was a module in hand, which the run folder keeps."""
+        return self.model.startswith(IN_HAND)
+
+    @property
+    def model_words(self) -> str:
+        """Return the model in words, and the name that it is asked for by, if it has one."""
+        return self.model_title if self.is_in_hand else f"{self.model_title} ({self.model})"
+
+    def kept_in(self, folder: str) -> NetworkSpec:
+        """Return the same where the file of a module in hand is in a folder; "" for that folder itself, wherever it
+        may come to lie."""
+        if not self.is_in_hand:
+            return self
+        name = self.model.removeprefix(IN_HAND).rpartition("/")[2]
+        return replace(self, model=IN_HAND + (f"{folder.rstrip('/')}/{name}" if folder else name))
 
     def identity(self) -> dict[str, Any]:
         """Return what decides a network's numbers, under the user's own key names.
@@ -88,6 +109,8 @@ def whole_paths(model: str, weights: str) -> tuple[str, str]:
     file, _, factory = model.rpartition(":")
     if file.endswith(".py") and os.path.isfile(file):
         model = f"{os.path.abspath(file)}:{factory}"
+    if model.startswith(IN_HAND) and os.path.isfile(model.removeprefix(IN_HAND)):
+        model = IN_HAND + os.path.abspath(model.removeprefix(IN_HAND))
     # Whatever lies about under the name of a choice.
     chosen = weights == "pretrained" or weights.startswith("random:")
     return model, os.path.abspath(weights) if not chosen and os.path.isfile(weights) else weights

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.network.architecture import Architecture, StateDict
+from exemplar_ray.network.transforms import of_preset
 from exemplar_ray.network.weights import differences, downloaded, filled, one_line
 
 TRANSFORMED = "+transform_input"
@@ -42,19 +42,11 @@ def torchvision_model(name: str, weights: str = "pretrained") -> Architecture:
         raise UsageError(f"torchvision has no classification model '{name}'; {near_matches(name, names)}")
     entries = models.get_model_weights(name)
     entry = entries.__members__.get(weights.removeprefix(f"{entries.__name__}."), entries.DEFAULT)
-    own = entry.transforms()
     return Architecture(
         title=f"torchvision {name}",
         build=partial(_build, name, entry),
         pretrained=partial(_download, name, entry),
-        preprocess=Preprocess(
-            resize=own.resize_size[0],
-            crop=own.crop_size[0],
-            scale=1.0,
-            mean=tuple(own.mean),
-            std=tuple(own.std),
-            interpolation=own.interpolation.value,
-        ),
+        preprocess=of_preset(entry.transforms()),
         load=partial(_load, name, entry),
         weights_names=(*entries.__members__, *(f"{entries.__name__}.{member}" for member in entries.__members__)),
     )

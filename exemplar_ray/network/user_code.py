@@ -149,7 +149,7 @@ def _compiled(content: bytes, file: str | Path, folders: Sequence[str]) -> types
 # Imports ---------------------------------------------------------------------------------
 
 
-def _is_own(file: str, folder: str) -> bool:
+def is_users_own(file: str, folder: str) -> bool:
     """Whether a module's file is the user's own: neither Python's, nor installed, nor of this package.
 
     What lies beside a file that is itself installed is the user's.
@@ -181,7 +181,7 @@ class _OwnModules(MetaPathFinder):
             spec = PathFinder.find_spec(fullname, place)
             if spec is None or spec.loader is None or spec.origin is None:
                 continue
-            if place is self._code.folders or _is_own(spec.origin, self._code.folders[0]):
+            if place is self._code.folders or is_users_own(spec.origin, self._code.folders[0]):
                 if isinstance(spec.loader, SourceFileLoader):
                     spec.loader = _OwnLoader(self._code, spec.name, spec.origin)
                 elif os.path.isfile(spec.origin):
@@ -213,7 +213,7 @@ def _gives_way(name: str, module: types.ModuleType | None, code: UserCode, besid
     if top in beside:
         return True
     file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", None) or []), None)
-    return isinstance(file, str) and _is_own(file, code.folders[0])
+    return isinstance(file, str) and is_users_own(file, code.folders[0])
 
 
 def _modules_in(folders: Iterable[str]) -> set[str]:

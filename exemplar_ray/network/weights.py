@@ -50,7 +50,7 @@ def read_weights(uri: str) -> Readings:
         UsageError: the file cannot be read or has no state dict.
     """
     try:
-        content = patiently(lambda: _content_of(uri))
+        content = patiently(lambda: content_of(uri))
     except Exception as error:  # a file system raises what its library does
         raise UsageError(
             f"weights '{uri}' cannot be read ({one_line(error)}); give 'pretrained', 'random:SEED', "
@@ -72,7 +72,8 @@ def read_weights(uri: str) -> Readings:
     return found
 
 
-def _content_of(uri: str) -> bytes:
+def content_of(uri: str) -> bytes:
+    """Read a whole file of any file system that fsspec opens."""
     with fsspec.open(uri, "rb") as file:
         return file.read()
 

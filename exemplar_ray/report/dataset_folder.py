@@ -114,9 +114,9 @@ def public_uri(uri: str, name: str | None = None) -> str:
 
 
 def _public_spec(spec: ExemplarsSpec) -> ExemplarsSpec:
-    network = spec.network
+    network = spec.network.kept_in("")
     path, _, factory = network.model.rpartition(":")
-    model = f"{Path(path).name}:{factory}" if network.model_source_sha256 else network.model
+    model = f"{Path(path).name}:{factory}" if path.endswith(".py") else network.model
     weights = network.weights
     if weights != "pretrained" and not weights.startswith("random:"):
         weights = public_uri(weights)

@@ -63,7 +63,7 @@ def provenance_of(run: Run, run_folder: str) -> Provenance:
     if spec.screened:
         scan += "; what is shown was recomputed exactly"
     facts = [
-        ("model", f"{network.model_title} ({network.model})"),
+        ("model", network.model_words),
         (
             "weights",
             f"{network.weights_title}{'' if network.trained else ' — UNTRAINED'} ({without_secrets(network.weights)})",

@@ -1,6 +1,7 @@
 """The run on disk or object store. Everything there is to know of a run is in its folder.
 
     RUN/run.json                      the manifest: which job, its identity, its items
+    RUN/network-8c1f....pt            the network, where it was a module in hand
     RUN/parts/000003.parquet          one item's part: a file, or several whose names end differently
     RUN/parts/000003.json             its completion record, written after the part
     RUN/failed/000003.json            why an item failed, until it succeeds
@@ -26,6 +27,7 @@ from exemplar_ray.runs.records import CompletionRecord, Failed, FailureRecord, K
 from exemplar_ray.storage.folder import Folder
 
 SUMMARY = "summary.json"
+NETWORK = "network-"
 RECORD = "json"
 
 # Files that are read at the same time: what takes long on object stores and shared disks is the answer to each request.
@@ -103,6 +105,25 @@ class RunFolder(Folder):
             self.write_json(RUN, renewal)
         return state
 
+    def keep_network(self, name: str, content: bytes) -> None:
+        """Keep a network that workers and later invocations take from here, before there is a manifest.
+
+        Args:
+            name: begins with `NETWORK`; tells of the content, so that a file of that name is the same.
+
+        Raises:
+            UsageError: the folder is of a run of another network, or holds other files.
+        """
+        if self.exists(name):
+            return
+        if self.exists(RUN):
+            raise UsageError(
+                f"run folder '{self.uri}' is of a run of another network, whose weights or structure differ; choose "
+                "another out, or the network of that run"
+            )
+        self._refuse_foreign_files()
+        self.write(name, content)
+
     def _refuse_another_run(self, manifest: Manifest) -> dict[str, Any]:
         there = self.read_run()
         if job_of(there) != manifest.job:
@@ -120,7 +141,7 @@ class RunFolder(Folder):
         return there
 
     def _refuse_foreign_files(self) -> None:
-        foreign = sorted(name for name in self.names("") if not name.startswith("."))
+        foreign = sorted(name for name in self.names("") if not name.startswith((".", NETWORK)))
         if foreign:
             raise UsageError(
                 f"run folder '{self.uri}' has no {RUN} but holds {', '.join(foreign[:3])}; "
