@@ -119,6 +119,7 @@ def test_the_table_has_the_columns_of_the_contract_and_opens_in_datasets(finishe
         ("sample", pa.string()),
         ("duplicate_of", pa.int32()),
         ("unit_box", pa.list_(pa.float32(), 4)),
+        ("synset_name", pa.string()),
     ]
     stamp = json.loads(schema.metadata[b"exemplar_ray"])
     assert stamp["fingerprint"] == json.loads((out / "run.json").read_text())["fingerprint"]

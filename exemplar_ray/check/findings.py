@@ -10,6 +10,7 @@ from typing import Any
 from exemplar_ray.check.counts import LEAST_GAIN, Count, chance, is_better
 from exemplar_ray.check.looking import FIRST_GUESSES
 from exemplar_ray.check.usual import IN_USE
+from exemplar_ray.data.imagenet_names import spelled_out
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.storage.folder import Folder
 
@@ -235,10 +236,10 @@ def percent(count: Count) -> str:
 def short(name: str) -> str:
     """Return a class's first name.
 
-    >>> short("tench, Tinca tinca")
-    'tench'
+    >>> short("tench, Tinca tinca"), short("n01440764")
+    ('tench', 'n01440764 (tench)')
     """
-    return name.split(",")[0]
+    return spelled_out(name.split(",")[0])
 
 
 def _of(right: int, images: int) -> str:

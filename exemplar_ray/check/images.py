@@ -53,8 +53,8 @@ def choose(shards: Sequence[Shard], images: int, first: int, shown: int) -> tupl
     Returns:
         Those looked at first, and the others.
     """
-    readable = [shard for shard in shards if shard.rows]
-    ends = list(accumulate(shard.rows or 0 for shard in readable))
+    readable = [shard for shard in shards if shard.images]
+    ends = list(accumulate(shard.images for shard in readable))
     numbers = spread(ends[-1], images) if ends else []
     early = [numbers[place] for place in spread(len(numbers), first)]
     seen = {early[place] for place in spread(len(early), shown)}
@@ -66,8 +66,11 @@ def _by_shard(shards: Sequence[Shard], ends: Sequence[int], numbers: Sequence[in
     """Say of numbers that count through all shards which rows of which shards they are."""
     rows: dict[int, list[int]] = {}
     shown: dict[int, set[int]] = {}
+    there = {}
     for number, place in zip(numbers, np.searchsorted(ends, numbers, side="right").tolist(), strict=True):
-        row = number - (ends[place] - (shards[place].rows or 0))
+        if place not in there:
+            there[place] = shards[place].chosen_rows
+        row = int(there[place][number - (ends[place] - shards[place].images)])
         rows.setdefault(place, []).append(row)
         if number in seen:
             shown.setdefault(place, set()).add(row)

@@ -107,7 +107,7 @@ def check(subject: Subject, cluster: Cluster, console: Console, options: CheckOp
         UsageError: the network cannot be built or fails, no shard can be read, or `options.outputs` does not fit.
     """
     names = read_outputs(options.outputs) if options.outputs else None
-    if not any(shard.rows for shard in subject.shards):
+    if not any(shard.images for shard in subject.shards):
         raise UsageError("no shard can be read as parquet, or all are empty")
     introduced = _introduce(subject, cluster)
     possible = _readings(introduced, subject, names)
@@ -194,7 +194,7 @@ class _Look:
         options, counts = self._options, bool(self._possible.possible)
         if self._introduced.outputs is None:
             return self.findings(None, Looked(), []), Looked()
-        in_data = sum(shard.rows or 0 for shard in self._subject.shards)
+        in_data = sum(shard.images for shard in self._subject.shards)
         images = min(options.images if counts else options.guesses, in_data)
         first = min(images, _FIRST_IMAGES) if len(self._all) > 1 else images
         if images < 1.25 * first:
@@ -280,7 +280,7 @@ class _Look:
             reading=reading.words if reading else None,
             no_accuracy=refusal,
             images=looked.images,
-            images_in_data=sum(shard.rows or 0 for shard in self._subject.shards),
+            images_in_data=sum(shard.images for shard in self._subject.shards),
             shards=len(self._shards),
             shards_in_data=len(self._subject.shards),
             undecodable=looked.undecodable,

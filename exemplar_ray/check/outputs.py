@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from exemplar_ray.check.counts import SIGNIFICANCE, mcnemar
+from exemplar_ray.data.imagenet_names import name_of_synset
 from exemplar_ray.data.labels import ClassLabels, read_json
 from exemplar_ray.errors import UsageError
 
@@ -126,7 +127,8 @@ def _labels_by_name(labels: ClassLabels) -> Mapping[str, list[int]]:
     """Return {a class's name or synset id: the labels that have it}."""
     known: dict[str, list[int]] = {}
     for label in range(class_count(labels) or 0):
-        for text in {labels.class_name(label), labels.synset_id(label, None)}:
+        synset_id = labels.synset_id(label, None)
+        for text in {labels.class_name(label), synset_id, name_of_synset(synset_id)}:
             if text:
                 known.setdefault(text.strip().casefold(), []).append(label)
     return known

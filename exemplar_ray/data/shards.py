@@ -8,8 +8,10 @@ else is taken, see `columns`.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -39,6 +41,8 @@ from exemplar_ray.storage import hub
 
 _SHARDS_TO_QUESTION_WITH = 3
 _SHOWN_OF_A_HASH = 12
+# Where more of a shard's rows are wanted, all are read: a range a row group takes fewer requests.
+_FEW = 0.25
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class Shard:
     `footer` (SHA-256 of the parquet footer) are None while the file cannot be read as parquet:
     such a shard fails when it is scanned, not before. `columns` is None where images and labels are in the usual
     columns, and before the shard has been looked at. `stamp` is what its storage says of its content, an ETag or when
-    it was modified: with another one the content may be another. None where the storage says neither.
+    it was modified: with another one the content may be another. None where the storage says neither. `chosen` says
+    which rows are wanted, as `subset.packed` writes them; None for all.
     """
 
     name: str
@@ -60,6 +65,20 @@ class Shard:
     footer: str | None = None
     columns: Columns | None = None
     stamp: str | None = None
+    chosen: str | None = None
+
+    @property
+    def images(self) -> int:
+        """Return how many images there are to be scanned; 0 while the file cannot be read."""
+        return (self.rows or 0) if self.chosen is None else len(self.chosen_rows)
+
+    @property
+    def chosen_rows(self) -> np.ndarray:
+        """Return the rows that are wanted, ascending: int64."""
+        if self.chosen is None:
+            return np.arange(self.rows or 0)
+        bits = np.frombuffer(zlib.decompress(base64.b64decode(self.chosen)), np.uint8)
+        return np.flatnonzero(np.unpackbits(bits, count=self.rows))
 
     @property
     def kind(self) -> str:
@@ -72,7 +91,8 @@ class Shard:
         values = {name: getattr(self, name) for name in names}
         if self.columns is not None:
             values["columns"] = self.columns.to_json()
-        return values if self.stamp is None else {**values, "stamp": self.stamp}
+        unusual = {name: getattr(self, name) for name in ("stamp", "chosen")}
+        return {**values, **{name: value for name, value in unusual.items() if value is not None}}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], class_names: Sequence[str] | None = None) -> Shard:
@@ -181,7 +201,7 @@ def inspect(
 
 def to_question_with(shards: Sequence[Shard]) -> list[Shard]:
     """Return the few shards whose first images a network is questioned with."""
-    return [shard for shard in shards if shard.rows][:_SHARDS_TO_QUESTION_WITH]
+    return [shard for shard in shards if shard.images][:_SHARDS_TO_QUESTION_WITH]
 
 
 def labels_are_texts(shards: Sequence[Shard]) -> bool:
@@ -221,9 +241,10 @@ class ShardReader:
         self._shard = shard
         self._file = RowGroupFile(shard.name, place_of(shard.uri, shard.size, shard.stamp), shard.size)
         try:
-            self.rows = self._file.metadata.num_rows
-            if shard.rows is not None and self.rows != shard.rows:
-                raise ShardError(f"{shard.name} changed: {self.rows} rows, the shard list says {shard.rows}")
+            rows = self._file.metadata.num_rows
+            if shard.rows is not None and rows != shard.rows:
+                raise ShardError(f"{shard.name} changed: {rows} rows, the shard list says {shard.rows}")
+            self.rows = rows if shard.chosen is None else shard.images
             self._find_columns(self._file.schema)
         except BaseException:
             self._file.close()
@@ -266,7 +287,19 @@ class ShardReader:
         self._file.close()
 
     def images(self) -> Iterator[ImageRow]:
-        """Yield every row in order, without paths (`path` is None)."""
+        """Yield every row that is wanted, in order; `path` may be None."""
+        if self._shard.chosen is None:
+            yield from self._all_images()
+            return
+        wanted = self._shard.chosen_rows
+        if len(wanted) < _FEW * self._file.metadata.num_rows:
+            yield from self.select(wanted)
+            return
+        is_wanted = np.zeros(self._file.metadata.num_rows, bool)
+        is_wanted[wanted] = True
+        yield from (image for image in self._all_images() if is_wanted[image.row])
+
+    def _all_images(self) -> Iterator[ImageRow]:
         row = 0
         has_images = False
         for batch in self._file.read(self._columns(self._image_columns[:1])):
@@ -278,10 +311,23 @@ class ShardReader:
         if row and not has_images and any(image.path for image in self.select([0])):
             raise ShardError(f"{self._shard.name} {PATHS_ONLY}")
 
+    def paths_and_labels(self) -> Iterator[tuple[list[str | None], list[int | None]]]:
+        """Yield the paths and labels of all rows, in order, batch by batch, without reading images."""
+        columns = self._columns(self._image_columns[1:])
+        if not columns:
+            rows = self._file.metadata.num_rows
+            yield list[str | None]([None] * rows), list[int | None]([None] * rows)
+            return
+        for batch in self._file.read(columns):
+            paths: list[str | None] = [None] * len(batch)
+            if len(self._image_columns) > 1:
+                paths = image_paths(batch[self._image])
+            yield paths, self._labels(batch)
+
     @property
     def contents(self) -> list[str] | None:
         """Return what the bytes were that `images` read: an XXH3-128 (hex) of each row group; None if it has
-        not read them all."""
+        not read them all, as where few rows are wanted."""
         contents = self._file.contents
         groups = range(self._file.metadata.num_row_groups)
         return [contents[group] for group in groups] if len(contents) == len(groups) else None

@@ -6,11 +6,14 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from exemplar_ray.data.labels import ClassLabels
 from exemplar_ray.data.shards import ReadingCost, Shard, discover, inspect
+from exemplar_ray.data.subset import choose
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.job import resolve_spec
+from exemplar_ray.exemplars.plan import images_wanted
 from exemplar_ray.exemplars.scan_job import TASKS, scan_settings
 from exemplar_ray.exemplars.settings import Probed
 from exemplar_ray.exemplars.spec import ExemplarsSpec, RunSpec, columns_chosen
@@ -105,8 +108,9 @@ def measure(spec: RunSpec, data: Sequence[str], resources: Resources) -> Forecas
     Raises:
         UsageError: the run cannot be done, or its data cannot be read.
     """
-    shards, _ = inspect(discover(data), columns_chosen(spec), numbers_are_known=True)
-    readable = [shard for shard in shards if shard.rows]
+    listed, names = inspect(discover(data), columns_chosen(spec), numbers_are_known=True)
+    shards, _, _ = choose(listed, ClassLabels(names), images_wanted(spec))
+    readable = [shard for shard in shards if shard.images]
     if not readable:
         raise UsageError("no shard can be read as parquet, or all are empty")
     with Cluster(resources) as cluster:
@@ -117,8 +121,8 @@ def measure(spec: RunSpec, data: Sequence[str], resources: Resources) -> Forecas
         return Forecast(
             spec=resolved,
             shards=len(shards),
-            unreadable=len(shards) - len(readable),
-            images=sum(shard.rows or 0 for shard in readable),
+            unreadable=sum(not shard.rows for shard in shards),
+            images=sum(shard.images for shard in readable),
             at_once=at_once,
             device=str(cluster.demand),
             on_gpu=cluster.demand.gpus > 0,

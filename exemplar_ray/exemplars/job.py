@@ -13,6 +13,7 @@ from exemplar_ray.data.data_set import data_set
 from exemplar_ray.data.labels import read_class_labels
 from exemplar_ray.data.preprocess import GPU_DECODER
 from exemplar_ray.data.shards import Shard, to_question_with
+from exemplar_ray.data.subset import choose
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.driver import JobOutcome, reduce_job, run_job
@@ -20,7 +21,7 @@ from exemplar_ray.executor.job import Context, Reduced
 from exemplar_ray.executor.progress import say
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.answer import answer
-from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, Plan
+from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, Plan, images_wanted
 from exemplar_ray.exemplars.rescan import rescan_exactly
 from exemplar_ray.exemplars.room_for_maps import refuse_more_maps_than_room
 from exemplar_ray.exemplars.scan_job import TASKS, ScanJob
@@ -84,12 +85,13 @@ def run(
     before = RunFolder(out).read_json(RUN) or {}
     # A branch may have moved since the run began; the run has not.
     revisions = resolve_revisions(data, before.get("revisions", {}))
-    shards, labels, notes = data_set(data, columns_chosen(spec), table, revisions)
-    for line in notes:
+    listed, labels, notes = data_set(data, columns_chosen(spec), table, revisions)
+    shards, subset, of_choice = choose(listed, labels, images_wanted(spec))
+    for line in (*notes, *of_choice):
         say(console, line)
     with Cluster(resources, options.log_level, partial(say, console)) as cluster:
         resolved = resolve_spec(cluster, spec, shards, _known_network(before))
-        plan = Plan(resolved.spec, shards, labels, versions(), revisions, resolved.answers)
+        plan = Plan(resolved.spec, shards, labels, versions(), revisions, resolved.answers, subset)
         refuse_more_maps_than_room(plan, lambda: RunFolder(out).exists(EXEMPLARS))
         job = ExemplarsJob(plan, cluster, options.max_skipped, options.settle)
         return run_job(job, out, cluster, console, started)

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 from exemplar_ray.data.labels import ClassLabels
 from exemplar_ray.data.shards import Shard, identity_of_columns
+from exemplar_ray.data.subset import Subset, Wanted
 from exemplar_ray.errors import UsageError
-from exemplar_ray.exemplars.spec import FORMAT_VERSION, ExemplarsSpec
+from exemplar_ray.exemplars.spec import FORMAT_VERSION, ExemplarsSpec, RunSpec
 from exemplar_ray.network.questions import Answers, KnownNetwork
 from exemplar_ray.runs.identity import fingerprint
 from exemplar_ray.runs.manifest import Manifest, job_of, refuse_other_format
@@ -42,6 +43,11 @@ IMAGES = "images.parquet"
 RESCAN = "settling"
 
 
+def images_wanted(spec: RunSpec) -> Wanted:
+    """Return which images of the data the user wants."""
+    return Wanted(spec.images, spec.per_class, spec.classes or (), spec.seed)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a run folder is for."""
@@ -55,13 +61,16 @@ class Plan:
     """The commits at which repositories on the Hub are read, as `hub.resolve_revisions` returns them."""
     answers: Answers | None = None
     """What the network answered when it was questioned; None in run folders from before that."""
+    subset: Subset | None = None
+    """Which part of the shards' images is searched; None for all."""
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the result, under the user's key names. Shards count by name:
         what is in them is held against each completion record instead, so that a broken
         shard can be repaired."""
         data = [shard.name for shard in self.shards]
-        return {**self.spec.identity(), "data": data, **identity_of_columns(self.shards)}
+        of_subset = self.subset.identity() if self.subset else {}
+        return {**self.spec.identity(), "data": data, **identity_of_columns(self.shards), **of_subset}
 
     @property
     def fingerprint(self) -> str:
@@ -76,6 +85,7 @@ class Plan:
             "class_labels": self.class_labels.to_json(),
             "revisions": self.revisions,
             "questions": self.answers.to_json() if self.answers else None,
+            **({"subset": asdict(self.subset)} if self.subset else {}),
         }
 
     def manifest(self) -> Manifest:
@@ -93,6 +103,7 @@ class Plan:
             versions=values["versions"],
             revisions=values.get("revisions", {}),
             answers=Answers.from_json(values["questions"]) if values.get("questions") else None,
+            subset=Subset.from_json(values["subset"]) if values.get("subset") else None,
         )
 
     def known_network(self) -> KnownNetwork | None:

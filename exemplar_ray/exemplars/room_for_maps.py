@@ -21,7 +21,7 @@ def refuse_more_maps_than_room(plan: Plan, is_written: Callable[[], bool] = lamb
         UsageError: what they take, and what to lower.
     """
     spec = plan.spec
-    a_channel = min(spec.top_k, sum(shard.rows or 0 for shard in plan.shards)) * len(spec.shown_samples)
+    a_channel = min(spec.top_k, sum(shard.images for shard in plan.shards)) * len(spec.shown_samples)
     maps = sum(
         a_channel * len(layer.channels) * layer.map_size[0] * layer.map_size[1]
         for layer, _ in spec.readouts

@@ -29,7 +29,7 @@ def scan_settings(spec: ExemplarsSpec, shards: Sequence[Shard], cluster: Cluster
         shards: the whole data set.
         max_skipped: undecodable images that a shard may have before it fails.
     """
-    rows = sum(shard.rows or 0 for shard in shards)
+    rows = sum(shard.images for shard in shards)
     return ScanSettings(
         spec=spec,
         batch_size=cluster.batch_size,

@@ -74,7 +74,12 @@ class RunSpec:
     distinct: bool = key(False, "", "also a sample `distinct`: the strongest without near-duplicates")
     max_per_class: int | None = key(None, "N", "at most N of a class in the sample `distinct` (default: any number)")
     class_top_k: int = key(0, "K", "also the K strongest images of every class (default: 0)")
-    seed: int = key(0, "N", "of the images that samples draw (default: 0)")
+    seed: int = key(0, "N", "of the images that are drawn, by samples and of a part of the data (default: 0)")
+    images: int | None = key(None, "N", "only N of the images, drawn at random (default: all)")
+    per_class: int | None = key(None, "N", "only N images of each class, drawn at random (default: all)")
+    classes: tuple[str, ...] | None = key(
+        None, "CLASS", "only these classes: numbers, synset ids or names, such as 3 n01440764 tench (default: all)"
+    )
     image_column: str | None = key(
         None, "NAME", "the shards' column of images (default: image, or the one that must be it)"
     )
@@ -113,10 +118,13 @@ class RunSpec:
                 raise UsageError(
                     f"unknown {name} '{getattr(self, name)}'; {near_matches(getattr(self, name), choices)}"
                 )
-        numbers = (("top_k", 1), ("class_top_k", 0), ("seed", 0), ("max_per_class", 1), ("margin", 0))
-        for name, least in numbers:
+        if self.classes is not None:
+            object.__setattr__(self, "classes", _classes(self.classes))
+        numbers = (("top_k", 1), ("class_top_k", 0), ("seed", 0))
+        of_choice = (("max_per_class", 1), ("margin", 0), ("images", 1), ("per_class", 1))
+        for name, least in (*numbers, *of_choice):
             value = getattr(self, name)
-            if name in ("max_per_class", "margin") and value is None:
+            if value is None and (name, least) in of_choice:
                 continue
             if not is_whole(value) or value < least:
                 raise UsageError(f"{name} is a whole number from {least}, not {value!r}")
@@ -316,6 +324,14 @@ def _channels(value: Any) -> str:
     if not isinstance(value, str) and isinstance(value, Iterable):
         value = ",".join(map(str, value))
     return str(value).replace(" ", "")
+
+
+def _classes(value: Any) -> tuple[str, ...]:
+    """Accept one class or several, each a number or a text, which may have commas in it; each once, in order."""
+    values = [value] if isinstance(value, (str, int)) else value
+    if not isinstance(values, Sequence) or not all(isinstance(one, str) or is_whole(one) for one in values):
+        raise UsageError(f"classes are numbers, synset ids or names, not {value!r}")
+    return tuple(dict.fromkeys(str(one) for one in values))
 
 
 def _names(key: str, value: Any) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from exemplar_ray.data.framing import Box, Framing
+from exemplar_ray.data.imagenet_names import spelled_out
 from exemplar_ray.data.labels import ClassLabels
 from exemplar_ray.exemplars.plan import Plan
 from exemplar_ray.exemplars.samples import BOTTOM, DISTINCT, RANDOM, TOP, percentile_of
@@ -162,7 +163,7 @@ class ChannelPages:
             overlay = map_overlay(row, layer, framing)
         return ShownExemplar(
             row=row,
-            class_text=row["class_name"] or row["synset_id"] or "",
+            class_text=spelled_out(row["class_name"] or row["synset_id"] or ""),
             # The digits suffice to tell two images apart.
             percentile=f"{row['percentile']:.{max(0, math.ceil(math.log10(max(images, 1))) - 2)}f}",
             picture=picture,
@@ -201,7 +202,7 @@ def strongest_classes(classes: pa.Table | None, labels: ClassLabels, most: int =
 
 def class_text(labels: ClassLabels, label: int) -> str:
     """Return what to call a class: its name, or else its number."""
-    return labels.class_name(label) or f"class {label}"
+    return spelled_out(labels.class_name(label) or f"class {label}")
 
 
 def _page_order(sample: str) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from PIL import Image
 
 from exemplar_ray._version import __version__
 from exemplar_ray.data.decode import crop, decode
+from exemplar_ray.data.imagenet_names import spelled_out
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.exemplars.samples import TOP
 from exemplar_ray.network.layers import Layer, format_channels, parse_channels
@@ -213,7 +214,8 @@ def _warnings(run: Run) -> list[str]:
 
 
 def _caption(row: Exemplar) -> str:
-    return "".join(letter if letter.isprintable() else "�" for letter in " ".join((row["class_name"] or "").split()))
+    name = " ".join(spelled_out(row["class_name"] or "").split())
+    return "".join(letter if letter.isprintable() else "�" for letter in name)
 
 
 def _lacking(texts: Iterable[str]) -> str:
@@ -249,6 +251,7 @@ def _metadata(run: Run, shown: _Shown, ending: str) -> dict[str, str | None]:
         f"layer: {shown.layer.name}, channels from top to bottom: {channels}",
         f"statistic: {shown.statistic}, sample: {shown.sample}, ranks from left to right: {ranks}",
         f"searched: {summary.scored} images in {len(summary.shards)} shards, {summary.skipped} skipped",
+        *([f"a part of the data: {run.plan.subset.words}"] if run.plan.subset else []),
         *([f"PARTIAL: only {run.partial}"] if run.partial else []),
         unsettled if summary.unsettled else f"every top {spec.top_k} is settled",
         f"run: {run.plan.fingerprint}",

@@ -146,7 +146,7 @@ class _Report:
 
         channel_rows = self._run.channels(layer=layer.name, statistic=statistic).to_pylist()
         exemplars = of_channels("exemplars", besides=() if self._pictures else ("image",))
-        classes = of_channels("classes", besides=("class_name",))
+        classes = of_channels("classes", besides=("class_name", "synset_name"))
         histograms = of_channels("histograms") if self._run.has_histograms else repeat(None, len(channel_rows))
         for channel_row, table, of_classes, histogram in zip(channel_rows, exemplars, classes, histograms, strict=True):
             rows = table.to_pylist() if table is not None else []

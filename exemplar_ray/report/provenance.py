@@ -75,6 +75,7 @@ def provenance_of(run: Run, run_folder: str) -> Provenance:
         ("the network's answers", "; ".join(_answers(run.plan))),
         ("data", ", ".join(_patterns([without_secrets(shard.uri) for shard in run.plan.shards]))),
         ("images", f"{searched}; {skipped}"),
+        *([("part of the data", run.plan.subset.words)] if run.plan.subset else []),
         ("scan", scan),
         *([("check", f"{check.in_short()} ({check.checked[:10]})")] if check is not None else []),
         ("certainty", settled + (f": {_named(unsettled)}" if unsettled else "")),
@@ -84,6 +85,7 @@ def provenance_of(run: Run, run_folder: str) -> Provenance:
     essentials = [
         f"{network.weights_title} (sha256 {network.weights_sha256[:12]})",
         searched + (f", {skipped}" if summary.skipped else ""),
+        *([f"A PART OF THE DATA: {run.plan.subset.words}"] if run.plan.subset else []),
         settled,
     ]
     return Provenance(warnings, essentials, facts, command_of(run.plan, run_folder))
@@ -136,7 +138,7 @@ def arguments_of(plan: Plan, out: str) -> list[str]:
     cannot tell what is not recorded: where class names came from, how many skipped images were allowed, and what
     changes the speed only. A pattern stands for many shards.
     """
-    spec = plan.spec
+    spec, subset = plan.spec, plan.subset
     channels = "all"
     if any(len(layer.channels) < layer.channel_count for layer in spec.layers):
         # The largest layer's text stands for all: it is not cut off at a smaller layer's last channel.
@@ -156,6 +158,9 @@ def arguments_of(plan: Plan, out: str) -> list[str]:
         "max_per_class": spec.max_per_class,
         "class_top_k": spec.class_top_k,
         "seed": spec.seed,
+        "images": subset.images if subset else None,
+        "per_class": subset.per_class if subset else None,
+        "classes": list(map(str, subset.classes)) if subset and subset.classes else None,
         "preprocess": spec.network.preprocess.as_flag(),
         "precision": spec.precision,
         "decode": spec.decode,

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
+from exemplar_ray.data.imagenet_names import spelled_out
 from exemplar_ray.exemplars.plan import Plan
 from exemplar_ray.exemplars.summary import Summary
 from exemplar_ray.network.layers import format_channels
@@ -41,7 +42,8 @@ def channel_html(
         exemplars: of all samples, by rank within each.
         classes: its rows of `classes.parquet`, the strongest class first.
     """
-    facts = [f"active on {statistics['active_fraction']:.1%} of {statistics['images']:,} images"]
+    part = f", A PART OF THE DATA: {plan.subset.words}" if plan.subset else ""
+    facts = [f"active on {statistics['active_fraction']:.1%} of {statistics['images']:,} images{part}"]
     facts += [
         f"{name} {_number(statistics[key])}"
         for name, key in (("median", "q50"), ("99th percentile", "q99"), ("max", "max"))
@@ -104,6 +106,7 @@ def run_html(plan: Plan, summary: Summary) -> str:
         for layer in spec.layers
     )
     searched = f"{summary.scored:,} images searched in {len(summary.shards)} shards, {summary.skipped} skipped"
+    searched += f"; A PART OF THE DATA: {plan.subset.words}" if plan.subset else ""
     shown = f"{', '.join(spec.statistics)}; top {spec.top_k}; samples: {', '.join(spec.shown_samples)}"
     first = spec.layers[0]
     call = f".channel({first.name!r}, {first.channels[0]})"
@@ -130,7 +133,7 @@ def _warnings(plan: Plan, summary: Summary, doubtful: Iterable[str]) -> list[str
 
 
 def _class_of(row: dict[str, Any]) -> str:
-    return row["class_name"] or row.get("synset_id") or ""
+    return spelled_out(row["class_name"] or row.get("synset_id") or "")
 
 
 def _thumbnail(view: Image.Image) -> str:

@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from exemplar_ray.data.imagenet_names import name_of_synset
+from exemplar_ray.data.labels import ClassLabels
 from exemplar_ray.exemplars.list_columns import lengths_and_values, list_column
 from exemplar_ray.exemplars.parts import Part, channel_names
 from exemplar_ray.exemplars.plan import Plan
@@ -29,6 +31,7 @@ _CLASSES_SCHEMA = pa.schema(
         ("images", pa.int64()),
         ("mean", pa.float64()),
         ("max", pa.float32()),
+        ("synset_name", pa.string()),
     ]
 )
 
@@ -75,7 +78,7 @@ def classes_tables(plan: Plan, merged: Part) -> Iterator[pa.Table]:
         # A negative label is none; parts of older versions may have some.
         known = np.flatnonzero(has_label(tally.labels))
         labels = tally.labels[known]
-        class_names = pa.array([plan.class_labels.class_name(int(label)) for label in labels], pa.string())
+        class_names, synset_names = _names_of(plan.class_labels, labels)
         for which, block in tally.blocks():
             channels = which.stop - which.start
             of_channel = np.repeat(np.arange(which.start, which.stop), len(labels))
@@ -87,6 +90,7 @@ def classes_tables(plan: Plan, merged: Part) -> Iterator[pa.Table]:
                     name: values[known].T.reshape(-1)
                     for name, values in (("images", block.images), ("mean", block.mean), ("max", block.maximum))
                 },
+                "synset_name": synset_names.take(pa.array(np.tile(np.arange(len(labels)), channels))),
             }
             yield pa.table(columns, schema=_CLASSES_SCHEMA)
 
@@ -113,7 +117,7 @@ def class_exemplars_table(plan: Plan, merged: Part) -> pa.Table:
     layers, statistics = zip(*(readout.key for readout in plan.spec.readouts), strict=True)
     readout, shard = pa.array(best.readout), pa.array(best.shard)
     labels, which = np.unique(best.label, return_inverse=True)
-    class_names = pa.array([plan.class_labels.class_name(int(label)) for label in labels], pa.string())
+    class_names, synset_names = _names_of(plan.class_labels, labels)
     return pa.table(
         {
             "layer": pa.array(layers, pa.string()).take(readout),
@@ -125,8 +129,16 @@ def class_exemplars_table(plan: Plan, merged: Part) -> pa.Table:
             "activation": best.activation,
             "shard": pa.array([shard.name for shard in plan.shards], pa.string()).take(shard),
             "row": best.row,
+            "synset_name": synset_names.take(pa.array(which.reshape(-1))),
         }
     )
+
+
+def _names_of(labels: ClassLabels, of: np.ndarray) -> tuple[pa.Array, pa.Array]:
+    """Return what some classes are called, by the data, and, where it knows their synsets, by people."""
+    numbers = of.tolist()
+    called = [name_of_synset(labels.synset_id(label, None)) for label in numbers]
+    return pa.array(map(labels.class_name, numbers), pa.string()), pa.array(called, pa.string())
 
 
 def percentiles(spec: ExemplarsSpec, merged: Part, tails: Mapping[TailKey, Tail], exemplars: Scores) -> np.ndarray:

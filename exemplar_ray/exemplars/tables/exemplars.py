@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from exemplar_ray.data.framing import Box, Framing
+from exemplar_ray.data.imagenet_names import name_of_synset
 from exemplar_ray.exemplars.plan import Plan
 from exemplar_ray.exemplars.rerank.selected import Selected
 from exemplar_ray.exemplars.samples import TOP
@@ -125,6 +126,7 @@ def exemplars_schema(plan: Plan, partial: str | None) -> pa.Schema:
         ("sample", pa.string()),
         ("duplicate_of", pa.int32()),
         ("unit_box", pa.list_(pa.float32(), 4)),
+        ("synset_name", pa.string()),
     ]
     features = {name: _hugging_face_feature(kind) for name, kind in fields}
     features["image"] = {"_type": "Image"}
@@ -175,6 +177,7 @@ def _row_group(
     framings = [Framing.of(image["width"], image["height"], plan.spec.network.preprocess) for image in described]
     map_sizes = [layer.map_size or (None, None) for layer, _ in readouts]
     labels = plan.class_labels
+    synset_ids = [labels.synset_id(image["label"], image["path"]) for image in described]
 
     def boxes(units: list[tuple[int | None, int | None]]) -> list[Box | None]:
         return [field_box(layer.field, u, f) for (layer, _), u, f in zip(readouts, units, framings, strict=True)]
@@ -189,7 +192,7 @@ def _row_group(
         "row": scores.row,
         "image_path": [image["path"] for image in described],
         "label": [image["label"] for image in described],
-        "synset_id": [labels.synset_id(image["label"], image["path"]) for image in described],
+        "synset_id": synset_ids,
         "class_name": [labels.class_name(image["label"]) for image in described],
         "image": image_column(
             [key if sample == TOP else None for key, sample in zip(keys, selected.samples[inside], strict=True)],
@@ -206,6 +209,7 @@ def _row_group(
         "sample": selected.samples[inside],
         "duplicate_of": selected.duplicate_of[inside],
         "unit_box": boxes(units),
+        "synset_name": list(map(name_of_synset, synset_ids)),
     }
     return pa.table(columns, schema=with_images_once(schema))
 
