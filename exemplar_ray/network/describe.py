@@ -13,6 +13,7 @@ from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.network.inquiry import OPERATIONS, Found, Inquiry
 from exemplar_ray.network.layers import NCHW, NHWC, VECTOR, Layer, parse_channels
 from exemplar_ray.network.layouts import AUTO, GivenLayout, layout_of, refuse_unknown_layers
+from exemplar_ray.network.names_elsewhere import explained
 from exemplar_ray.network.pre_relu import split_name
 from exemplar_ray.network.questions import NOISE, Answers
 from exemplar_ray.network.tell_layout import tell_layout
@@ -84,7 +85,7 @@ def _refuse_unknown_modules(module: nn.Module, names: Sequence[str]) -> None:
     modules = [name for name, _ in module.named_modules() if name]
     for name in names:
         if split_name(name, modules)[0] not in modules:
-            raise UsageError(f"unknown layer '{name}'; {near_matches(name, modules)}")
+            raise UsageError(f"unknown layer '{name}'; {explained(name, module) or near_matches(name, modules)}")
 
 
 def noise(crop: int) -> Tensor:
