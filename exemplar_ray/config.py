@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import fsspec
 import yaml
 
 from exemplar_ray.check.options import CheckOptions
@@ -82,6 +81,9 @@ def settings_of(
 
 
 def _read_config(uri: str, keys: Iterable[str]) -> dict[str, Any]:
+    # Only where there is a file: the command line answers sooner without.
+    import fsspec
+
     try:
         with fsspec.open(uri, "rb") as file:
             config = yaml.safe_load(file) or {}

@@ -240,4 +240,5 @@ def test_the_ids_are_those_of_the_labels_in_order():
 def open_synsets():
     from importlib.resources import files
 
-    return (files("exemplar_ray.data") / "imagenet_synsets.txt").read_text().split()
+    lines = (files("exemplar_ray.data") / "imagenet_synsets.txt").read_text().splitlines()
+    return [line.split("\t")[0] for line in lines]

@@ -1,17 +1,15 @@
 """What people call ImageNet's 1,000 synsets: many copies name classes by their ids alone, and n02101556 is clumber.
 
-The words are torchvision's. The ids, `imagenet_synsets.txt`, are those of ILSVRC 2012 in the order of its 1,000 labels,
-which is that of the words, and their own.
+`imagenet_synsets.txt` has the ids of ILSVRC 2012, in the order of its labels, and torchvision's words for them: results
+are read where there is no torchvision.
 """
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 from functools import cache
 from pathlib import Path
 
-_WORDS = "_IMAGENET_CATEGORIES"
+_FILE = Path(__file__).parent / "imagenet_synsets.txt"
 
 
 def name_of_synset(synset_id: str | None) -> str | None:
@@ -35,18 +33,4 @@ def spelled_out(class_name: str) -> str:
 
 @cache
 def _names() -> dict[str, str]:
-    ids = (Path(__file__).parent / "imagenet_synsets.txt").read_text().split()
-    return dict(zip(ids, _torchvisions_words(), strict=True))
-
-
-def _torchvisions_words() -> list[str]:
-    """Read torchvision's list without importing it, which imports torch: results are read without."""
-    package = importlib.util.find_spec("torchvision")
-    if package is None or not package.submodule_search_locations:
-        raise ImportError("torchvision, whose names of ImageNet's classes are used, is not installed")
-    source = (Path(package.submodule_search_locations[0]) / "models" / "_meta.py").read_text()
-    for statement in ast.parse(source).body:
-        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == _WORDS:
-            words: list[str] = ast.literal_eval(statement.value)
-            return words
-    raise ImportError(f"torchvision has no {_WORDS} in models/_meta.py, whose names of ImageNet's classes are used")
+    return dict(line.split("\t") for line in _FILE.read_text(encoding="utf-8").splitlines())
