@@ -40,7 +40,9 @@ def _of_torchvision(name: str, module: nn.Module, modules: list[str]) -> str | N
         node = f"a later run of '{again[1]}', by the names of torchvision's create_feature_extractor"
     within = [path for path in modules if name.startswith(f"{path}.")]
     if not within:
-        return f"that is {node}, which is computed between modules, and a layer is a module here; name one before or after"
+        return (
+            f"that is {node}, which is computed between modules, and a layer is a module here; name one before or after"
+        )
     ends = [path for path in within if [one for one in nodes if one.startswith(f"{path}.")][-1] == name]
     if ends:
         # Of several that end in it, the outermost is the one that people name.
