@@ -443,7 +443,7 @@ def test_blue_first_reverses_what_red_first_gives():
         crops.flip(3).permute(0, 3, 1, 2).float() - torch.tensor([104.0, 117, 123])[:, None, None]
     ) / torch.tensor([4.0, 3, 2])[:, None, None]
     torch.testing.assert_close(to_input(crops, bgr), expected)
-    with pytest.raises(UsageError, match="order is one of rgb, bgr, not 'BGR'"):
+    with pytest.raises(UsageError, match="order is one of rgb, bgr, grey, not 'BGR'"):
         Preprocess(mean=(0, 0, 0), order="BGR")
 
 

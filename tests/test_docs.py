@@ -44,9 +44,14 @@ OTHERS = [text for _, kind, text in BLOCKS if kind == "bash" and "sample-data" n
 PYTHON = "\n".join(text for page, kind, text in BLOCKS if kind == "python" and "/extend/" not in page)
 
 
+def examples(page, kind="python"):
+    """Return the Python blocks, or others, of a page on how to extend the package."""
+    return [text for where, of_kind, text in BLOCKS if (where, of_kind) == (f"docs/extend/{page}.md", kind)]
+
+
 def example(page):
-    """Return the one Python block of a page on how to extend the package."""
-    [text] = [text for where, kind, text in BLOCKS if (where, kind) == (f"docs/extend/{page}.md", "python")]
+    """Return the one Python block of such a page."""
+    [text] = examples(page)
     return text
 
 
@@ -387,10 +392,10 @@ def test_the_file_with_a_model_is_loaded_and_its_layer_found(monkeypatch, tmp_pa
     from exemplar_ray.exemplars.resolve import resolve
     from exemplar_ray.exemplars.to_resolve import ToResolve
 
-    [command] = [text for page, kind, text in BLOCKS if (page, kind) == ("docs/extend/model.md", "bash")]
+    command = examples("model", "bash")[0]
     settings = settings_of(build_parser().parse_args(shlex.split(command)[1:]))
     file, factory = settings["model"].split(":")
-    (tmp_path / file).write_text(example("model"))
+    (tmp_path / file).write_text(examples("model")[0])
     monkeypatch.chdir(tmp_path)
     spec = resolve(ToResolve(dataclasses.replace(pick(RunSpec, settings), weights="random:0"))).spec
     [layer] = spec.layers

@@ -358,6 +358,15 @@ TRANSFORMS = {
             v2.ToDtype(torch.float32, scale=True),
         ]
     ),
+    "grey": transforms.Compose(
+        [
+            transforms.Grayscale(),
+            transforms.Resize(28),
+            transforms.CenterCrop(28),
+            transforms.ToTensor(),
+            transforms.Normalize((0.1307,), (0.3081,)),
+        ]
+    ),
     "nested": transforms.Compose(
         [
             transforms.Compose(
@@ -388,6 +397,8 @@ def test_transforms_are_said_in_keys_and_give_the_same_tensors(transform):
         ([transforms.Resize(40), transforms.ToTensor()], "without a crop images have to be squashed to a square"),
         ([transforms.ToTensor(), transforms.Resize((40, 40))], "the transform's Resize is not its first step"),
         ([transforms.CenterCrop(32), transforms.ToTensor()], "does not resize"),
+        ([transforms.Resize((9, 9)), transforms.Grayscale(), transforms.ToTensor()], "Grayscale is not its first step"),
+        ([transforms.Grayscale(3), transforms.Resize((9, 9)), transforms.ToTensor()], "three channels of grey"),
         ([transforms.Resize((40, 40))], "makes no tensor of 0..1"),
         ([transforms.Resize((40, 40)), transforms.ToTensor(), lambda x: x * 2], "the transform's <lambda> has no word"),
         ([transforms.Resize(40, max_size=50), transforms.CenterCrop(40), transforms.ToTensor()], "has a largest size"),

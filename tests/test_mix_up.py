@@ -26,7 +26,7 @@ def network(factory, **changes):
     """A spec of a network with the weights of `trained`, whatever questions it would not answer; its reference."""
     spec, _ = tiny(layer=("mixed",), **{"statistic": ("max",), **changes})
     model = TINY_NETWORK.replace(":trained", f":{factory}")
-    found = load_network(model, spec.network.weights, check_factory=False, image_size=spec.network.preprocess.crop)
+    found = load_network(model, spec.network.weights, check_factory=False, preprocess=spec.network.preprocess)
     named = {"model": model, "model_source_sha256": found.architecture.source_sha256}
     spec = dataclasses.replace(spec, network=dataclasses.replace(spec.network, **named))
     return spec, trunk_of(spec.reference_trunk, "cpu")

@@ -110,6 +110,11 @@ def test_impossible_options_are_refused(key, value, message):
     [
         ({"mean": [1, 2]}, "mean is three numbers"),
         ({"mean": "117"}, "mean is three numbers"),
+        ({"mean": [117]}, r"mean is three numbers .*, not \[117\]; one is of a network that takes one channel"),
+        ({"order": "grey"}, r"mean is one number of a grey image \(order: grey\), not \(117.0, 117.0, 117.0\)"),
+        ({"order": "grey", "mean": 0, "std": [1, 2]}, "std is one number of a grey image"),
+        ({"order": "grey", "mean": 0, "std": 0}, "std must not be 0"),
+        ({"order": "gray"}, "order is one of rgb, bgr, grey, not 'gray'"),
         ({"std": [1, 0, 1]}, "std must not be 0"),
         ({"resize": 0}, "resize is a number of pixels"),
         ({"resize": [64, 0]}, r"resize is a number of pixels, or two: \[HEIGHT, WIDTH\]"),
@@ -145,6 +150,10 @@ def test_the_users_keys_lie_over_the_models_own_preprocessing():
     assert Preprocess(**json.loads(json.dumps(squashed.to_json()))) == squashed
     assert squashed.in_words().startswith("squashed to 64 × 64 pixels (lanczos), centre 64 × 64, ")
     assert Preprocess.of(own, yaml.safe_load(squashed.as_flag())) == squashed
+    grey = Preprocess.of(own, {"order": "grey", "mean": 0.13, "std": [0.31], "scale": 1})
+    assert (grey.mean, grey.std, grey.crop_shape) == ((0.13,), (0.31,), (224, 224, 1))
+    assert Preprocess.of(own, yaml.safe_load(grey.as_flag())) == Preprocess(**grey.to_json()) == grey
+    assert Preprocess.of(None, {"order": "grey", "mean": [0]}).std == (1,)
     assert Preprocess.of(own, {"crop": 200}) == Preprocess(mean=(1, 2, 3), std=(4, 5, 6), resize=300, crop=200)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.errors import UsageError
 from exemplar_ray.network import user_file
 from exemplar_ray.network.loading import trunk_of
@@ -23,6 +24,7 @@ from exemplar_ray.network.spec import TrunkSpec
 HEAD = "import torch\nfrom torch import nn\n"
 CONV = "nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())"
 PREPROCESS = {"resize": 36, "crop": 32, "mean": [117, 117, 117]}
+IMAGES = Preprocess(**PREPROCESS)
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def write(tmp_path):
 
 
 def load(path, factory="make", weights="random:0"):
-    return load_network(f"{path}:{factory}", weights, image_size=32)
+    return load_network(f"{path}:{factory}", weights, preprocess=IMAGES)
 
 
 def refused(path, message, factory="make", weights="random:0"):
@@ -284,7 +286,7 @@ NETWORKS = {
 def test_networks_of_all_kinds_are_the_same_on_every_worker(write, name):
     path = write(NETWORKS[name])
     first, second = (load(path, weights=f"random:{seed}") for seed in (0, 1))
-    again = load_network(f"{path}:make", "random:0", check_factory=False, image_size=32)
+    again = load_network(f"{path}:make", "random:0", check_factory=False, preprocess=IMAGES)
     assert first.weights_sha256 == again.weights_sha256 != second.weights_sha256
     assert all(
         value.dtype == torch.float32 for value in first.module.state_dict().values() if value.is_floating_point()

@@ -21,7 +21,7 @@ from exemplar_ray.check.outputs import Reading, Readings, read_outputs, readings
 from exemplar_ray.check.usual import IN_USE, usual_preprocessings
 from exemplar_ray.data.columns import Chosen as Columns
 from exemplar_ray.data.columns import describe
-from exemplar_ray.data.data_set import data_set
+from exemplar_ray.data.data_set import data_set, refuse_unlabelled
 from exemplar_ray.data.labels import ClassLabels, read_class_labels
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.data.shards import Shard, labels_are_texts, to_question_with
@@ -38,6 +38,13 @@ TASKS = "exemplar_ray.check.tasks"
 
 # With so many images all preprocessings are tried; with the others, those that may be the best.
 _FIRST_IMAGES = 200
+
+
+_NO_LOGITS = "the network gives no logits: "
+_SAID_OF_IMAGES = (
+    "so that labels tell neither how good it is nor whether another preprocessing suits it better; what it answered to "
+    "the questions about these images is all that can be said"
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Checked:
 
     findings: Findings
     pictures: list[np.ndarray] = field(default_factory=list)
-    """uint8 [crop, crop, 3] each: what the network saw."""
+    """uint8 [crop, crop, channels] each: what the network saw."""
 
 
 def of_run(run: str) -> Subject:
@@ -127,6 +134,7 @@ def _heading(introduced: Introduced) -> list[str]:
     return [
         network.title,
         f"preprocessing: {network.preprocess.in_words()}",
+        *network.said_of_labels(),
         *introduced.answers,
     ]
 
@@ -139,12 +147,19 @@ def _introduce(subject: Subject, cluster: Cluster) -> Introduced:
         asked = replace(asked, model=model, weights=weights)
     cluster.prepare(TASKS, len(subject.shards))
     given = ToIntroduce(asked, to_question_with(subject.shards))
-    return cluster.call(f"{TASKS}:introduce", given, "the model cannot be built")
+    introduced = cluster.call(f"{TASKS}:introduce", given, "the model cannot be built")
+    if introduced.network.takes_labels:
+        refuse_unlabelled(subject.shards)
+    return introduced
 
 
 def _readings(introduced: Introduced, subject: Subject, names: Sequence[str | None] | None) -> Readings:
+    if introduced.gives_images:
+        return Readings(refusal=f"{_NO_LOGITS}{introduced.no_logits}, {_SAID_OF_IMAGES}")
     if introduced.outputs is None:
-        return Readings(refusal=f"the network gives no logits: {introduced.no_logits}")
+        return Readings(refusal=f"{_NO_LOGITS}{introduced.no_logits}")
+    if introduced.network.takes_labels:
+        return Readings(refusal="the network is given the images' labels, so that a right guess says nothing of it")
     found = readings(introduced.outputs, subject.class_labels, names)
     if not labels_are_texts(subject.shards) or names is not None:
         return found

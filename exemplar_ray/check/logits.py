@@ -66,6 +66,17 @@ def _as_logits(output: Tensor, images: int) -> Tensor | None:
     return output.flatten(1) if output[0, 0].numel() == 1 else None
 
 
+def are_images(output: Any, crops: Tensor) -> bool:
+    """Whether what a network returns are images such as it was given.
+
+    Args:
+        crops: [images, height, width, channels].
+    """
+    if not isinstance(output, Tensor) or output.ndim != 4 or not output.is_floating_point():
+        return False
+    return output.shape[:2] == (len(crops), crops.shape[3]) and output[0, 0].numel() > 1
+
+
 def are_probabilities(logits: Tensor) -> bool:
     """Whether the network's own softmax made them."""
     return bool((logits >= 0).all() and ((logits.sum(1) - 1).abs() < _SUMS_TO_ONE).all())

@@ -47,6 +47,8 @@ class Introduced:
     """What it gives instead."""
     answers: tuple[str, ...] = ()
     """What it answered to the questions that are put to a network, in lines: see `network.questions`."""
+    gives_images: bool = False
+    """Whether it gives images in place of logits."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class SeenGuesses:
     """The first guesses, the likeliest first."""
     probabilities: tuple[float, ...]
     crop: np.ndarray
-    """uint8 [crop, crop, 3]: what the network saw."""
+    """uint8 [crop, crop, channels]: what the network saw."""
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ Named by the driver as `module:function`; see `executor.cluster`. The network is
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from exemplar_ray.check.counts import Count
 from exemplar_ray.check.images import Chosen
-from exemplar_ray.check.logits import NoLogitsError, are_probabilities, logits_of, probabilities, ranks_of
+from exemplar_ray.check.logits import (
+    NoLogitsError,
+    are_images,
+    are_probabilities,
+    logits_of,
+    probabilities,
+    ranks_of,
+)
 from exemplar_ray.check.looking import (
     FIRST_GUESSES,
     AskedNetwork,
@@ -34,9 +41,12 @@ from exemplar_ray.data.shards import ShardReader
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.machine import cpus
 from exemplar_ray.executor.malloc import keep_freed_memory
-from exemplar_ray.network.describe import noise, question_network
+from exemplar_ray.network.describe import question_network
+from exemplar_ray.network.inputs import Input, labels_for
+from exemplar_ray.network.layers import NCHW
+from exemplar_ray.network.layouts import AUTO
 from exemplar_ray.network.loading import device, network_of
-from exemplar_ray.network.looks import in_one_line
+from exemplar_ray.network.looks import failure, in_one_line
 from exemplar_ray.network.models import Network, find_architecture
 from exemplar_ray.network.reference_precision import reference_precision
 from exemplar_ray.network.resolve import NetworkRequest, build_network
@@ -57,13 +67,24 @@ class Logits(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return float [images, outputs].
 
         Raises:
             NoLogitsError: the network gives none.
         """
-        return logits_of(self.network(x), len(x))
+        return logits_of(Input(x, labels).given_to(self.network), len(x))
+
+
+class _Whole(nn.Module):
+    """A network as the only layer, `OUTPUTS`, of another one: what it gives may be made of several layers' outputs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.add_module(OUTPUTS, network)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
+        return Input(x, labels).given_to(self.get_submodule(OUTPUTS))
 
 
 def introduce(given: ToIntroduce) -> Introduced:
@@ -79,20 +100,24 @@ def introduce(given: ToIntroduce) -> Introduced:
         network, spec = build_network(NetworkRequest(asked.model, asked.weights, (), "all", asked.preprocess))
     else:
         network, spec = _network_of_run(asked), asked
-    own, module = network.architecture.preprocess, Logits(network.module)
-    crop = spec.preprocess.crop
+    own, images = network.architecture.preprocess, two_images(given.shards, spec.preprocess, spec.takes_labels)
     try:
-        logits = _logits(module, noise(crop), spec.preprocess)
-    except NoLogitsError as error:
-        return Introduced(spec, own, None, str(error))
+        output = _output(network.module, images.crops, images.labels, spec.preprocess)
     except Exception as error:  # a user's network may raise anything
-        raise UsageError(f"the model fails on {crop} x {crop} images: {in_one_line(error)}") from error
-    # As the layer of a network that has no other: what it says of classes may be made of several layers' outputs.
-    whole = nn.Sequential(OrderedDict({OUTPUTS: module}))
-    images = two_images(given.shards, spec.preprocess)
-    answers = question_network(whole, (OUTPUTS,), "all", spec.preprocess, *images).answers
+        reason = in_one_line(error)
+        raise UsageError(failure(network.module, spec.preprocess, spec.takes_labels, reason)) from error
+    outputs, no_logits = None, None
+    try:
+        outputs = logits_of(output, len(images.crops)).shape[1]
+    except NoLogitsError as error:
+        no_logits = str(error)
+        if not are_images(output, images.crops):
+            return Introduced(spec, own, None, no_logits)
+        no_logits = f"it gives images of {spec.preprocess.channels} x {output.shape[2]} x {output.shape[3]}"
+    whole = _Whole(network.module if no_logits else Logits(network.module))
+    answers = question_network(whole, (OUTPUTS,), "all", spec.preprocess, images, NCHW if no_logits else AUTO).answers
     spec = replace(spec, channels_last=answers.channels_last)
-    return Introduced(spec, own, logits.shape[1], None, tuple(answers.lines()))
+    return Introduced(spec, own, outputs, no_logits, tuple(answers.lines()), gives_images=no_logits is not None)
 
 
 def _network_of_run(spec: NetworkSpec) -> Network:
@@ -130,11 +155,15 @@ def _module(spec: NetworkSpec, at: str) -> nn.Module:
     return module.to(memory_format=torch.channels_last) if spec.channels_last else module
 
 
-def _logits(module: nn.Module, crops: Tensor, preprocess: Preprocess, channels_last: bool = False) -> Tensor:
-    """Return a batch's logits, float32 [images, outputs], computed as the reference."""
+def _output(
+    module: nn.Module, crops: Tensor, labels: Tensor | None, preprocess: Preprocess, channels_last: bool = False
+) -> Any:
+    """Return what a network gives for a batch, computed as the reference."""
     with torch.inference_mode(), reference_precision(), FastResponseNorm():
         pixels = to_input(crops, preprocess)
-        return module(pixels.contiguous(memory_format=torch.channels_last) if channels_last else pixels).float()
+        if channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return Input(pixels, labels).given_to(module)
 
 
 def _look_at(module: nn.Module, settings: LookSettings, chosen: Chosen, batch: Batch) -> Looked:
@@ -146,8 +175,11 @@ def _look_at(module: nn.Module, settings: LookSettings, chosen: Chosen, batch: B
     first = torch.zeros(0)
     # Where no label is known there is nothing to compare.
     ways = settings.preprocessings if any((outputs >= 0).any() for outputs in wanted) else settings.preprocessings[:1]
+    given = labels_for(settings.network, chosen.shard.name, batch.images, len(batch.crops))
     for place, preprocess in enumerate(ways if here else ()):
-        logits = _logits(module, batch.crops, preprocess, settings.network.channels_last)[:here].cpu()
+        at_hand = None if given is None else given.to(batch.crops.device)
+        output = _output(module, batch.crops, at_hand, preprocess, settings.network.channels_last)
+        logits = output.float()[:here].cpu()
         if place == 0:
             first = logits
         for number, outputs in enumerate(wanted):

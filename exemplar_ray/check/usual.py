@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from exemplar_ray.data.preprocess import BGR, RGB, Preprocess
+from exemplar_ray.data.preprocess import BGR, GREY, RGB, Preprocess
 
 IN_USE = "in use"
 
@@ -22,6 +22,14 @@ _USUAL = {
 }
 """{name: what it is but for size and crop}"""
 
+_USUAL_OF_GREY = {
+    "MNIST's mean and std on 0..1": Preprocess(scale=1.0, mean=(0.1307,), std=(0.3081,), order=GREY),
+    "-1..1": Preprocess(scale=1.0, mean=(0.5,), std=(0.5,), order=GREY),
+    "0..1": Preprocess(scale=1.0, mean=(0.0,), order=GREY),
+    "0..255": Preprocess(mean=(0.0,), order=GREY),
+}
+"""The same for networks that take one channel."""
+
 
 def usual_preprocessings(in_use: Preprocess, own: Preprocess | None) -> dict[str, Preprocess]:
     """Return what to try: the one in use first, then others that differ from it, each once.
@@ -32,13 +40,18 @@ def usual_preprocessings(in_use: Preprocess, own: Preprocess | None) -> dict[str
     Args:
         own: the model's own, where it brings one.
     """
-    named = {**({"the model's own": own} if own is not None else {}), **_USUAL}
+    is_grey = in_use.order == GREY
+    named = {**({"the model's own": own} if own is not None else {}), **(_USUAL_OF_GREY if is_grey else _USUAL)}
     others = {
         name: replace(in_use, scale=one.scale, mean=one.mean, std=one.std, order=one.order)
         for name, one in named.items()
+        if one.channels == in_use.channels
     }
-    swapped = BGR if in_use.order == RGB else RGB
-    others["the one in use, red and blue swapped"] = replace(in_use, order=swapped)
+    if is_grey:
+        others["the one in use, black and white swapped"] = _negative(in_use)
+    else:
+        swapped = BGR if in_use.order == RGB else RGB
+        others["the one in use, red and blue swapped"] = replace(in_use, order=swapped)
     found, seen = {IN_USE: in_use}, {_by_values(in_use)}
     for name, preprocess in others.items():
         if _by_values(preprocess) not in seen:
@@ -47,8 +60,15 @@ def usual_preprocessings(in_use: Preprocess, own: Preprocess | None) -> dict[str
     return found
 
 
+def _negative(preprocess: Preprocess) -> Preprocess:
+    """Return what prepares an image as this does its negative: (scale - x - mean) / std is
+    (x - (scale - mean)) / -std."""
+    mean, std = [preprocess.scale - m for m in preprocess.mean], [-s for s in preprocess.std]
+    return replace(preprocess, mean=tuple(mean), std=tuple(std))
+
+
 def _by_values(preprocess: Preprocess) -> Preprocess:
     """Return one that stands for all that give the same numbers: (0..255 - 117) / 58 is (0..1 - 117/255) / (58/255)."""
     share = preprocess.scale
     mean, std = ([round(value / share, 6) for value in values] for values in (preprocess.mean, preprocess.std))
-    return replace(preprocess, scale=1.0, mean=tuple(mean), std=tuple(std))  # type: ignore[arg-type]
+    return replace(preprocess, scale=1.0, mean=tuple(mean), std=tuple(std))

@@ -30,7 +30,8 @@ class Batch:
     """Rows that stand one after the other in a shard, ready to be scored."""
 
     crops: Tensor
-    """uint8 [batch size, crop, crop, 3] on the device; zeros behind the last image. The next batch may overwrite it."""
+    """uint8 [batch size, crop, crop, channels] on the device; zeros behind the last image. The next batch may
+    overwrite it."""
     images: list[ImageRow]
     """What the crops are of, without the bytes."""
     undecodable: list[tuple[ImageRow, UndecodableImageError]]
@@ -54,7 +55,7 @@ def batches(
     if decoder == GPU_DECODER:
         yield from _decoded_on(device, images, preprocess, batch_size)
         return
-    staging = _Staging((batch_size, preprocess.crop, preprocess.crop, 3), device)
+    staging = _Staging((batch_size, *preprocess.crop_shape), device)
     rows: list[ImageRow] = []
     undecodable: list[tuple[ImageRow, UndecodableImageError]] = []
     for image, pixels in decode_ahead(images, preprocess, threads, 2 * batch_size, decoder):
@@ -76,7 +77,7 @@ def decode_ahead(
     """Decode and crop in threads, at most `ahead` images before the one being used.
 
     Yields:
-        each row, in order, without its bytes, and its uint8 [crop, crop, 3] pixels or the
+        each row, in order, without its bytes, and its uint8 [crop, crop, channels] pixels or the
         reason why it has none.
     """
 
@@ -98,7 +99,7 @@ def _decoded_on(
 
     def decoded(rows: tuple[ImageRow, ...]) -> Batch:
         decoded_images = gpu_decoding.decode_and_crop([image.data for image in rows], preprocess, device)
-        crops = torch.zeros((batch_size, preprocess.crop, preprocess.crop, 3), dtype=torch.uint8, device=device)
+        crops = torch.zeros((batch_size, *preprocess.crop_shape), dtype=torch.uint8, device=device)
         kept: list[ImageRow] = []
         undecodable: list[tuple[ImageRow, UndecodableImageError]] = []
         for image, pixels in zip(rows, decoded_images, strict=True):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from exemplar_ray.data.columns import Chosen
+from exemplar_ray.data.columns import USUAL, Chosen
 from exemplar_ray.data.labels import ClassLabels, entries_of_texts
 from exemplar_ray.data.listing import LeftOut
 from exemplar_ray.data.shards import Shard, discover, inspect, labels_are_texts
+from exemplar_ray.errors import UsageError
 
 
 class DataSet(NamedTuple):
@@ -42,3 +43,17 @@ def data_set(
     if labels_are_texts(shards):
         table = entries_of_texts(names or (), table)
     return DataSet(shards, ClassLabels(names, table), left_out.lines())
+
+
+def refuse_unlabelled(shards: Sequence[Shard]) -> None:
+    """Refuse a data set of which some shard has no labels, for a network that is given them.
+
+    Raises:
+        UsageError: with that shard.
+    """
+    for shard in shards:
+        if shard.rows and (shard.columns or USUAL).label_column is None:
+            raise UsageError(
+                f"the network is given the images' labels (its forward takes `labels`), and '{shard.name}' has none; "
+                "--label-column NAME says in which column they are, or give data that have them"
+            )

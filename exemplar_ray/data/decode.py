@@ -1,8 +1,8 @@
 """Image bytes to the pixels that a network sees: the reference preprocessing, and its fast twin.
 
-The reference is bit for bit torchvision's pipeline on Pillow images: convert to RGB, `Resize`, `CenterCrop`.
-EXIF orientation is ignored, as torchvision ignores it. The twin takes two thirds of the time, and its pixels
-differ by at most one level of 255.
+The reference is bit for bit torchvision's pipeline on Pillow images: convert to RGB (or `Grayscale`), `Resize`,
+`CenterCrop`. EXIF orientation is ignored, as torchvision ignores it. The twin takes two thirds of the time, and its
+pixels differ by at most one level of 255.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from exemplar_ray.data.framing import Framing
-from exemplar_ray.data.preprocess import INTERPOLATIONS, Preprocess
+from exemplar_ray.data.preprocess import GREY, INTERPOLATIONS, Preprocess
 
 _RESAMPLING = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 
@@ -52,8 +52,8 @@ class UndecodableImageError(Exception):
     """The bytes are not an image, or a broken one; the message is the decoder's reason."""
 
 
-def decode(data: bytes | None) -> Image.Image:
-    """Decode any format that Pillow knows into an RGB image.
+def decode(data: bytes | None, mode: str = "RGB") -> Image.Image:
+    """Decode any format that Pillow knows into an RGB image, or into one of another of Pillow's modes.
 
     Raises:
         UndecodableImageError: there are no bytes, or Pillow cannot decode them whole.
@@ -63,7 +63,7 @@ def decode(data: bytes | None) -> Image.Image:
         raise UndecodableImageError("no image bytes" if data is None else "empty image bytes")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.convert("RGB")
+            return image.convert(mode)
     except UnidentifiedImageError as error:
         # Pillow's own message names a place in memory.
         raise UndecodableImageError("not an image of any known format") from error
@@ -78,24 +78,40 @@ def crop(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
     """Resize the shorter side and cut out the centre.
 
     Args:
-        image: an RGB image.
+        image: of the mode that `mode_of` says.
 
     Returns:
-        uint8 [crop, crop, 3].
+        uint8 [crop, crop, channels].
     """
     framing = Framing.of(*image.size, preprocess)
     if framing.resized[0] * framing.resized[1] > _LARGEST_RESIZED:
         return _resize_crop_only(image, preprocess)
     right, bottom = framing.left + framing.crop, framing.top + framing.crop
     resized = image.resize(framing.resized, _RESAMPLING[preprocess.interpolation])
-    return np.asarray(resized.crop((framing.left, framing.top, right, bottom)))
+    return _pixels_of(resized.crop((framing.left, framing.top, right, bottom)))
+
+
+def mode_of(preprocess: Preprocess) -> str:
+    """Return which of Pillow's modes an image is in before it is resized."""
+    return "L" if preprocess.order == GREY else "RGB"
+
+
+def _pixels_of(image: Image.Image) -> np.ndarray:
+    """Return an image's pixels, [height, width, channels] also where there is one channel."""
+    pixels = np.asarray(image)
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def picture_of(pixels: np.ndarray) -> Image.Image:
+    """Return a crop, uint8 [crop, crop, channels], as an image to look at."""
+    return Image.fromarray(pixels if pixels.shape[2] > 1 else pixels[:, :, 0])
 
 
 def _resize_crop_only(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
     """Do `crop`, but compute no pixel outside the crop."""
     framing = Framing.of(*image.size, preprocess)
     size = (framing.crop, framing.crop)
-    return np.asarray(image.resize(size, _RESAMPLING[preprocess.interpolation], box=framing.view_box))
+    return _pixels_of(image.resize(size, _RESAMPLING[preprocess.interpolation], box=framing.view_box))
 
 
 def size_of(data: bytes) -> tuple[int, int]:
@@ -105,7 +121,7 @@ def size_of(data: bytes) -> tuple[int, int]:
 
 
 def decode_and_crop(data: bytes | None, preprocess: Preprocess, decoder: str = "reference") -> np.ndarray:
-    """Do `decode`, then `crop`: uint8 [crop, crop, 3].
+    """Do `decode`, then `crop`: uint8 [crop, crop, channels].
 
     Args:
         decoder: `reference`, or `fast`: JPEGs are decoded by libjpeg-turbo without Pillow between, and only the
@@ -116,9 +132,11 @@ def decode_and_crop(data: bytes | None, preprocess: Preprocess, decoder: str = "
     """
     # Nearest neighbours of a crop alone may be other pixels than those of the whole.
     pixels = _decode_plain_jpeg(data) if decoder == "fast" and preprocess.interpolation != "nearest" else None
+    mode = mode_of(preprocess)
     if pixels is not None:
-        return _resize_crop_only(Image.fromarray(pixels), preprocess)
-    return crop(decode(data), preprocess)
+        image = Image.fromarray(pixels)
+        return _resize_crop_only(image if image.mode == mode else image.convert(mode), preprocess)
+    return crop(decode(data, mode), preprocess)
 
 
 def size_of_plain_jpeg(data: bytes | None) -> tuple[int, int] | None:

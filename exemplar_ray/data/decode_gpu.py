@@ -21,7 +21,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from exemplar_ray.data import decode as images
 from exemplar_ray.data.decode import UndecodableImageError
 from exemplar_ray.data.framing import Framing
-from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.data.preprocess import GREY, Preprocess
 
 _END_OF_JPEG = b"\xff\xd9"
 # What libraries write of memory: CUDA's allocator, the C++ library, nvJPEG (its status 5).
@@ -43,7 +43,7 @@ def decode_and_crop(
         device: a GPU; on the CPU torchvision's own decoder does nvJPEG's part.
 
     Returns:
-        For each image uint8 [crop, crop, 3] on the device, or the reference's reason why there is none.
+        For each image uint8 [crop, crop, channels] on the device, or the reference's reason why there is none.
 
     Raises:
         MemoryError: the device has too little memory now, also for one image at a time.
@@ -57,7 +57,7 @@ def decode_and_crop(
     for i, content in enumerate(data):
         decoded = pixels.get(i)
         if decoded is not None:
-            decoded_images.append(_crop(decoded, preprocess))
+            decoded_images.append(_crop(_grey(decoded) if preprocess.order == GREY else decoded, preprocess))
             continue
         try:
             decoded_images.append(torch.from_numpy(np.array(images.decode_and_crop(content, preprocess))).to(device))
@@ -119,6 +119,12 @@ def _sound_jpeg() -> Tensor:
     file = io.BytesIO()
     Image.new("RGB", (16, 16)).save(file, "JPEG")
     return torch.from_numpy(np.frombuffer(bytearray(file.getvalue()), np.uint8))
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    """Make an image grey, uint8 [1, height, width], as Pillow does for its mode L (`L24` in its Convert.c)."""
+    red, green, blue = pixels.to(torch.int32)
+    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8)[None]
 
 
 def _crop(pixels: Tensor, preprocess: Preprocess) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import yaml
@@ -12,8 +12,8 @@ from exemplar_ray.errors import UsageError, near_matches
 
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming")
 
-RGB, BGR = "rgb", "bgr"
-ORDERS = (RGB, BGR)
+RGB, BGR, GREY = "rgb", "bgr", "grey"
+ORDERS = (RGB, BGR, GREY)
 
 
 GPU_DECODER = "gpu"
@@ -24,7 +24,7 @@ DECODERS = ("reference", "fast", GPU_DECODER)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """From a decoded RGB image to the network's input.
+    """From a decoded image to the network's input.
 
     The shorter side is resized to `resize` pixels (Pillow, antialiased), the centre
     `crop` x `crop` pixels are cut out, values are put on 0..`scale`, then `mean` (RGB) is
@@ -33,10 +33,13 @@ class Preprocess:
 
     Where `resize` is two numbers, height and width, the image is squashed to these, as torchvision's
     `Resize((height, width))` does. `crop` may then be None, for none: the image as it was resized, which is square.
+
+    In the `order` grey the image is made grey before all this, by Pillow's mode L, and the network gets one channel;
+    `mean` and `std` are then one number each.
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    mean: tuple[float, ...]
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
     resize: int | tuple[int, int] = 256
     crop: int = 224
     scale: float = 255.0
@@ -44,12 +47,10 @@ class Preprocess:
     order: str = RGB
 
     def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            raise UsageError(f"preprocess: order is one of {', '.join(ORDERS)}, not {self.order!r}")
         for name in ("mean", "std"):
-            value = getattr(self, name)
-            numbers = isinstance(value, Sequence) and not isinstance(value, str)
-            if not numbers or len(value) != 3 or not all(is_number(v) for v in value):
-                raise UsageError(f"preprocess: {name} is three numbers (red, green, blue), not {value!r}")
-            object.__setattr__(self, name, tuple(float(v) for v in value))
+            object.__setattr__(self, name, self._of_each_channel(name))
         if 0.0 in self.std:
             raise UsageError("preprocess: std must not be 0")
         self._settle_sizes()
@@ -59,8 +60,35 @@ class Preprocess:
         if self.interpolation not in INTERPOLATIONS:
             hint = near_matches(str(self.interpolation), INTERPOLATIONS)
             raise UsageError(f"preprocess: unknown interpolation '{self.interpolation}'; {hint}")
-        if self.order not in ORDERS:
-            raise UsageError(f"preprocess: order is one of {', '.join(ORDERS)}, not {self.order!r}")
+
+    @property
+    def channels(self) -> int:
+        """Return how many channels the network gets: three, or one of a grey image."""
+        return 1 if self.order == GREY else 3
+
+    @property
+    def crop_shape(self) -> tuple[int, int, int]:
+        """Return the shape of the pixels that are cut out of an image: height, width, channels."""
+        return self.crop, self.crop, self.channels
+
+    def _of_each_channel(self, name: str) -> tuple[float, ...]:
+        """Return `mean` or `std` as a number for each channel.
+
+        Raises:
+            UsageError: it is something else.
+        """
+        value = getattr(self, name)
+        values = [value] if self.order == GREY and is_number(value) else value
+        if name == "std" and self.order == GREY and values == (1.0, 1.0, 1.0):
+            # As by default: divided by nothing.
+            values = (1.0,)
+        is_sequence = isinstance(values, Sequence) and not isinstance(values, str)
+        if not is_sequence or not all(is_number(v) for v in values) or len(values) != self.channels:
+            if self.order == GREY:
+                raise UsageError(f"preprocess: {name} is one number of a grey image (order: grey), not {value!r}")
+            hint = "; one is of a network that takes one channel, order: grey" if is_one_number(value) else ""
+            raise UsageError(f"preprocess: {name} is three numbers (red, green, blue), not {value!r}{hint}")
+        return tuple(float(v) for v in values)
 
     def _settle_sizes(self) -> None:
         squashed = isinstance(self.resize, (list, tuple))
@@ -107,6 +135,8 @@ class Preprocess:
         'shorter side to 256 pixels (bilinear), centre 224 × 224, RGB 0..255 minus (123, 117, 104)'
         >>> Preprocess(scale=1, mean=(0, 0, 0.5), std=(2, 2, 1), resize=8, crop=8, order="bgr").in_words()
         'shorter side to 8 pixels (bilinear), centre 8 × 8, RGB 0..1 minus (0, 0, 0.5) over (2, 2, 1), as BGR'
+        >>> Preprocess(scale=1, mean=0.13, std=0.31, resize=28, crop=28, order="grey").in_words()
+        'made grey, shorter side to 28 pixels (bilinear), centre 28 × 28, grey 0..1 minus (0.13) over (0.31)'
         """
         size = (
             f"shorter side to {self.resize}"
@@ -114,12 +144,21 @@ class Preprocess:
             else "squashed to {} × {}".format(*self.resize)
         )
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
-        divided = "" if self.std == (1.0, 1.0, 1.0) else f" over ({std})"
+        divided = "" if set(self.std) == {1.0} else f" over ({std})"
         reversed_ = ", as BGR" if self.order == BGR else ""
+        made, colours = ("made grey, ", GREY) if self.order == GREY else ("", "RGB")
         return (
-            f"{size} pixels ({self.interpolation}), centre {self.crop} × {self.crop}, "
-            f"RGB 0..{self.scale:g} minus ({mean}){divided}{reversed_}"
+            f"{made}{size} pixels ({self.interpolation}), centre {self.crop} × {self.crop}, "
+            f"{colours} 0..{self.scale:g} minus ({mean}){divided}{reversed_}"
         )
+
+    def with_other_channels(self) -> Preprocess:
+        """Return an example of the same for a network that takes one channel, where this gives three; or the other way
+        round."""
+        if self.order == GREY:
+            return replace(self, order=RGB, mean=self.mean * 3, std=self.std * 3)
+        mean, std = (round(sum(values) / 3, 6) for values in (self.mean, self.std))
+        return replace(self, order=GREY, mean=(mean,), std=(std,))
 
     @classmethod
     def of(cls, own: Preprocess | None, overrides: Mapping[str, Any] | None) -> Preprocess:
@@ -153,6 +192,10 @@ def is_whole(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_one_number(value: Any) -> bool:
+    return is_number(value) or (isinstance(value, (list, tuple)) and len(value) == 1 and is_number(value[0]))
 
 
 def _plain(value: Any) -> Any:

@@ -22,6 +22,7 @@ from exemplar_ray.exemplars.mix_up import Gathered, NotAsScannedError, outside_t
 from exemplar_ray.exemplars.near_duplicates import perceptual_hash
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.exemplars.topk import NEAR_ZERO, Scores
+from exemplar_ray.network.inputs import labels_for
 from exemplar_ray.network.trunk import Trunk
 
 # The reference computation: one image at a time, one thread, on the CPU. Convolutions round
@@ -70,7 +71,7 @@ def gather_shard(trunk: Trunk, spec: ExemplarsSpec, shard: Shard, candidates: Sc
                     f"{shard.name} changed: row {image.row} was scanned and is now broken: {pixels}"
                 )
             table["hash"].append(perceptual_hash(pixels))
-            rescoring.add(image.row, pixels)
+            rescoring.add(image.row, pixels, labels_for(spec.network, shard.name, [image], 1))
     if table["row"] != rows.tolist():
         raise NotAsScannedError(f"{shard.name} changed: {len(rows) - len(table['row'])} scanned rows are gone")
     for size in map(size_of, table["bytes"]):
@@ -79,8 +80,9 @@ def gather_shard(trunk: Trunk, spec: ExemplarsSpec, shard: Shard, candidates: Sc
     exact = rescoring.exact()
     outside = outside_tolerance(spec, candidates, exact, rescoring.largest)
     if len(outside):
-        by_row = dict(zip(table["row"], table["bytes"], strict=True))
-        refuse_mix_up(Gathered(trunk, spec, by_row), shard, candidates, exact, outside)
+        columns = (table[name] for name in ("row", "bytes", "path", "label"))
+        by_row = {image.row: image for image in map(ImageRow, *columns)}
+        refuse_mix_up(Gathered(trunk, spec, shard, by_row), candidates, exact, outside)
     return GatheredShard(
         images=pa.table(table, schema=IMAGES_SCHEMA),
         exact=exact,
@@ -107,16 +109,17 @@ class _Rescoring:
         self.largest = np.zeros((2, len(self._readouts)), np.float32)
         self.maps = _Maps(spec, candidates)
 
-    def add(self, row: int, pixels: np.ndarray) -> None:
+    def add(self, row: int, pixels: np.ndarray, label: torch.Tensor | None) -> None:
         """Recompute all candidates of one image.
 
         Args:
-            pixels: uint8 [crop, crop, 3].
+            pixels: uint8 [crop, crop, channels].
+            label: int64 [1], where the network is given it.
         """
         start, end = np.searchsorted(self._sorted_rows, [row, row + 1])
         of_image = self._by_row[start:end]
         near_zero = self._candidates.ranking[of_image] == NEAR_ZERO
-        pooled, outputs = self._trunk.with_maps(torch.tensor(pixels[None]), pre_relu=bool(near_zero.any()))
+        pooled, outputs = self._trunk.with_maps(torch.tensor(pixels[None]), label, pre_relu=bool(near_zero.any()))
         wanted = (pooled.activations, of_image[~near_zero]), (pooled.pre_relu, of_image[near_zero])
         for is_pre_relu, (of_readouts, which) in enumerate(wanted):
             for number, (layer, statistic) in enumerate(self._readouts if of_readouts else ()):

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from exemplar_ray.data.data_set import data_set
+from exemplar_ray.data.data_set import data_set, refuse_unlabelled
 from exemplar_ray.data.labels import read_class_labels
 from exemplar_ray.data.preprocess import GPU_DECODER
 from exemplar_ray.data.shards import Shard, to_question_with
@@ -146,7 +146,8 @@ def resolve_spec(
 
     Raises:
         UsageError: see `resolve.resolve`; or the GPU is to decode, and there is none; or the workers that
-            built the model were lost, all of them, or had no memory, or no answer from where its weights are.
+            built the model were lost, all of them, or had no memory, or no answer from where its weights are; or it
+            is given labels, and a shard has none.
     """
     if spec.decode == GPU_DECODER and not cluster.demand.gpus:
         raise UsageError("decode gpu needs a GPU a task, and this run has none; give --gpus-per-task, or --decode fast")
@@ -155,4 +156,7 @@ def resolve_spec(
     # The other workers get ready meanwhile.
     cluster.prepare(TASKS, len(shards))
     given = ToResolve(spec, to_question_with(shards), known)
-    return cluster.call(f"{TASKS}:resolve", given, "the model cannot be built")
+    resolved = cluster.call(f"{TASKS}:resolve", given, "the model cannot be built")
+    if resolved.spec.network.takes_labels:
+        refuse_unlabelled(shards)
+    return resolved

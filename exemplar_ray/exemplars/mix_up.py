@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,10 +21,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from exemplar_ray.data.decode import decode_and_crop
-from exemplar_ray.data.shards import Shard
+from exemplar_ray.data.shards import ImageRow, Shard
 from exemplar_ray.errors import ShardError, UsageError
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.exemplars.topk import NEAR_ZERO, Scores
+from exemplar_ray.network.inputs import labels_for
 from exemplar_ray.network.loading import trunk_of
 from exemplar_ray.network.questions import RANDOM_OR_CHANGING
 from exemplar_ray.network.trunk import Trunk
@@ -88,11 +89,20 @@ class Gathered:
 
     trunk: Trunk
     spec: ExemplarsSpec
-    images: Mapping[int, bytes]
+    shard: Shard
+    images: Mapping[int, ImageRow]
     """{row: an image}"""
 
 
-def refuse_mix_up(gathered: Gathered, shard: Shard, scanned: Scores, exact: Scores, outside: np.ndarray) -> None:
+class _Asked(NamedTuple):
+    """An image that the network is asked about."""
+
+    pixels: np.ndarray
+    """uint8 [crop, crop, channels]"""
+    row: ImageRow
+
+
+def refuse_mix_up(gathered: Gathered, scanned: Scores, exact: Scores, outside: np.ndarray) -> None:
     """Ask again where scan and gather disagree.
 
     Args:
@@ -114,7 +124,7 @@ def refuse_mix_up(gathered: Gathered, shard: Shard, scanned: Scores, exact: Scor
         i = changed[0]
         layer, statistic = gathered.spec.readouts[exact.readout[i]].key
         raise NotAsScannedError(
-            f"{shard.name} changed: row {exact.row[i]} gives {exact.activation[i]:.6g} for the {statistic} of "
+            f"{gathered.shard.name} changed: row {exact.row[i]} gives {exact.activation[i]:.6g} for the {statistic} of "
             f"{layer} channel {exact.channel[i]}, the scan recorded {scanned.activation[i]:.6g} ({len(changed)} such "
             "rows), and the network gives the same again, within rounding"
         )
@@ -126,6 +136,7 @@ class _Network:
     def __init__(self, gathered: Gathered) -> None:
         self._trunk = gathered.trunk
         self._spec = gathered.spec
+        self._shard = gathered.shard
         self._images = gathered.images
         self._as_scanned = trunk_of(self._spec.scan_trunk, "cpu") if self._spec.screened else None
         # Of images that were asked, what errors are usual in each readout.
@@ -151,20 +162,20 @@ class _Network:
         Raises:
             UsageError: the network is no function of the image.
         """
-        pixels = self._pixels(row, "reference")
-        beside = self._another(row, pixels)
-        again = self._ask(self._trunk, pixels)
+        image = self._image(row, "reference")
+        beside = self._another(image)
+        again = self._ask(self._trunk, image)
         mine = _Candidates(self._spec, exact)
         self._refuse_changing(mine, again)
         for _ in range(_TIMES_ASKED):
-            self._refuse_any_change(again, self._ask(self._trunk, pixels))
-        together = self._ask(self._trunk, pixels, beside)
-        precise = self._precise(mine, pixels, beside)
+            self._refuse_any_change(again, self._ask(self._trunk, image))
+        together = self._ask(self._trunk, image, beside)
+        precise = self._precise(mine, image, beside)
         if not precise:
             self._refuse_dependence_on_batch(mine, again, together, _ROUNDING_IN_DOUBT)
         answers = [together, *precise]
         if self._as_scanned is not None:
-            seen = self._pixels(row, "reference" if self._spec.decode == "reference" else "fast")
+            seen = self._image(row, "reference" if self._spec.decode == "reference" else "fast")
             answers += [self._ask(self._as_scanned, seen), self._ask(self._as_scanned, seen, beside)]
         self._usual.append(
             np.max([[_usual(a[0], b[0]) for a, b in zip(one, again, strict=True)] for one in answers], 0)
@@ -178,29 +189,33 @@ class _Network:
         near = nearest <= error + share * np.abs(seen_by_scan)
         return np.where(np.isfinite(exact.activation), apart <= error, np.isfinite(seen_by_scan) & near)
 
-    def _precise(self, mine: _Candidates, pixels: np.ndarray, beside: np.ndarray) -> list[list[_NumbersOfReadout]]:
+    def _precise(self, mine: _Candidates, image: _Asked, beside: _Asked) -> list[list[_NumbersOfReadout]]:
         """Return what the network gives in float64, where rounding is nothing; nothing if it does not compute in it."""
         try:
             with _InFloat64():
-                alone, together = (self._ask(self._trunk, pixels, *more) for more in ((), (beside,)))
+                alone, together = (self._ask(self._trunk, image, *more) for more in ((), (beside,)))
         except RuntimeError:
             # It has operations of its own.
             return []
         self._refuse_dependence_on_batch(mine, alone, together)
         return [alone]
 
-    def _pixels(self, row: int, decoder: str) -> np.ndarray:
-        return decode_and_crop(self._images[row], self._spec.network.preprocess, decoder)
+    def _image(self, row: int, decoder: str) -> _Asked:
+        image = self._images[row]
+        return _Asked(decode_and_crop(image.data, self._spec.network.preprocess, decoder), image)
 
-    def _another(self, row: int, pixels: np.ndarray) -> np.ndarray:
-        """Return another image's pixels; the image's negative if there is no other."""
-        other = next((other for other in self._images if other != row), None)
-        return 255 - pixels if other is None else self._pixels(other, "reference")
+    def _another(self, image: _Asked) -> _Asked:
+        """Return another image; the image's negative if there is no other."""
+        other = next((other for other in self._images if other != image.row.row), None)
+        return image._replace(pixels=255 - image.pixels) if other is None else self._image(other, "reference")
 
-    def _ask(self, trunk: Trunk, pixels: np.ndarray, *beside: np.ndarray) -> list[_NumbersOfReadout]:
+    def _ask(self, trunk: Trunk, image: _Asked, *beside: _Asked) -> list[_NumbersOfReadout]:
         """Return the numbers of an image for each readout, with others before it in the batch."""
-        crops = torch.from_numpy(np.stack([*beside, pixels]))
-        pooled, _ = trunk.with_maps(crops, pre_relu=self._spec.screened)
+        together = [*beside, image]
+        crops = torch.from_numpy(np.stack([one.pixels for one in together]))
+        rows = [one.row for one in together]
+        labels = labels_for(self._spec.network, self._shard.name, rows, len(rows))
+        pooled, _ = trunk.with_maps(crops, labels, pre_relu=self._spec.screened)
         unknown = torch.full((1,), torch.nan)
         return [
             np.stack(

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import imagehash
 import numpy as np
-from PIL import Image
+
+from exemplar_ray.data.decode import picture_of
 
 MOST_DIFFERING_BITS = 72
 
@@ -26,9 +27,9 @@ def perceptual_hash(pixels: np.ndarray) -> bytes:
     """Return the 32 bytes of an image's perceptual hash.
 
     Args:
-        pixels: uint8 [height, width, 3].
+        pixels: uint8 [height, width, channels].
     """
-    return np.packbits(imagehash.phash(Image.fromarray(pixels), hash_size=_SIDE).hash).tobytes()
+    return np.packbits(imagehash.phash(picture_of(pixels), hash_size=_SIDE).hash).tobytes()
 
 
 def near_duplicates_of(hashes: Sequence[bytes]) -> list[int | None]:

@@ -14,6 +14,7 @@ from exemplar_ray.exemplars.collect import PartCollector
 from exemplar_ray.exemplars.parts import Part
 from exemplar_ray.exemplars.settings import ScanSettings
 from exemplar_ray.network.compiled_trunk import CompiledTrunk
+from exemplar_ray.network.inputs import labels_for
 from exemplar_ray.network.trunk import Trunk
 
 _REASONS_IN_MESSAGE = 3
@@ -46,8 +47,8 @@ def scan_shard(trunk: Trunk | CompiledTrunk, settings: ScanSettings, shard: Shar
         position: the shard's place in the sorted shard list.
 
     Raises:
-        ShardError: more than `max_skipped` images cannot be decoded, the rows do not add up,
-            or the file is not the listed one.
+        ShardError: more than `max_skipped` images cannot be decoded, the rows do not add up, the file is not the
+            listed one, or an image lacks a label that the network is to be given.
     """
     spec, max_skipped = settings.spec, settings.max_skipped
     skipped: list[dict[str, object]] = []
@@ -66,7 +67,8 @@ def scan_shard(trunk: Trunk | CompiledTrunk, settings: ScanSettings, shard: Shar
             if len(skipped) > max_skipped or not batch.images:
                 continue
             scored += len(batch.images)
-            collector.add(trunk(batch.crops), batch.images)
+            labels = labels_for(spec.network, shard.name, batch.images, len(batch.crops))
+            collector.add(trunk(batch.crops, labels), batch.images)
         rows = reader.rows if settings.most_rows is None else min(reader.rows, settings.most_rows)
         if len(skipped) > max_skipped:
             raise ShardError(_too_many_skipped(shard, skipped, max_skipped))

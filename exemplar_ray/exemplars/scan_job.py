@@ -108,6 +108,7 @@ def announcement(plan: Plan) -> list[str]:
         size += f" ({layer.written_layout})" if layer.layout not in (NCHW, VECTOR) else ""
         chosen = f"{len(layer.channels)} of " if len(layer.channels) < layer.channel_count else ""
         lines.append(f"layer {layer.name}: {chosen}{layer.channel_count} channels{size}")
+    lines += spec.network.said_of_labels()
     lines += plan.answers.news() if plan.answers else []
     lines += describe(shard.columns for shard in plan.shards)
     lines += [f"{repository} is read at commit {commit}" for repository, commit in plan.revisions.items()]

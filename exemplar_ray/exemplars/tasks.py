@@ -29,6 +29,7 @@ from exemplar_ray.exemplars.settings import Probed, ScanSettings
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.exemplars.topk import Scores
 from exemplar_ray.network.compiled_trunk import CompiledForm, CompiledTrunk
+from exemplar_ray.network.inputs import labels_for
 from exemplar_ray.network.loading import LoadedTrunk, counts, device, scanning_trunk, trunk_of
 
 __all__ = ["gather", "probe", "resolve", "scan"]
@@ -112,7 +113,7 @@ def _gathering_seconds(spec: ExemplarsSpec, shard: Shard) -> float:
             started = time.perf_counter()
             with suppress(UndecodableImageError):
                 pixels = decode_and_crop(image.data, spec.network.preprocess)
-                trunk.with_maps(torch.tensor(pixels[None]), pre_relu=False)
+                trunk.with_maps(torch.tensor(pixels[None]), labels_for(spec.network, shard.name, [image], 1))
                 seconds.append(time.perf_counter() - started)
     # The first makes things ready.
     return statistics.median(seconds) if seconds else 0.0

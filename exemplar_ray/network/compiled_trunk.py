@@ -56,11 +56,11 @@ class CompiledForm:
     threads: int
     """How many it computes with."""
 
-    @property
-    def input_shape(self) -> tuple[int, int, int, int]:
-        """Return the shape of its input, uint8."""
-        crop = self.trunk.network.preprocess.crop
-        return self.batch_size, crop, crop, 3
+    def example(self, random: torch.Generator, label: int) -> tuple[Tensor, ...]:
+        """Return an input: crops, uint8, and labels, all the same, where it takes some."""
+        shape = (self.batch_size, *self.trunk.network.preprocess.crop_shape)
+        crops = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
+        return (crops, torch.full(shape[:1], label)) if self.trunk.network.takes_labels else (crops,)
 
 
 class CompiledTrunk:
@@ -78,10 +78,10 @@ class CompiledTrunk:
         self._library = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
         self._readouts = spec.readouts
 
-    def __call__(self, crops: Tensor) -> Pooled:
+    def __call__(self, crops: Tensor, labels: Tensor | None = None) -> Pooled:
         """Score one batch: see `Trunk.__call__`."""
         with torch.inference_mode():
-            outputs = self._library.run([crops])
+            outputs = self._library.run([crops] if labels is None else [crops, labels])
         count = len(self._readouts)
         of_readouts = (dict(zip(self._readouts, outputs[i : i + count], strict=False)) for i in (0, count))
         return Pooled(*of_readouts)
@@ -177,14 +177,14 @@ def _compile(trunk: Trunk, form: CompiledForm, library: Path) -> None:
         CannotCompileError: that cannot be done, or the library computes something else.
     """
     random = torch.Generator().manual_seed(0)
-    examples = [torch.randint(0, 256, form.input_shape, dtype=torch.uint8, generator=random) for _ in range(2)]
+    examples = [form.example(random, label) for label in range(2)]
     try:
         # In a folder of its own, as the compiler leaves its sources beside the library; it goes with them.
         with tempfile.TemporaryDirectory(prefix=".", dir=library.parent) as folder:
             made = os.path.join(folder, library.name)
             _make_library(trunk, form.trunk, examples[0], made)
             # The second example shows a graph that holds only for the images that it was traced with.
-            compiled, plain = CompiledTrunk(Path(made), form.trunk)(examples[1]), trunk(examples[1])
+            compiled, plain = CompiledTrunk(Path(made), form.trunk)(*examples[1]), trunk(*examples[1])
             _refuse_another_network(compiled, plain, form.trunk.precision)
             os.replace(made, library)
     except CannotCompileError:
@@ -194,18 +194,18 @@ def _compile(trunk: Trunk, form: CompiledForm, library: Path) -> None:
         raise CannotCompileError(f"{type(error).__name__}: {reason}") from error
 
 
-def _make_library(trunk: Trunk, spec: TrunkSpec, example: Tensor, path: str) -> None:
-    def activations(crops: Tensor) -> tuple[Tensor, ...]:
-        result = trunk(crops)
+def _make_library(trunk: Trunk, spec: TrunkSpec, example: tuple[Tensor, ...], path: str) -> None:
+    def activations(*given: Tensor) -> tuple[Tensor, ...]:
+        result = trunk(*given)
         of_readouts = [result.activations, result.pre_relu] if spec.pre_relu else [result.activations]
         return tuple(values[readout] for values in of_readouts for readout in spec.readouts)
 
     with torch.no_grad(), reference_precision():
-        graph = make_fx(activations)(example)
+        graph = make_fx(activations)(*example)
         graph.graph.eliminate_dead_code()
         graph.recompile()
-        exported = torch.export.export(graph, (example,))
-        torch._inductor.aot_compile(exported.module(), (example,), options={"aot_inductor.output_path": path})
+        exported = torch.export.export(graph, example)
+        torch._inductor.aot_compile(exported.module(), example, options={"aot_inductor.output_path": path})
 
 
 def _refuse_another_network(compiled: Pooled, plain: Pooled, precision: str) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from exemplar_ray.data.first_images import TwoImages, noise
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.errors import UsageError, near_matches
+from exemplar_ray.network.inputs import takes_labels
 from exemplar_ray.network.inquiry import OPERATIONS, Found, Inquiry
 from exemplar_ray.network.layers import NCHW, NHWC, VECTOR, Layer, parse_channels
 from exemplar_ray.network.layouts import AUTO, GivenLayout, layout_of, refuse_unknown_layers
@@ -39,8 +40,7 @@ def question_network(
     names: Sequence[str],
     channels: str,
     preprocess: Preprocess,
-    images: Tensor | None = None,
-    asked_with: str = NOISE,
+    images: TwoImages | None = None,
     layout: GivenLayout = AUTO,
 ) -> Questioned:
     """Find out what the wanted layers give, and whether the network is a function of the image.
@@ -49,8 +49,7 @@ def question_network(
         module: a network in eval mode on the CPU.
         names: module names, as `module.named_modules()` spells them.
         channels: the wanted channels, as `layers.parse_channels` reads them.
-        images: uint8 [2, crop, crop, 3], two different ones; None for noise.
-        asked_with: which images these are, for people.
+        images: None for noise.
         layout: how outputs lie, where the user says so.
 
     Raises:
@@ -60,21 +59,23 @@ def question_network(
     refuse_unknown_layers(layout, names)
     _refuse_unknown_modules(module, names)
     if images is None:
-        images = noise(preprocess.crop)
+        images = noise(preprocess, NOISE, takes_labels(module))
     inquiry = Inquiry(module, names, preprocess, images)
     inquiry.look_alone()
     inquiry.look_watching()
     other_size = inquiry.look_at_a_smaller_one()
+    inquiry.look_with_the_other_label()
     channels_last = inquiry.look_together()
     layouts = {name: tell_layout(inquiry, name, layout_of(layout, name)) for name in names}
     answers = Answers(
-        asked_with=asked_with,
+        asked_with=images.words,
         repeated_difference=inquiry.repeated_difference,
         batch_difference=inquiry.batch_difference,
         other_size=other_size,
         channels_last=channels_last,
         layouts={name: why for name, (_, why) in layouts.items() if why},
         same_for_both=inquiry.same_for_both,
+        same_for_both_labels=inquiry.same_for_both_labels,
     )
     return Questioned(
         tuple(described_layer(inquiry.found[name], name, layouts[name][0], channels) for name in names), answers
@@ -86,14 +87,6 @@ def _refuse_unknown_modules(module: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         if split_name(name, modules)[0] not in modules:
             raise UsageError(f"unknown layer '{name}'; {explained(name, module) or near_matches(name, modules)}")
-
-
-def noise(crop: int) -> Tensor:
-    """Return two images of coarse noise, uint8 [2, crop, crop, 3]: fine noise is all the same to a network."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand((2, 3, 8, 8), generator=generator) * 255
-    fine = nn.functional.interpolate(coarse, (crop, crop), mode="bilinear").permute(0, 2, 3, 1)
-    return fine.round().to(torch.uint8)
 
 
 def described_layer(found: Found, name: str, layout: str, channels: str) -> Layer:

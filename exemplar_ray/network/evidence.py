@@ -95,11 +95,11 @@ def with_other_corners(image: Tensor, size: int) -> Tensor:
     """Return copies of an image whose pixels are all half the scale away in one corner each.
 
     Args:
-        image: uint8 [height, width, 3].
+        image: uint8 [height, width, channels].
         size: height and width of the corner, in pixels.
 
     Returns:
-        uint8 [4, height, width, 3]: top left, top right, bottom left, bottom right.
+        uint8 [4, height, width, channels]: top left, top right, bottom left, bottom right.
     """
     height, width, _ = image.shape
     changed = image.repeat(len(_CORNERS), 1, 1, 1)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from exemplar_ray.network.inputs import Input
 from exemplar_ray.network.pre_relu import ReluInputs, split_name
 
 SeenLayer = Callable[[str, Any, Any], bool]
@@ -18,14 +19,10 @@ class _EverythingSeenError(Exception):
     """Raised inside a forward pass to end it: nothing that follows is wanted."""
 
 
-def forward(module: nn.Module, x: Tensor) -> None:
-    """Run a forward pass, to its end or until a hook has seen all that is wanted.
-
-    Args:
-        x: the network's input, float [images, 3, height, width].
-    """
+def forward(module: nn.Module, given: Input) -> None:
+    """Run a forward pass, to its end or until a hook has seen all that is wanted."""
     with suppress(_EverythingSeenError):
-        module(x)
+        given.given_to(module)
 
 
 @contextmanager

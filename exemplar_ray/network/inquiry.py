@@ -3,9 +3,10 @@
     alone       one image, to the end: which layers run, once each, and what they give
     watched     the same image, every operation followed: the same again? which axes, which receptive fields?
     smaller     a smaller one: is it taken? which axes shrink with it?
+    relabelled  the same image with the other one's label, if the network is given labels: which layers answer to that?
     together    another image and the first in a batch, as a scan runs them: the same again?
 
-Where that leaves a layer's layout open, a fifth pass asks with other content in the image's corners.
+Where that leaves a layer's layout open, one more pass asks with other content in the image's corners.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from exemplar_ray.data.first_images import TwoImages
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.errors import UsageError
 from exemplar_ray.network import evidence
 from exemplar_ray.network.evidence import Grid
+from exemplar_ray.network.inputs import Input
 from exemplar_ray.network.layers import ReceptiveField
-from exemplar_ray.network.looks import FailsError, Look, channels_last_in_memory, look
+from exemplar_ray.network.looks import FailsError, Look, channels_last_in_memory, failure, look
 from exemplar_ray.network.operations import Followed
 from exemplar_ray.network.pre_relu import SUFFIX, split_name
 from exemplar_ray.network.questions import (
@@ -55,21 +58,22 @@ class Found:
 class Inquiry:
     """The passes over the images, and what they show."""
 
-    def __init__(self, module: nn.Module, names: Sequence[str], preprocess: Preprocess, images: Tensor) -> None:
+    def __init__(self, module: nn.Module, names: Sequence[str], preprocess: Preprocess, images: TwoImages) -> None:
         self.module = module
         self.names = names
         self._preprocess = preprocess
-        self.images = images
+        self._crops, self._labels = images.crops, images.labels
         self.found: dict[str, Found] = {}
         self._again: dict[str, Tensor] = {}
         self.repeated_difference = 0.0
         self.batch_difference = 0.0
         self.same_for_both: tuple[str, ...] = ()
+        self.same_for_both_labels: tuple[str, ...] = ()
 
     def look_alone(self) -> None:
         """Look at the first image, alone, to the end of the network."""
         try:
-            outputs = look(self.module, self.names, self.input_of(self.images[:1]), copy, to_the_end=True)
+            outputs = look(self.module, self.names, self.first(), copy, to_the_end=True)
         except FailsError as error:
             raise UsageError(self.failure(error)) from error
         for name in self.names:
@@ -78,25 +82,25 @@ class Inquiry:
 
     def look_watching(self) -> None:
         """Look again, and follow every operation."""
-        x = self.input_of(self.images[:1])
-        watched = WatchedOperations(x)
+        given = self.first()
+        watched = WatchedOperations(given.x)
 
         def take(_name: str, output: Tensor) -> tuple[Tensor, Any]:
             return output.detach().clone(), watched.followed(output)
 
         try:
-            outputs = look(self.module, self.names, x, take, watching=watched)
+            outputs = look(self.module, self.names, given, take, watching=watched)
         except FailsError:
             # It cannot be followed; it runs all the same.
-            outputs = self._again_unwatched(x)
+            outputs = self._again_unwatched()
         for name in self.names:
             [(output, followed)] = outputs[name]
             self._again[name] = output
             self.note_followed(name, followed)
 
-    def _again_unwatched(self, x: Tensor) -> Look:
+    def _again_unwatched(self) -> Look:
         try:
-            return look(self.module, self.names, x, lambda name, output: (copy(name, output), None))
+            return look(self.module, self.names, self.first(), lambda name, output: (copy(name, output), None))
         except FailsError as error:
             raise UsageError(f"the model fails on an image that it took before: {error}") from error
 
@@ -104,7 +108,8 @@ class Inquiry:
         """Look at an image of less height, and still less width; return why the network refuses it, None if it does
         not."""
         height, width = smaller(self._preprocess.crop)
-        small = nn.functional.interpolate(self.input_of(self.images[:1]), (height, width), mode="bilinear")
+        given = self.first()
+        small = nn.functional.interpolate(given.x, (height, width), mode="bilinear")
         shapes: dict[str, tuple[int, ...]] = {}
 
         def take(name: str, output: Any) -> None:
@@ -113,7 +118,7 @@ class Inquiry:
 
         refusal = None
         try:
-            look(self.module, self.names, small, take)
+            look(self.module, self.names, given._replace(x=small), take)
         except FailsError as error:
             refusal = str(error)
         for name, shape in shapes.items():
@@ -128,10 +133,9 @@ class Inquiry:
         Raises:
             UsageError: the network is no function of the image.
         """
-        x = self.input_of(self.images[[1, 0]])
-        fast = self._together_fast(x)
+        fast = self._together_fast()
         try:
-            outputs = fast or look(self.module, self.names, x, copy)
+            outputs = fast or look(self.module, self.names, self._input_of([1, 0]), copy)
         except FailsError as error:
             raise UsageError(f"the model fails on a batch of two images, each of which it takes: {error}") from error
         batch = {name: only_output(name, outputs[name], 2) for name in self.names}
@@ -139,7 +143,7 @@ class Inquiry:
         differences = self._batch_differences(batch)
         if fast and max(differences.values(), default=0) > 0:
             # Something in it goes by how its input lies in memory.
-            plain = look(self.module, self.names, x, copy)
+            plain = look(self.module, self.names, self._input_of([1, 0]), copy)
             of_plain = self._batch_differences({name: only_output(name, plain[name], 2) for name in self.names})
             if max(of_plain.values()) == 0:
                 fast, differences = None, of_plain
@@ -148,12 +152,26 @@ class Inquiry:
         self.batch_difference = max(differences.values(), default=0.0)
         return fast is not None
 
-    def _together_fast(self, x: Tensor) -> Look | None:
+    def _together_fast(self) -> Look | None:
+        both = self._input_of([1, 0])
         try:
             with channels_last_in_memory(self.module) as memory_format, FastResponseNorm():
-                return look(self.module, self.names, x.contiguous(memory_format=memory_format), copy)
+                given = both._replace(x=both.x.contiguous(memory_format=memory_format))
+                return look(self.module, self.names, given, copy)
         except FailsError:
             return None
+
+    def look_with_the_other_label(self) -> None:
+        """Look at the first image once more, with the second one's label, to see which layers answer to that."""
+        if self._labels is None or self._labels[0] == self._labels[1]:
+            return
+        try:
+            outputs = look(self.module, self.names, self._input_of([1], self._crops[:1]), copy)
+        except FailsError as error:
+            raise UsageError(f"the model fails on an image that it takes with another label: {error}") from error
+        self.same_for_both_labels = tuple(
+            name for name, found in self.found.items() if torch.equal(outputs[name][0], found.output)
+        )
 
     def _judge_repetition(self, batch: Mapping[str, Tensor]) -> None:
         """Hold the two looks at the same image against each other.
@@ -192,7 +210,7 @@ class Inquiry:
         tokens = [found.shape[1] for name, found in self.found.items() if len(found.shape) == 3]
         # A token's own part of the image, where there are tokens; else enough for a small map's corner.
         size = max(1, side // max(4, int(max(tokens, default=16) ** 0.5)))
-        image = self.images[0]
+        image = self._crops[0]
         together = torch.cat([image[None], evidence.with_other_corners(image, size)])
 
         def take(_name: str, output: Any) -> evidence.Responses | None:
@@ -201,15 +219,14 @@ class Inquiry:
             return evidence.responses(output[:1], output[1:]) if output.is_floating_point() else None
 
         try:
-            looked = look(self.module, names, self.input_of(together), take, to_the_end)
+            looked = look(self.module, names, self._input_of([0] * len(together), together), take, to_the_end)
         except FailsError:
             return {}
         return {name: seen[0] for name, seen in looked.items() if seen and seen[0] is not None}
 
     def failure(self, error: FailsError) -> str:
         """Say that the network takes no such image."""
-        side = self._preprocess.crop
-        return f"the model fails on a {side} x {side} image: {error}"
+        return failure(self.module, self._preprocess, self._labels is not None, str(error))
 
     def module_of(self, name: str) -> nn.Module:
         """Return the module that a layer's name means."""
@@ -228,9 +245,18 @@ class Inquiry:
         if vote is not None:
             self.found[name].votes[what] = vote
 
-    def input_of(self, images: Tensor) -> Tensor:
-        """Return the network's input for some images."""
-        return to_input(images, self._preprocess)
+    def first(self) -> Input:
+        """Return the network's input for the first image alone: anew each time, as a network may work in place."""
+        return self._input_of([0])
+
+    def _input_of(self, which: list[int], crops: Tensor | None = None) -> Input:
+        """Return the network's input for some of the two images.
+
+        Args:
+            crops: what stands in their place, with their labels.
+        """
+        pixels = self._crops[which] if crops is None else crops
+        return Input(to_input(pixels, self._preprocess), None if self._labels is None else self._labels[which])
 
 
 def copy(_name: str, output: Any) -> Any:

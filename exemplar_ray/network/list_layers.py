@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.data.preprocess import GREY, Preprocess
+from exemplar_ray.network.inputs import takes_labels
 from exemplar_ray.network.models import find_architecture, load_network
 from exemplar_ray.network.survey import survey
 from exemplar_ray.network.survey_text import survey_lines
@@ -18,7 +19,7 @@ def layers_of_model(model: str, preprocess: Mapping[str, Any] | None, width: int
 
     Args:
         model: see `models.load_network`.
-        preprocess: keys over the model's own preprocessing; of these the size of images matters.
+        preprocess: keys over the model's own preprocessing; of these the size of images matters, and their channels.
         width: of the terminal, in characters.
         threads: how many to compute with.
 
@@ -29,12 +30,13 @@ def layers_of_model(model: str, preprocess: Mapping[str, Any] | None, width: int
     own = find_architecture(model, "random:0").preprocess
     keys = dict(preprocess or {})
     if own is None:
-        keys.setdefault("mean", (0, 0, 0))
+        keys.setdefault("mean", 0 if keys.get("order") == GREY else (0, 0, 0))
     settled = Preprocess.of(own, keys)
-    network = load_network(model, "random:0", check_factory=False, image_size=settled.crop)
-    size = f"{settled.crop} x {settled.crop} pixels"
+    network = load_network(model, "random:0", check_factory=False, preprocess=settled)
+    size = f"{settled.crop} x {settled.crop} {'grey ' if settled.order == GREY else ''}pixels"
+    of_label = " and label 0" if takes_labels(network.module) else ""
     lines = [
-        f"{network.architecture.title}, for images of {size}",
+        f"{network.architecture.title}, for images of {size}{of_label}",
         "sees: how many pixels a unit sees / how far apart units are; ?: not known",
         "",
     ]

@@ -100,7 +100,7 @@ def network_of(spec: NetworkSpec) -> Network:
         UnlikeRunError: the model's file here, or the weights, are others.
     """
     started = time.perf_counter()
-    network = load_network(spec.model, spec.weights, check_factory=False, image_size=spec.preprocess.crop)
+    network = load_network(spec.model, spec.weights, check_factory=False, preprocess=spec.preprocess)
     _refuse_another_network(network, spec)
     _log.info("%s loaded in %.1f s", spec.model_title, time.perf_counter() - started)
     return network

@@ -57,7 +57,7 @@ class Network:
     """Its name: the one that it was asked for by, and what its library's loader makes of it, see `TRANSFORMED`."""
 
 
-def load_network(model: str, weights: str, check_factory: bool = True, image_size: int | None = None) -> Network:
+def load_network(model: str, weights: str, check_factory: bool = True, preprocess: Preprocess | None = None) -> Network:
     """Build a network and give it its weights.
 
     Args:
@@ -66,15 +66,13 @@ def load_network(model: str, weights: str, check_factory: bool = True, image_siz
             that it has for weights.
         check_factory: build a user's network a second time to see whether its factory is honest about
             where its weights come from. Whoever compares the weights' hash need not do it again.
-        image_size: of the images that it will see, in pixels; where it is not given, the model's own.
+        preprocess: how the images that it will see are prepared; where it is not given, the model's own.
 
     Raises:
         UsageError: there is no such model, its weights cannot be had or do not fit, or it is no network to work with.
     """
     architecture = find_architecture(model, weights)
-    if image_size is None and architecture.preprocess is not None:
-        image_size = architecture.preprocess.crop
-    maker = _Maker(architecture, model, image_size)
+    maker = _Maker(architecture, model, preprocess or architecture.preprocess)
     trained = not weights.startswith("random:")
     if weights.startswith("random:"):
         seed = _seed(weights)
@@ -145,7 +143,7 @@ class _Maker:
 
     architecture: Architecture
     model: str
-    image_size: int | None
+    preprocess: Preprocess | None
 
     def build(self, seed: int) -> nn.Module:
         """Build it; every random generator starts with the seed, and is afterwards what it was."""
@@ -163,7 +161,7 @@ class _Maker:
             return self._prepared(module), entry
 
     def _prepared(self, module: nn.Module) -> nn.Module:
-        return prepared(module, f"'{self.model}'", self.image_size)
+        return prepared(module, f"'{self.model}'", self.preprocess)
 
 
 def _of_file(maker: _Maker, weights: str) -> tuple[nn.Module, str]:

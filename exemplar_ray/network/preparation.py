@@ -8,19 +8,21 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.errors import UsageError
+from exemplar_ray.network.inputs import Input, takes_labels
 from exemplar_ray.network.weights import one_line
 
 _LAZY = (UninitializedBuffer, UninitializedParameter)
 
 
-def prepared(module: nn.Module, name: str, image_size: int | None) -> nn.Module:
+def prepared(module: nn.Module, name: str, preprocess: Preprocess | None) -> nn.Module:
     """Make a network ready, or say in one line why that cannot be.
 
     Args:
         name: what it is called in messages.
-        image_size: of the images that it will see, in pixels. A network whose layers find out their sizes by
-            themselves is shown one.
+        preprocess: of the images that it will see. A network whose layers find out their sizes by themselves is shown
+            one.
 
     Raises:
         UsageError: its layers cannot be hooked, its weights are not there, or they cannot be kept in float32.
@@ -33,7 +35,7 @@ def prepared(module: nn.Module, name: str, image_size: int | None) -> nn.Module:
             part.device_ids = []
     module.eval()
     if any(isinstance(weight, _LAZY) for weight in _weights(module)):
-        _find_out_sizes(module, name, image_size)
+        _find_out_sizes(module, name, preprocess)
     for path, weight in chain(module.named_parameters(), module.named_buffers()):
         if weight.is_meta:
             raise UsageError(f"{name} has weights that are not there ('{path}' is on the meta device)")
@@ -50,13 +52,15 @@ def _weights(module: nn.Module) -> chain:
     return chain(module.parameters(), module.buffers())
 
 
-def _find_out_sizes(module: nn.Module, name: str, image_size: int | None) -> None:
+def _find_out_sizes(module: nn.Module, name: str, preprocess: Preprocess | None) -> None:
     """Run lazy layers once, as torch wants it."""
     try:
-        if image_size is None:
+        if preprocess is None:
             raise ValueError("the size of its images is not known")
+        image = torch.zeros(1, preprocess.channels, preprocess.crop, preprocess.crop)
+        label = torch.zeros(1, dtype=torch.int64) if takes_labels(module) else None
         with torch.no_grad():
-            module.to("cpu", torch.float32)(torch.zeros(1, 3, image_size, image_size))
+            Input(image, label).given_to(module.to("cpu", torch.float32))
     except Exception as error:  # whatever a foreign network raises
         raise UsageError(
             f"{name} has lazy layers, whose sizes one forward pass finds out, and that fails ({one_line(error)}); "

@@ -28,6 +28,9 @@ RANDOM_OR_CHANGING = (
     "one call to the next; make it stop in eval mode"
 )
 
+_NAMES = ("same_for_both", "same_for_both_labels")
+"""The answers that are layers' names."""
+
 NOISE = "noise, as no image was at hand"
 AS_GIVEN = "as given"
 
@@ -51,6 +54,8 @@ class Answers:
     """{layer: how its output lies, and what told}"""
     same_for_both: tuple[str, ...] = ()
     """Layers that gave the same for both images."""
+    same_for_both_labels: tuple[str, ...] = ()
+    """Layers that gave the same for an image with another label, of a network that is given labels."""
 
     @property
     def given_layouts(self) -> list[str]:
@@ -69,16 +74,18 @@ class Answers:
             lines.append("it does not run with the channels last in memory, so it runs without, which may take longer")
         if self.same_for_both:
             lines.append(f"the same for two different images: {', '.join(self.same_for_both)}")
+        if self.same_for_both_labels:
+            lines.append(f"the same for an image with another label: {', '.join(self.same_for_both_labels)}")
         return lines
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` reads them back."""
-        return {**asdict(self), "layouts": dict(self.layouts), "same_for_both": list(self.same_for_both)}
+        return {**asdict(self), "layouts": dict(self.layouts), **{name: list(getattr(self, name)) for name in _NAMES}}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Answers:
         """Read back what `to_json` wrote."""
-        return cls(**{**values, "same_for_both": tuple(values["same_for_both"])})
+        return cls(**{**values, **{name: tuple(values.get(name, ())) for name in _NAMES}})
 
     def lines(self) -> list[str]:
         """Say in lines of text what was asked, and answered."""

@@ -25,6 +25,11 @@ from exemplar_ray.network.followed_axes import Axes
 from exemplar_ray.network.layers import Axis, ReceptiveField
 from exemplar_ray.network.operations import Followed, after_operation, lost, name_of, settled
 
+# These take an image's size, type and device, and nothing of what is in it.
+_FRESH = {f"{what}_like" for what in ("zeros", "ones", "full", "empty", "rand", "randn")} | {
+    *("new_zeros", "new_ones", "new_full", "new_empty")
+}
+
 # The network looks at activations, and may go another way with another image.
 _DECISIONS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "_unique2", "masked_select"}
 
@@ -37,7 +42,7 @@ class WatchedOperations(TorchDispatchMode):
     """While inside, follows everything that depends on an image: `followed` tells of a tensor what it is now.
 
     Args:
-        image: the network's input, float32 [1, 3, height, width].
+        image: the network's input, float32 [1, channels, height, width].
     """
 
     def __init__(self, image: Tensor) -> None:
@@ -65,7 +70,7 @@ class WatchedOperations(TorchDispatchMode):
         """
         tensors = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)]
         inputs = [(tensor, what) for tensor in tensors if (what := self.followed(tensor)) is not None]
-        if not inputs:
+        if not inputs or name_of(operation) in _FRESH:
             return operation(*args, **(kwargs or {}))
         if name_of(operation) in _DECISIONS:
             raise UntraceableError("the network looks at the value of an activation")

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from exemplar_ray.data.first_images import TwoImages, noise
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.network.describe import question_network
+from exemplar_ray.network.inputs import use_of_labels
 from exemplar_ray.network.layers import parse_channels
 from exemplar_ray.network.layouts import AUTO, GivenLayout, layout_of
 from exemplar_ray.network.models import Network, find_architecture, load_network
 from exemplar_ray.network.questions import NOISE, KnownNetwork
 from exemplar_ray.network.spec import NetworkSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,12 @@ class NetworkRequest:
     layout: GivenLayout = AUTO
 
 
-Images = Callable[[Preprocess], "tuple[Tensor | None, str]"]
-"""Gives two different images as uint8 [2, crop, crop, 3] (None if it has none), and says which they are."""
+Images = Callable[[Preprocess, bool], TwoImages]
+"""Gives two different images, with their labels if these are wanted."""
 
 
-def _no_images(_preprocess: Preprocess) -> tuple[None, str]:
-    return None, NOISE
+def _no_images(preprocess: Preprocess, labelled: bool) -> TwoImages:
+    return noise(preprocess, NOISE, labelled)
 
 
 def resolve_network(
@@ -63,8 +62,9 @@ def resolve_network(
             for layer in known.spec.layers
         )
         return KnownNetwork(replace(spec, layers=layers, channels_last=known.spec.channels_last), known.answers)
+    asked_with = images(spec.preprocess, spec.takes_labels)
     questioned = question_network(
-        network.module, request.layers, request.channels, spec.preprocess, *images(spec.preprocess), request.layout
+        network.module, request.layers, request.channels, spec.preprocess, asked_with, request.layout
     )
     answers = questioned.answers
     return KnownNetwork(replace(spec, layers=questioned.layers, channels_last=answers.channels_last), answers)
@@ -77,7 +77,7 @@ def build_network(request: NetworkRequest) -> tuple[Network, NetworkSpec]:
         UsageError: the model, its weights or the preprocessing cannot be had.
     """
     settled = Preprocess.of(find_architecture(request.model, request.weights).preprocess, request.preprocess)
-    network = load_network(request.model, request.weights, image_size=settled.crop)
+    network = load_network(request.model, request.weights, preprocess=settled)
     spec = NetworkSpec(
         model=network.model,
         model_title=network.architecture.title,
@@ -88,6 +88,7 @@ def build_network(request: NetworkRequest) -> tuple[Network, NetworkSpec]:
         trained=network.trained,
         layers=(),
         preprocess=settled,
+        labels=use_of_labels(network.module),
     )
     return network, spec
 

@@ -14,6 +14,12 @@ from exemplar_ray.network.layers import NCHW, PRECISIONS, VECTOR, Layer, format_
 IN_HAND = "module:"
 """What the name of a module in hand begins with; its file, which is in the run folder, comes after it."""
 
+LABELS_GIVEN, LABELS_LEFT_OUT = "given", "left out"
+_LABELS_IN_WORDS = {
+    LABELS_GIVEN: "the network is given the images' labels",
+    LABELS_LEFT_OUT: "the network is given no labels: its forward has a default for its parameter `labels`",
+}
+
 
 @dataclass(frozen=True)
 class NetworkSpec:
@@ -32,6 +38,18 @@ class NetworkSpec:
     channels_last: bool = True
     """Whether it runs where its input and weights lie in memory with the channels last, which is faster. Some networks
     only take an image's plain form, such as those that flatten maps by `view`."""
+    labels: str | None = None
+    """What is done with the parameter `labels` of its forward: `LABELS_GIVEN` if it must have the images' labels,
+    `LABELS_LEFT_OUT` where it has a default; None where there is no such parameter."""
+
+    @property
+    def takes_labels(self) -> bool:
+        """Return whether it is given the images' labels."""
+        return self.labels == LABELS_GIVEN
+
+    def said_of_labels(self) -> list[str]:
+        """Say in lines what is done with its parameter `labels`; nothing where it has none."""
+        return [_LABELS_IN_WORDS[self.labels]] if self.labels else []
 
     @property
     def title(self) -> str:
@@ -71,6 +89,8 @@ class NetworkSpec:
             # Runs of layers with channels first are older than the key.
             **({"layout": layouts} if layouts else {}),
             "preprocess": self.preprocess.to_json(),
+            # Which labels these are, the data set's columns say, and what was read of each shard.
+            **({"labels": self.labels} if self.takes_labels else {}),
         }
 
     def to_json(self) -> dict[str, Any]:

@@ -8,13 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from exemplar_ray.data.first_images import noise
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.errors import UsageError
-from exemplar_ray.network.describe import described_layer, noise
+from exemplar_ray.network.describe import described_layer
+from exemplar_ray.network.inputs import takes_labels
 from exemplar_ray.network.inquiry import Found, Inquiry, only_output
 from exemplar_ray.network.layers import Layer
 from exemplar_ray.network.layouts import AUTO
 from exemplar_ray.network.looks import FailsError, look
+from exemplar_ray.network.questions import NOISE
 from exemplar_ray.network.receptive_field import WatchedOperations
 from exemplar_ray.network.tell_layout import tell_layout
 
@@ -34,12 +37,12 @@ def survey(module: nn.Module, preprocess: Preprocess) -> Survey:
 
     Args:
         module: a network in eval mode on the CPU.
-        preprocess: its size of images matters, and no more.
+        preprocess: its size of images and its channels matter, and no more.
 
     Raises:
         UsageError: the network fails on an image of that size.
     """
-    images = noise(preprocess.crop)
+    images = noise(preprocess, NOISE, takes_labels(module))
     names = [name for name, _ in module.named_modules() if name]
     inquiry = Inquiry(module, names, preprocess, images)
     not_layers = _look(inquiry)
@@ -59,8 +62,8 @@ def survey(module: nn.Module, preprocess: Preprocess) -> Survey:
 
 def _look(inquiry: Inquiry) -> dict[str, str]:
     """Do an inquiry's first passes, but without a word on modules that cannot be layers; return why they cannot."""
-    x = inquiry.input_of(inquiry.images[:1])
-    watched = WatchedOperations(x)
+    given = inquiry.first()
+    watched = WatchedOperations(given.x)
 
     order: dict[str, None] = {}
 
@@ -71,9 +74,9 @@ def _look(inquiry: Inquiry) -> dict[str, str]:
         return output.detach(), watched.followed(output)
 
     try:
-        looked = look(inquiry.module, inquiry.names, x, take, to_the_end=True, watching=watched)
+        looked = look(inquiry.module, inquiry.names, given, take, to_the_end=True, watching=watched)
     except FailsError:
-        looked = _look_unwatched(inquiry, x)
+        looked = _look_unwatched(inquiry)
     not_layers: dict[str, str] = {}
     for name in [*order, *(name for name in inquiry.names if name not in order)]:
         try:
@@ -87,12 +90,12 @@ def _look(inquiry: Inquiry) -> dict[str, str]:
     return not_layers
 
 
-def _look_unwatched(inquiry: Inquiry, x: Tensor) -> dict[str, list[Any]]:
+def _look_unwatched(inquiry: Inquiry) -> dict[str, list[Any]]:
     def take(_name: str, output: Any) -> tuple[Any, None]:
         return (output.detach() if isinstance(output, Tensor) else type(output).__name__), None
 
     try:
-        return look(inquiry.module, inquiry.names, x, take, to_the_end=True)
+        return look(inquiry.module, inquiry.names, inquiry.first(), take, to_the_end=True)
     except FailsError as error:
         raise UsageError(inquiry.failure(error)) from error
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.data.preprocess import GREY, Preprocess
 from exemplar_ray.errors import UsageError
 
 _KEYS = "say it in keys, such as preprocess={'resize': 256, 'crop': 224, 'scale': 1, 'mean': [...], 'std': [...]}"
@@ -22,7 +22,8 @@ def preprocess_of(transform: Any) -> Preprocess:
 
     Args:
         transform: a `Compose` of `Resize`, `CenterCrop`, `ToTensor` (or what stands for it in version 2) and
-            `Normalize`, or what a library's weights bring as theirs (`weights.transforms()`).
+            `Normalize`, perhaps with `Grayscale` at their head, or what a library's weights bring as theirs
+            (`weights.transforms()`).
 
     Raises:
         UsageError: it is none, or does something else, or in another order.
@@ -37,7 +38,7 @@ def preprocess_of(transform: Any) -> Preprocess:
             raise UsageError(f"preprocess: the transform's {name} has no word here, only {', '.join(_SHOWN)}; {_KEYS}")
         said = say(step)
         # Torch resizes a tensor to other numbers than Pillow an image, and what was cropped before is not resized here.
-        if "resize" in said and found:
+        if ("resize" in said and found.keys() - {"order"}) or ("order" in said and found):
             raise UsageError(f"preprocess: the transform's {name} is not its first step; {_KEYS}")
         again = next((key for key in said if key in found and key != _TENSOR), None)
         if again is not None:
@@ -52,7 +53,8 @@ def _checked(found: dict[str, Any], names: Sequence[str]) -> Preprocess:
         raise UsageError(f"preprocess: the transform ({', '.join(names)}) makes no tensor of 0..1; {_KEYS}")
     if "resize" not in found:
         raise UsageError(f"preprocess: the transform ({', '.join(names)}) does not resize; {_KEYS}")
-    return Preprocess(**{"mean": (0.0, 0.0, 0.0), "crop": None, **found})
+    mean = 0.0 if found.get("order") == GREY else (0.0, 0.0, 0.0)
+    return Preprocess(**{"mean": mean, "crop": None, **found})
 
 
 def of_preset(preset: Any) -> Preprocess:
@@ -112,7 +114,15 @@ def _dtype(step: Any) -> dict[str, Any]:
     return {"scale": 1.0}
 
 
+def _grayscale(step: Any) -> dict[str, Any]:
+    if step.num_output_channels != 1:
+        raise UsageError(f"preprocess: the transform's {type(step).__name__} gives three channels of grey; {_KEYS}")
+    return {"order": GREY}
+
+
 def _mode(step: Any) -> dict[str, Any]:
+    if step.mode == "L":
+        return {"order": GREY}
     if step.mode != "RGB":
         raise UsageError(f"preprocess: the transform converts images to {step.mode}, which has no word here; {_KEYS}")
     return {}
@@ -123,6 +133,7 @@ def _normalize(step: Any) -> dict[str, Any]:
 
 
 _WORDS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "Grayscale": _grayscale,
     "Resize": _resize,
     "CenterCrop": _crop,
     "ToTensor": lambda _: {"scale": 1.0},
@@ -135,4 +146,4 @@ _WORDS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "MaybeConvertMode": _mode,
     **dict.fromkeys(_NOTHING_TO_SAY, lambda _: {}),
 }
-_SHOWN = ("Resize", "CenterCrop", "ToTensor", "ToImage", "ToDtype", "Normalize")
+_SHOWN = ("Resize", "CenterCrop", "ToTensor", "ToImage", "ToDtype", "Normalize", "Grayscale")

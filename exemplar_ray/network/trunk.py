@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from exemplar_ray.data.preprocess import BGR, Preprocess
 from exemplar_ray.network.hooks import forward, hooked
+from exemplar_ray.network.inputs import Input
 from exemplar_ray.network.layers import Layer
 from exemplar_ray.network.layouts import Reading, read
 from exemplar_ray.network.reference_precision import reference_precision
@@ -69,15 +70,18 @@ class Trunk:
         self._preprocess = preprocess
         self._pre_relu = pre_relu
 
-    def __call__(self, crops: Tensor) -> Pooled:
+    def __call__(self, crops: Tensor, labels: Tensor | None = None) -> Pooled:
         """Score one batch.
 
         Args:
-            crops: uint8 [images, crop, crop, 3], as `decode.crop` makes them.
+            crops: uint8 [images, crop, crop, channels], as `decode.crop` makes them.
+            labels: int64 [images], of a network that is given them.
         """
-        return self._forward(crops, self._pre_relu)
+        return self._forward(crops, labels, self._pre_relu)
 
-    def with_maps(self, crops: Tensor, pre_relu: bool = False) -> tuple[Pooled, dict[str, Tensor]]:
+    def with_maps(
+        self, crops: Tensor, labels: Tensor | None = None, pre_relu: bool = False
+    ) -> tuple[Pooled, dict[str, Tensor]]:
         """Score one batch and keep the layers' outputs.
 
         Returns:
@@ -85,9 +89,11 @@ class Trunk:
             [images, wanted channels, height, width] or, for logits, [images, wanted channels].
         """
         outputs: dict[str, Tensor] = {}
-        return self._forward(crops, pre_relu, outputs), outputs
+        return self._forward(crops, labels, pre_relu, outputs), outputs
 
-    def _forward(self, crops: Tensor, pre_relu: bool, outputs: dict[str, Tensor] | None = None) -> Pooled:
+    def _forward(
+        self, crops: Tensor, labels: Tensor | None, pre_relu: bool, outputs: dict[str, Tensor] | None = None
+    ) -> Pooled:
         """Run the network until each layer's wanted channels have been pooled, and put into `outputs` if that is given.
 
         What is put there are copies, too.
@@ -114,7 +120,8 @@ class Trunk:
         hooks = hooked(self._module, list(self._layers), seen, pre_relu)
         with hooks, torch.inference_mode(), reference_precision(), self._normalise():
             pixels = to_input(crops.to(self.device), self._preprocess).to(self._type)
-            forward(self._module, pixels.contiguous(memory_format=self._memory_format))
+            labels = None if labels is None else labels.to(self.device)
+            forward(self._module, Input(pixels.contiguous(memory_format=self._memory_format), labels))
         return result
 
     @staticmethod
@@ -139,13 +146,13 @@ class PlainTrunk(ContiguousTrunk):
 
 
 def to_input(crops: Tensor, preprocess: Preprocess) -> Tensor:
-    """Turn uint8 [images, height, width, 3] crops into float32 [images, 3, height, width] input.
+    """Turn uint8 [images, height, width, channels] crops into float32 [images, channels, height, width] input.
 
     With scale 1 this is torchvision's `ToTensor` and `Normalize`, bit for bit.
     """
     x = crops.permute(0, 3, 1, 2).contiguous().float()
     if preprocess.scale != 255.0:
         x = x.div(255.0).mul(preprocess.scale)
-    mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (preprocess.mean, preprocess.std))
+    mean, std = (torch.tensor(v, device=x.device).view(-1, 1, 1) for v in (preprocess.mean, preprocess.std))
     x = x.sub(mean).div(std)
     return x.flip(1) if preprocess.order == BGR else x

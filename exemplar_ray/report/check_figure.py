@@ -52,7 +52,7 @@ def write_check_figure(findings: Findings, pictures: Sequence[np.ndarray], out: 
     """Draw what a check found. Equal findings give equal bytes.
 
     Args:
-        pictures: uint8 [crop, crop, 3] each, of the images whose guesses are shown.
+        pictures: uint8 [crop, crop, channels] each, of the images whose guesses are shown.
         out: the file, on any file system; its ending says which kind.
 
     Raises:
@@ -92,7 +92,8 @@ def _draw(findings: Findings, pictures: Sequence[np.ndarray]) -> Figure:
         left = _MARGIN + place % _COLUMNS * cell
         top = head + bars_height + place // _COLUMNS * (_PICTURE + _GAP) + _LINE
         shown = axes_at(left, top, _PICTURE, _PICTURE)
-        shown.imshow(picture, interpolation="none", aspect="auto")
+        # What has three channels has its colours.
+        shown.imshow(picture, interpolation="none", aspect="auto", cmap="gray", vmin=0, vmax=255)
         shown.set_axis_off()
         name = _cut(short(guesses.class_name) if guesses.class_name else "no label")
         shown.set_title(name, size=_POINTS, color=_INK, loc="left", pad=2)

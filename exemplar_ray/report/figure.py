@@ -22,7 +22,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image
 
 from exemplar_ray._version import __version__
-from exemplar_ray.data.decode import crop, decode
+from exemplar_ray.data.decode import decode_and_crop, picture_of
 from exemplar_ray.data.imagenet_names import spelled_out
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.exemplars.samples import TOP
@@ -196,7 +196,7 @@ def _draw(run: Run, shown: _Shown, rows: Sequence[Exemplar], captions: bool, as_
             if row is None:
                 continue
             x = _LABELS + column * (side + _GAP)
-            seen = Image.fromarray(crop(decode(row["image"]["bytes"]), run.plan.spec.network.preprocess))
+            seen = picture_of(decode_and_crop(row["image"]["bytes"], run.plan.spec.network.preprocess)).convert("RGB")
             if not as_vectors:
                 # The pixels are those that will stand there: matplotlib's own reduction is coarser.
                 seen = seen.resize((side, side), Image.Resampling.LANCZOS)

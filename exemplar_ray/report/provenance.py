@@ -72,6 +72,7 @@ def provenance_of(run: Run, run_folder: str) -> Provenance:
         ("preprocessing", describe_preprocess(network.preprocess)),
         ("statistics", "; ".join(f"{name}: {words_of(name)}" for name in spec.statistics)),
         ("layers", "; ".join(map(_channels_of, spec.layers))),
+        *(("labels", said) for said in network.said_of_labels()),
         ("the network's answers", "; ".join(_answers(run.plan))),
         ("data", ", ".join(_patterns([without_secrets(shard.uri) for shard in run.plan.shards]))),
         ("images", f"{searched}; {skipped}"),

@@ -63,7 +63,8 @@ def _read(folder: RunFolder) -> tuple[Manifest, list[str]]:
         f"{', '.join(spec.statistics)}; {', '.join(spec.shown_samples)}: {spec.top_k} each"
     )
     columns = describe_columns(shard.columns for shard in plan.shards)
-    return plan.manifest(), [title, *columns, *(plan.answers.lines() if plan.answers else ())]
+    said = [*columns, *spec.network.said_of_labels()]
+    return plan.manifest(), [title, *said, *(plan.answers.lines() if plan.answers else ())]
 
 
 def _counts(record: CompletionRecord) -> Mapping[str, Any]:
