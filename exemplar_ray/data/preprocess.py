@@ -15,6 +15,9 @@ INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming")
 RGB, BGR = "rgb", "bgr"
 ORDERS = (RGB, BGR)
 
+ROUNDED, FLOORED = "rounded", "floored"
+CENTRES = (ROUNDED, FLOORED)
+
 
 GPU_DECODER = "gpu"
 
@@ -33,6 +36,9 @@ class Preprocess:
 
     Where `resize` is two numbers, height and width, the image is squashed to these, as torchvision's
     `Resize((height, width))` does. `crop` may then be None, for none: the image as it was resized, which is square.
+
+    Where the centre lies between two pixels, the crop starts at the one that half to even gives, as torchvision's
+    `CenterCrop` does; or, with the `centre` floored, at the lower one, as transformers' image processors do.
     """
 
     mean: tuple[float, float, float]
@@ -42,6 +48,7 @@ class Preprocess:
     scale: float = 255.0
     interpolation: str = "bilinear"
     order: str = RGB
+    centre: str = ROUNDED
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -61,6 +68,8 @@ class Preprocess:
             raise UsageError(f"preprocess: unknown interpolation '{self.interpolation}'; {hint}")
         if self.order not in ORDERS:
             raise UsageError(f"preprocess: order is one of {', '.join(ORDERS)}, not {self.order!r}")
+        if self.centre not in CENTRES:
+            raise UsageError(f"preprocess: centre is one of {', '.join(CENTRES)}, not {self.centre!r}")
 
     def _settle_sizes(self) -> None:
         squashed = isinstance(self.resize, (list, tuple))
@@ -84,11 +93,12 @@ class Preprocess:
     def to_json(self) -> dict[str, Any]:
         """Return its fields; `Preprocess(**values)` reads them back.
 
-        The usual order is left out: run folders from before there was another one have none.
+        The usual order and centre are left out: run folders from before there were others have none.
         """
         values = asdict(self)
-        if self.order == RGB:
-            del values["order"]
+        for name, usual in (("order", RGB), ("centre", ROUNDED)):
+            if values[name] == usual:
+                del values[name]
         return values
 
     def as_flag(self) -> str:
@@ -116,14 +126,18 @@ class Preprocess:
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
         divided = "" if self.std == (1.0, 1.0, 1.0) else f" over ({std})"
         reversed_ = ", as BGR" if self.order == BGR else ""
+        floored = " (floored)" if self.centre == FLOORED else ""
         return (
-            f"{size} pixels ({self.interpolation}), centre {self.crop} × {self.crop}, "
+            f"{size} pixels ({self.interpolation}), centre{floored} {self.crop} × {self.crop}, "
             f"RGB 0..{self.scale:g} minus ({mean}){divided}{reversed_}"
         )
 
     @classmethod
-    def of(cls, own: Preprocess | None, overrides: Mapping[str, Any] | None) -> Preprocess:
+    def of(cls, own: Preprocess | None, overrides: Mapping[str, Any] | None, why_none: str = "") -> Preprocess:
         """Lay the user's keys over the model's own preprocessing.
+
+        Args:
+            why_none: of a model without one, the reason, where there is one to tell.
 
         Raises:
             UsageError: a key is unknown, a value is impossible, or the model has no
@@ -136,7 +150,7 @@ class Preprocess:
                 raise UsageError(f"preprocess: unknown key '{key}'; {near_matches(str(key), names)}")
         if own is None and "mean" not in overrides:
             raise UsageError(
-                "this model brings no preprocessing of its own; give it, for example "
+                f"{why_none or 'this model brings no preprocessing of its own'}; give it, for example "
                 "--preprocess '{resize: 256, crop: 224, scale: 255, mean: [123, 117, 104], std: [1, 1, 1]}'"
             )
         squashed = isinstance(overrides.get("resize"), (list, tuple))

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from exemplar_ray.check.findings import CHECK
 from exemplar_ray.exemplars.plan import CHANNELS, CLASS_EXEMPLARS, CLASSES, EXEMPLARS, HISTOGRAMS, IMAGES, Plan
 from exemplar_ray.exemplars.spec import ExemplarsSpec
+from exemplar_ray.network.spec import split_model
 from exemplar_ray.report.pages import write_report
 from exemplar_ray.report.provenance import without_secrets
 from exemplar_ray.results.run import Run
@@ -115,8 +116,9 @@ def public_uri(uri: str, name: str | None = None) -> str:
 
 def _public_spec(spec: ExemplarsSpec) -> ExemplarsSpec:
     network = spec.network
-    path, _, factory = network.model.rpartition(":")
-    model = f"{Path(path).name}:{factory}" if network.model_source_sha256 else network.model
+    before, path, behind = split_model(network.model)
+    # An ID has its name in two parts; what is by its whole path is a folder.
+    model = f"{before}{Path(path).name}{behind}" if behind or path.startswith("/") else network.model
     weights = network.weights
     if weights != "pretrained" and not weights.startswith("random:"):
         weights = public_uri(weights)
