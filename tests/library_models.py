@@ -35,9 +35,7 @@ def of_lucent(_folder):
     from torchvision import transforms
 
     crop = [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor()]
-    return Alone(
-        partial(modelzoo.inceptionv1, pretrained=False), transforms.Compose([*crop, preprocess_inceptionv1()])
-    )
+    return Alone(partial(modelzoo.inceptionv1, pretrained=False), transforms.Compose([*crop, preprocess_inceptionv1()]))
 
 
 def of_torchvision(name, _folder):

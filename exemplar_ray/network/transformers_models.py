@@ -38,6 +38,8 @@ _NOT_OF_THE_NETWORK = ("architectures", "dtype", "torch_dtype", "transformers_ve
 
 # ConvNextImageProcessor cuts off a share of images below this size, and squashes from it on.
 _SQUASHED_FROM = 384
+# LevitImageProcessor enlarges the size that it is given.
+_OF_LEVIT = 256 / 224
 
 # How far a prepared image may be from transformers' own, as a share of its largest number.
 _ROUNDING = 1e-6
@@ -232,8 +234,8 @@ def _quiet() -> Iterator[None]:
 def _preprocess(name: str) -> tuple[Preprocess | None, str]:
     """Return what transformers' image processor for a model does; None where that has no words here, and why.
 
-    Most processors are there twice: for torch's tensors, whose rounding hangs on the kernel, and for Pillow. It is the
-    latter's. What the processor's settings come to is tried on images, as processors do more than their settings say.
+    Most processors are there twice: by default for torch's tensors, whose rounding hangs on the CPU, and for Pillow. It
+    is the latter's. What the settings come to is tried on images, as processors may do more than their settings say.
     """
     from transformers import AutoImageProcessor
 
@@ -243,7 +245,8 @@ def _preprocess(name: str) -> tuple[Preprocess | None, str]:
         return None, f"'{name}' has no image processor that transformers can read ({one_line(error).split('. ')[0]})"
     try:
         preprocess = _keys_of(processor)
-        why = "" if _does_the_same(processor, preprocess) else "it is no resizing, cropping and normalising by Pillow"
+        same = _does_the_same(processor, preprocess)
+        why = "" if same else "it gives other pixels than resizing, cropping and normalising by Pillow"
     except Exception as error:  # a processor without such settings, or that takes no lone image
         why = one_line(error)
     if not why:
@@ -264,12 +267,17 @@ def _keys_of(processor: Any) -> Preprocess:
     shorter, sides = sizes.get("shortest_edge"), (sizes.get("height"), sizes.get("width"))
     resize: Any = shorter or sides
     side = crops.get("height")
+    if shorter and type(processor).__name__.startswith("Levit"):
+        resize = int(_OF_LEVIT * shorter)
     if shorter and getattr(processor, "crop_pct", None):
         resize = int(shorter / processor.crop_pct) if shorter < _SQUASHED_FROM else (shorter, shorter)
         side = shorter
     if not processor.do_resize or (shorter is None) == (None in sides) or crops.get("width") != crops.get("height"):
         raise ValueError(f"size {sizes}, crop {crops}, resize {processor.do_resize}")
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+    if getattr(processor, "include_top", False):
+        # EfficientNetImageProcessor then divides once more.
+        std = np.square(std)
     red, green, blue = np.broadcast_to(mean, 3).tolist()
     return Preprocess(
         resize=resize,

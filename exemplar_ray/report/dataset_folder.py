@@ -114,12 +114,20 @@ def public_uri(uri: str, name: str | None = None) -> str:
     return plain_uri
 
 
+def public_model(model: str) -> str:
+    """Return what others may see of a model's name.
+
+    >>> public_model("/home/me/nets.py:make"), public_model("transformers:/home/me/vit"), public_model("timm:resnet18")
+    ('nets.py:make', 'transformers:vit', 'timm:resnet18')
+    """
+    before, path, behind = split_model(model)
+    # Where it is not absolute, it is no folder but an ID on the Hub, in two parts.
+    return f"{before}{posixpath.basename(path)}{behind}" if behind or path.startswith("/") else model
+
+
 def _public_spec(spec: ExemplarsSpec) -> ExemplarsSpec:
     network = spec.network
-    before, path, behind = split_model(network.model)
-    # An ID has its name in two parts; what is by its whole path is a folder.
-    model = f"{before}{Path(path).name}{behind}" if behind or path.startswith("/") else network.model
-    weights = network.weights
+    model, weights = public_model(network.model), network.weights
     if weights != "pretrained" and not weights.startswith("random:"):
         weights = public_uri(weights)
     # A title ends in the file's name as it was given, with everything that came after it.
