@@ -1,4 +1,4 @@
-"""Image towers of open_clip: its own preprocessing, pixel for pixel; `test_networks.py` holds towers against it alone."""
+"""Image towers of open_clip: its own preprocessing, pixel for pixel; `test_networks.py` holds towers to it alone."""
 
 import io
 
