@@ -1,4 +1,5 @@
-"""A stand-in for the Hugging Face Hub: the endpoints that huggingface_hub reads and writes data sets through.
+"""A stand-in for the Hugging Face Hub: the endpoints that huggingface_hub reads and writes data sets through, and reads
+models (under `models` in place of `datasets`, files under neither).
 
     info     GET /api/datasets/ORG/NAME[/revision/REVISION]      what it is, and its commit
     tree     GET /api/datasets/ORG/NAME/tree/REVISION[/FOLDER]   a folder, a page at a time
@@ -60,7 +61,7 @@ class Fault(NamedTuple):
 
 @dataclass
 class Repository:
-    """A data set: its commits, its branches, and who may read it."""
+    """A data set or a model: its commits, its branches, and who may read it."""
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
@@ -360,9 +361,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 _NAME = "(?P<name>[^/]+/[^/]+)"
 _ENDPOINTS = [
-    ("tree", f"/api/datasets/{_NAME}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", _Handler.tree),
-    ("info", f"/api/datasets/{_NAME}(?:/revision/(?P<revision>[^/]+))?", _Handler.info),
-    ("resolve", f"/datasets/{_NAME}/resolve/(?P<revision>[^/]+)/(?P<file>.+)", _Handler.resolve),
+    ("tree", f"/api/(?:datasets|models)/{_NAME}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", _Handler.tree),
+    ("info", f"/api/(?:datasets|models)/{_NAME}(?:/revision/(?P<revision>[^/]+))?", _Handler.info),
+    ("resolve", f"/(?:datasets/)?{_NAME}/resolve/(?P<revision>[^/]+)/(?P<file>.+)", _Handler.resolve),
     ("content", f"/content/{_NAME}/(?P<commit>[^/]+)/(?P<file>.+)", _Handler.content),
 ]
 
@@ -406,4 +407,4 @@ def _blob(content):
 
 def _is_large(path):
     """Whether the Hub keeps a file outside of git."""
-    return path.endswith(".parquet")
+    return path.endswith((".parquet", ".safetensors"))

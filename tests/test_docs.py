@@ -238,7 +238,8 @@ def test_the_table_of_models_has_every_model():
     from exemplar_ray.network.models import _REGISTRY
 
     names = [code_in(row[0])[0] for row in table_of(section("docs/keys.md", "Models"))]
-    assert names == [*_REGISTRY, "torchvision:NAME", "timm:NAME", "open_clip:NAME", "path/to/file.py:factory"]
+    libraries = ["torchvision:NAME", "timm:NAME", "open_clip:NAME", "transformers:ID"]
+    assert names == [*_REGISTRY, *libraries, "path/to/file.py:factory"]
 
 
 def test_the_make_targets_that_are_named_exist():

@@ -26,13 +26,16 @@ def shapes_by_hooks(model, crop):
     """{module: the shapes of what it gave, or kinds of what is no tensor}"""
     network = load_network(model, "random:0", check_factory=False).module
     seen = {name: [] for name, _ in network.named_modules() if name}
+
+    def note(name, output):
+        # torch's attention gives (tensor, None).
+        if isinstance(output, tuple) and output[1:] == (None,):
+            [output, _] = output
+        seen[name].append(tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__)
+
     for name, module in network.named_modules():
         if name:
-            module.register_forward_hook(
-                lambda module, inputs, output, name=name: seen[name].append(
-                    tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-                )
-            )
+            module.register_forward_hook(lambda module, inputs, output, name=name: note(name, output))
     with torch.inference_mode():
         network(torch.zeros(1, 3, crop, crop))
     return seen

@@ -1,12 +1,11 @@
-"""Models of timm: its own preprocessing, pixel for pixel, and its own networks, against plain timm."""
+"""Models of timm: its own preprocessing, pixel for pixel; `test_networks.py` holds its networks against plain timm."""
 
 import io
-from functools import partial
 
 import pytest
 import torch
-from conftest import encode, needs_shared, random_picture
-from library_models import assert_top_three_equal
+from conftest import encode, random_picture
+from library_models import timms
 from PIL import Image
 
 from exemplar_ray.data.decode import decode_and_crop
@@ -21,26 +20,15 @@ from exemplar_ray.network.trunk import to_input
 
 timm = pytest.importorskip("timm")
 
-# A layer of each, and how a unit's channels stand in what it gives.
-LAYERS = {
-    "vit_tiny_patch16_224": ("blocks.5", lambda output: output[:, 1:].transpose(1, 2)),
-    "deit_tiny_patch16_224": ("blocks.8", lambda output: output[:, 1:].transpose(1, 2)),
-    "convnext_atto": ("stages.2", lambda output: output.flatten(2)),
-    "mobilenetv3_small_050": ("blocks.3", lambda output: output.flatten(2)),
-    "swin_tiny_patch4_window7_224": ("layers.1", lambda output: output.flatten(1, 2).transpose(1, 2)),
-}
-
-
-def timms(name, image):
-    """What timm makes of an image for a model: float32 [3, height, width]."""
-    config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
-    return timm.data.create_transform(**config)(image)
-
 
 @pytest.mark.parametrize(
     "name",
     [
-        *LAYERS,
+        "vit_tiny_patch16_224",
+        "deit_tiny_patch16_224",
+        "convnext_atto",
+        "mobilenetv3_small_050",
+        "swin_tiny_patch4_window7_224",
         "resnet18",
         "resnet50.tv_in1k",
         "vit_base_patch16_siglip_224.webli",
@@ -50,11 +38,11 @@ def timms(name, image):
     ],
 )
 def test_images_are_prepared_as_timm_prepares_them(name):
-    preprocess = find_architecture(f"timm:{name}").preprocess
-    for seed, size in enumerate([(500, 375), (375, 500), (224, 224), (100, 400)]):
+    preprocess, prepare = find_architecture(f"timm:{name}").preprocess, timms(name)
+    for seed, size in enumerate([(500, 375), (375, 500), (224, 224), (100, 400), (355, 256)]):
         data = encode(random_picture(seed, *size), "JPEG", quality=95)
         ours = to_input(torch.from_numpy(decode_and_crop(data, preprocess).copy())[None], preprocess)[0]
-        theirs = timms(name, Image.open(io.BytesIO(data)).convert("RGB"))
+        theirs = prepare(Image.open(io.BytesIO(data)).convert("RGB"))
         assert torch.equal(ours, theirs) or float((ours - theirs).abs().max()) < 1e-6
 
 
@@ -70,15 +58,6 @@ def test_preparations_of_all_of_timms_weights_have_words_or_are_refused():
         assert (preprocess.crop, preprocess.mean) == (config["input_size"][1], tuple(config["mean"]))
     assert len(refused) < 40
     assert all("in a way that has no words here" in said for said in refused)
-
-
-@needs_shared
-@pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("name", LAYERS)
-def test_the_top_three_of_each_channel_are_plain_timms(name, tmp_path, cli):
-    layer, channels_second = LAYERS[name]
-    network = partial(timm.create_model, name, pretrained=False)
-    assert_top_three_equal(cli, tmp_path, f"timm:{name}", layer, network, partial(timms, name), channels_second)
 
 
 @pytest.mark.parametrize(

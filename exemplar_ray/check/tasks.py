@@ -123,7 +123,8 @@ def introduce(given: ToIntroduce) -> Introduced:
 def _network_of_run(spec: NetworkSpec) -> Network:
     if find_architecture(spec.model).source_sha256 != spec.model_source_sha256:
         raise UsageError(
-            f"the file of '{spec.model}' is not the run's any more; give --model and --data instead of the run folder"
+            f"the file or configuration of '{spec.model}' is not the run's any more; give --model and --data instead "
+            "of the run folder"
         )
     return network_of(spec)
 

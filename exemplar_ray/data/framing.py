@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.data.preprocess import FLOORED, Preprocess
 
 Box = tuple[float, float, float, float]
 
@@ -19,7 +19,7 @@ class Framing:
 
     `resized` is (width, height) after resizing; `left` and `top` are where
     the crop lies in it. Sizes and offsets are those of torchvision's `Resize` and
-    `CenterCrop`: truncated, and rounded half to even.
+    `CenterCrop`: truncated, and rounded half to even, if the preprocessing does not say floored.
     """
 
     width: int
@@ -34,7 +34,7 @@ class Framing:
     def of(cls, width: int, height: int, preprocess: Preprocess) -> Framing:
         """Frame an image of `width` x `height` pixels."""
         resized = _resized(width, height, preprocess.resize)
-        left, top = (round((side - preprocess.crop) / 2.0) for side in resized)
+        left, top = (_start(side - preprocess.crop, preprocess.centre) for side in resized)
         return cls(width, height, resized, left, top, preprocess.crop)
 
     def to_original(self, box: Box) -> Box:
@@ -47,6 +47,15 @@ class Framing:
     def view_box(self) -> Box:
         """What the network saw, in pixels of the original image."""
         return self.to_original((0, 0, self.crop, self.crop))
+
+
+def _start(margin: int, centre: str) -> int:
+    """Return where a crop starts that leaves so many pixels over, on both sides together.
+
+    >>> [_start(3, "rounded"), _start(3, "floored")]
+    [2, 1]
+    """
+    return margin // 2 if centre == FLOORED else round(margin / 2.0)
 
 
 def _resized(width: int, height: int, resize: int | tuple[int, int]) -> tuple[int, int]:

@@ -15,6 +15,9 @@ INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming")
 RGB, BGR, GREY = "rgb", "bgr", "grey"
 ORDERS = (RGB, BGR, GREY)
 
+ROUNDED, FLOORED = "rounded", "floored"
+CENTRES = (ROUNDED, FLOORED)
+
 
 GPU_DECODER = "gpu"
 
@@ -34,6 +37,9 @@ class Preprocess:
     Where `resize` is two numbers, height and width, the image is squashed to these, as torchvision's
     `Resize((height, width))` does. `crop` may then be None, for none: the image as it was resized, which is square.
 
+    Where the centre lies between two pixels, the crop starts at the one that half to even gives, as torchvision's
+    `CenterCrop` does; or, with the `centre` floored, at the lower one, as transformers' image processors do.
+
     In the `order` grey the image is made grey before all this, by Pillow's mode L, and the network gets one channel;
     `mean` and `std` are then one number each.
     """
@@ -45,6 +51,7 @@ class Preprocess:
     scale: float = 255.0
     interpolation: str = "bilinear"
     order: str = RGB
+    centre: str = ROUNDED
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
@@ -60,6 +67,8 @@ class Preprocess:
         if self.interpolation not in INTERPOLATIONS:
             hint = near_matches(str(self.interpolation), INTERPOLATIONS)
             raise UsageError(f"preprocess: unknown interpolation '{self.interpolation}'; {hint}")
+        if self.centre not in CENTRES:
+            raise UsageError(f"preprocess: centre is one of {', '.join(CENTRES)}, not {self.centre!r}")
 
     @property
     def channels(self) -> int:
@@ -112,11 +121,12 @@ class Preprocess:
     def to_json(self) -> dict[str, Any]:
         """Return its fields; `Preprocess(**values)` reads them back.
 
-        The usual order is left out: run folders from before there was another one have none.
+        The usual order and centre are left out: run folders from before there were others have none.
         """
         values = asdict(self)
-        if self.order == RGB:
-            del values["order"]
+        for name, usual in (("order", RGB), ("centre", ROUNDED)):
+            if values[name] == usual:
+                del values[name]
         return values
 
     def as_flag(self) -> str:
@@ -147,8 +157,9 @@ class Preprocess:
         divided = "" if set(self.std) == {1.0} else f" over ({std})"
         reversed_ = ", as BGR" if self.order == BGR else ""
         made, colours = ("made grey, ", GREY) if self.order == GREY else ("", "RGB")
+        floored = " (floored)" if self.centre == FLOORED else ""
         return (
-            f"{made}{size} pixels ({self.interpolation}), centre {self.crop} × {self.crop}, "
+            f"{made}{size} pixels ({self.interpolation}), centre{floored} {self.crop} × {self.crop}, "
             f"{colours} 0..{self.scale:g} minus ({mean}){divided}{reversed_}"
         )
 
@@ -161,8 +172,11 @@ class Preprocess:
         return replace(self, order=GREY, mean=(mean,), std=(std,))
 
     @classmethod
-    def of(cls, own: Preprocess | None, overrides: Mapping[str, Any] | None) -> Preprocess:
+    def of(cls, own: Preprocess | None, overrides: Mapping[str, Any] | None, why_none: str = "") -> Preprocess:
         """Lay the user's keys over the model's own preprocessing.
+
+        Args:
+            why_none: of a model without one, the reason, where there is one to tell.
 
         Raises:
             UsageError: a key is unknown, a value is impossible, or the model has no
@@ -175,7 +189,7 @@ class Preprocess:
                 raise UsageError(f"preprocess: unknown key '{key}'; {near_matches(str(key), names)}")
         if own is None and "mean" not in overrides:
             raise UsageError(
-                "this model brings no preprocessing of its own; give it, for example "
+                f"{why_none or 'this model brings no preprocessing of its own'}; give it, for example "
                 "--preprocess '{resize: 256, crop: 224, scale: 255, mean: [123, 117, 104], std: [1, 1, 1]}'"
             )
         squashed = isinstance(overrides.get("resize"), (list, tuple))

@@ -47,8 +47,8 @@ class RunSpec:
     model: str = key(
         "inceptionv1",
         "NAME",
-        "inceptionv1 (default), inceptionv1-tf, efficientnet-lite0, torchvision:NAME, timm:NAME, open_clip:NAME, or "
-        "file.py:factory",
+        "inceptionv1 (default), inceptionv1-tf, efficientnet-lite0, torchvision:NAME, timm:NAME, open_clip:NAME, "
+        "transformers:ID_OR_FOLDER, or file.py:factory",
     )
     weights: str = key(
         "pretrained",

@@ -30,8 +30,10 @@ class Architecture:
     the network, and the state dict is loaded into it."""
     weights_names: tuple[str, ...] = ()
     """Weights that the library has under a name of theirs; `pretrained` returns those that were asked for."""
+    why_no_preprocess: str = ""
+    """Where its library prepares images, and yet `preprocess` is None: the reason."""
     source: Callable[[], str] | None = None
-    """Of a user's own file: the hash of what was run up to now, see `source_sha256`."""
+    """Of what a name does not tell: the hash of what was run up to now, or is configured, see `source_sha256`."""
     run_again: Callable[[int], Architecture] | None = None
     """Of a user's own file: the same of another run of the file, with this seed."""
     own_weights: str = "the factory's own weights"
@@ -41,7 +43,8 @@ class Architecture:
 
     @property
     def source_sha256(self) -> str | None:
-        """Return the SHA-256 (hex) of a user's file, the factory's name, and the user's files that it imported.
+        """Return the SHA-256 (hex) of a user's file, the factory's name, and the user's files that it imported; or of
+        a model's configuration, where that is in a folder or a repository.
 
         None for a model of a registry. A factory may import more, so ask after the network was built.
         """

@@ -31,14 +31,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from exemplar_ray._version import __version__
 from exemplar_ray.data import preprocess
 from exemplar_ray.network.reference_precision import reference_precision
-from exemplar_ray.network.spec import NetworkSpec, TrunkSpec
+from exemplar_ray.network.spec import NetworkSpec, TrunkSpec, split_model
 from exemplar_ray.network.trunk import Pooled, Trunk
 
 # How far compiled and plain activations may differ, as a share of the largest one.
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05, "float16": 0.01}
 
 # The packages whose code the networks of the registries, and of the libraries that this package knows, are.
-_LIBRARIES = ("efficientnet-lite-pytorch", "open_clip_torch", "torch-lucent", "torchvision", "timm")
+_LIBRARIES = ("efficientnet-lite-pytorch", "open_clip_torch", "torch-lucent", "torchvision", "timm", "transformers")
 # Where a library's package has another name.
 _PACKAGES = {"open_clip": "open_clip_torch"}
 
@@ -143,8 +143,8 @@ def _code() -> list[str]:
 def _is_of_known_libraries(network: NetworkSpec) -> bool:
     """Whether a network's code is of this package and `_LIBRARIES`, and neither a user's nor another package's."""
     library, separator, _ = network.model.partition(":")
-    known = not separator or _PACKAGES.get(library, library) in _LIBRARIES
-    return network.model_source_sha256 is None and known
+    is_of_users_file = bool(split_model(network.model)[2])
+    return not is_of_users_file and (not separator or _PACKAGES.get(library, library) in _LIBRARIES)
 
 
 def _libraries(is_known: bool) -> list[str]:

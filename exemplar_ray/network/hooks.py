@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -12,7 +12,8 @@ from exemplar_ray.network.inputs import Input
 from exemplar_ray.network.pre_relu import ReluInputs, split_name
 
 SeenLayer = Callable[[str, Any, Any], bool]
-"""Called with a layer's name, its output, and what that was before its ReLU; true ends the forward pass."""
+"""Called with a layer's name, its output, and what that was before its ReLU; true ends the forward pass. A layer that
+gives one tensor in a tuple or mapping, and else None, has this tensor for its output."""
 
 
 class _EverythingSeenError(Exception):
@@ -23,6 +24,15 @@ def forward(module: nn.Module, given: Input) -> None:
     """Run a forward pass, to its end or until a hook has seen all that is wanted."""
     with suppress(_EverythingSeenError):
         given.given_to(module)
+
+
+def _only_tensor(returned: Any) -> Any:
+    """Return the tensor of a module that gives one and nothing else, as in (tensor, None); of others what they give."""
+    parts = list(returned.values()) if isinstance(returned, Mapping) else returned
+    if not isinstance(parts, (list, tuple)):
+        return returned
+    given = [part for part in parts if part is not None]
+    return given[0] if len(given) == 1 and isinstance(given[0], Tensor) else returned
 
 
 @contextmanager
@@ -41,7 +51,8 @@ def hooked(module: nn.Module, names: Sequence[str], seen: SeenLayer, with_pre_re
     with relu_inputs if needs_inputs else nullcontext():
 
         def hook(name: str, pre_relu: bool) -> Callable[..., None]:
-            def forward_hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            def forward_hook(_module: nn.Module, _inputs: object, returned: object) -> None:
+                output = _only_tensor(returned)
                 input_ = relu_inputs.before(output) if pre_relu or with_pre_relu else None
                 if seen(name, input_, None) if pre_relu else seen(name, output, input_):
                     raise _EverythingSeenError

@@ -13,7 +13,7 @@ import torch
 from exemplar_ray.errors import MachineError, UnlikeRunError
 from exemplar_ray.network.compiled_trunk import CannotCompileError, CompiledForm, CompiledTrunk, compiled_trunk
 from exemplar_ray.network.models import Network, load_network
-from exemplar_ray.network.spec import NetworkSpec, TrunkSpec
+from exemplar_ray.network.spec import NetworkSpec, TrunkSpec, split_model
 from exemplar_ray.network.trunk import ContiguousTrunk, Trunk
 
 _log = logging.getLogger(__name__)
@@ -109,9 +109,11 @@ def network_of(spec: NetworkSpec) -> Network:
 def _refuse_another_network(network: Network, of_run: NetworkSpec) -> None:
     here, source = socket.gethostname(), network.architecture.source_sha256
     if source != of_run.model_source_sha256:
+        configured = f"the configuration of '{of_run.model}'"
+        of_file = f"the file of '{of_run.model}', or a file that it imports,"
         raise UnlikeRunError(
-            f"the file of '{of_run.model}', or a file that it imports, is not the run's on {here}: {_short(source)} "
-            f"there, {_short(of_run.model_source_sha256)} in the run; put the file back, or start a new run"
+            f"{of_file if split_model(of_run.model)[2] else configured} is not the run's on {here}: {_short(source)} "
+            f"there, {_short(of_run.model_source_sha256)} in the run; put it back, or start a new run"
         )
     if network.model != of_run.model:
         raise UnlikeRunError(

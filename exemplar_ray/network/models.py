@@ -1,8 +1,9 @@
 """Which network: the registry of architectures, and their weights.
 
 A new model is one `Architecture` in `_REGISTRY`. A library's models, `LIBRARY:NAME`, are one function in a file of its
-own: `torchvision_models.py`, `timm_models.py`, `open_clip_models.py`, or another package's, which an entry point in
-the group `exemplar_ray.networks` names. A user's own, `path/to/file.py:factory`, is in `user_file.py`.
+own: `torchvision_models.py`, `timm_models.py`, `open_clip_models.py`, `transformers_models.py`, or another package's,
+which an entry point in the group `exemplar_ray.networks` names. A user's own, `path/to/file.py:factory`, is in
+`user_file.py`.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from exemplar_ray.network.architecture import Architecture, StateDict
 from exemplar_ray.network.module_in_hand import module_in_hand
 from exemplar_ray.network.open_clip_models import open_clip_model
 from exemplar_ray.network.preparation import prepared
-from exemplar_ray.network.spec import IN_HAND
+from exemplar_ray.network.spec import IN_HAND, split_model
 from exemplar_ray.network.timm_models import timm_model
 from exemplar_ray.network.torchvision_models import TRANSFORMED, torchvision_model, transforms_its_input
+from exemplar_ray.network.transformers_models import transformers_model
 from exemplar_ray.network.user_code import generators
 from exemplar_ray.network.user_file import model_of_file
 from exemplar_ray.network.weights import Readings, downloaded, load_fitting, load_into, read_weights, weights_sha256
@@ -39,6 +41,7 @@ _OWN_SOURCES: dict[str, Source] = {
     "torchvision": torchvision_model,
     "timm": timm_model,
     "open_clip": open_clip_model,
+    "transformers": transformers_model,
     IN_HAND.rstrip(":"): module_in_hand,
 }
 _ENTRY_POINTS = "exemplar_ray.networks"
@@ -61,7 +64,8 @@ def load_network(model: str, weights: str, check_factory: bool = True, preproces
     """Build a network and give it its weights.
 
     Args:
-        model: a registry name, `torchvision:NAME`, `timm:NAME`, `open_clip:NAME`, or `path/to/file.py:factory`.
+        model: a registry name, `torchvision:NAME`, `timm:NAME`, `open_clip:NAME`, `transformers:ID_OR_FOLDER`, or
+            `path/to/file.py:factory`.
         weights: `pretrained`, `random:SEED`, the path or URI of a state dict, or, for a model of torchvision, the name
             that it has for weights.
         check_factory: build a user's network a second time to see whether its factory is honest about
@@ -103,9 +107,9 @@ def find_architecture(model: str, weights: str = "pretrained") -> Architecture:
     """
     if model in _REGISTRY:
         return _REGISTRY[model]()
-    path, separator, factory = model.rpartition(":")
-    if separator and path.endswith(".py"):
-        return model_of_file(path, factory)
+    path, factory = split_model(model)[1:]
+    if factory:
+        return model_of_file(path, factory.removeprefix(":"))
     library, separator, name = model.partition(":")
     # What is installed is looked through only for what is not known here.
     source = (_OWN_SOURCES.get(library) or _sources().get(library)) if separator else None

@@ -76,7 +76,8 @@ def build_network(request: NetworkRequest) -> tuple[Network, NetworkSpec]:
     Raises:
         UsageError: the model, its weights or the preprocessing cannot be had.
     """
-    settled = Preprocess.of(find_architecture(request.model, request.weights).preprocess, request.preprocess)
+    found = find_architecture(request.model, request.weights)
+    settled = Preprocess.of(found.preprocess, request.preprocess, found.why_no_preprocess)
     network = load_network(request.model, request.weights, preprocess=settled)
     spec = NetworkSpec(
         model=network.model,

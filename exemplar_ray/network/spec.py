@@ -28,7 +28,7 @@ class NetworkSpec:
     model: str
     model_title: str
     model_source_sha256: str | None
-    """Of the user's own file; None for a model from a registry."""
+    """See `Architecture.source_sha256`; None for a model from a registry."""
     weights: str
     weights_title: str
     weights_sha256: str
@@ -77,7 +77,7 @@ class NetworkSpec:
     def identity(self) -> dict[str, Any]:
         """Return what decides a network's numbers, under the user's own key names.
 
-        Weights count by their hash, a model's file by its contents: what they are called on
+        Weights count by their hash, a model's file or configuration by its contents: what they are called on
         this machine does not matter.
         """
         layouts = {layer.name: layer.written_layout for layer in self.layers if layer.layout not in (NCHW, VECTOR)}
@@ -124,13 +124,33 @@ class TrunkSpec:
         return [(layer.name, statistic) for layer in self.network.layers for statistic in self.statistics]
 
 
+# Of which a model's name may be a folder's, or a file's.
+_OF_FOLDERS = ("transformers", IN_HAND.rstrip(":"))
+
+
+def split_model(model: str) -> tuple[str, str, str]:
+    """Split a model's name at the path in it.
+
+    Returns:
+        What stands before the path; the path of a file, or of what may be a folder, '' where there is none; what stands
+        behind: of a user's own file `:factory`, of others ''.
+
+    >>> split_model("nets/own.py:make"), split_model("transformers:nets/vit"), split_model("timm:resnet18")
+    (('', 'nets/own.py', ':make'), ('transformers:', 'nets/vit', ''), ('timm:resnet18', '', ''))
+    """
+    file, separator, factory = model.rpartition(":")
+    if separator and file.endswith(".py"):
+        return "", file, f":{factory}"
+    library, separator, folder = model.partition(":")
+    return (f"{library}:", folder, "") if separator and library in _OF_FOLDERS else (model, "", "")
+
+
 def whole_paths(model: str, weights: str) -> tuple[str, str]:
-    """Return a model's and its weights' names for processes with another working folder: files by their whole path."""
-    file, _, factory = model.rpartition(":")
-    if file.endswith(".py") and os.path.isfile(file):
-        model = f"{os.path.abspath(file)}:{factory}"
-    if model.startswith(IN_HAND) and os.path.isfile(model.removeprefix(IN_HAND)):
-        model = IN_HAND + os.path.abspath(model.removeprefix(IN_HAND))
+    """Return a model's and its weights' names for processes with another working folder: what is here, by its whole
+    path."""
+    before, path, behind = split_model(model)
+    if path and os.path.exists(path):
+        model = f"{before}{os.path.abspath(path)}{behind}"
     # Whatever lies about under the name of a choice.
     chosen = weights == "pretrained" or weights.startswith("random:")
     return model, os.path.abspath(weights) if not chosen and os.path.isfile(weights) else weights

@@ -207,14 +207,13 @@ def differences(module: nn.Module, state: StateDict) -> str:
         if name in state and isinstance(state[name], Tensor) and isinstance(own[name], Tensor)
         if state[name].shape != own[name].shape
     ]
-    found = []
-    if missing:
-        found.append(f"{len(missing)} missing ({_some(missing)})")
-    if unknown:
-        found.append(f"{len(unknown)} unknown ({_some(unknown)})")
-    if shapes:
-        found.append(f"{len(shapes)} of another shape ({_some(shapes)})")
-    return "; ".join(found)
+    return misfit_in_words(missing, unknown, shapes)
+
+
+def misfit_in_words(missing: list[str], unknown: list[str], shapes: list[str]) -> str:
+    """Say what is not as it should be, by names; '' if nothing is."""
+    kinds = {"missing": missing, "unknown": unknown, "of another shape": shapes}
+    return "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names)
 
 
 def _wrapped_as(module: nn.Module, state: StateDict) -> StateDict:

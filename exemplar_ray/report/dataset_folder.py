@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from exemplar_ray.check.findings import CHECK
 from exemplar_ray.exemplars.plan import CHANNELS, CLASS_EXEMPLARS, CLASSES, EXEMPLARS, HISTOGRAMS, IMAGES, Plan
 from exemplar_ray.exemplars.spec import ExemplarsSpec
+from exemplar_ray.network.spec import split_model
 from exemplar_ray.report.pages import write_report
 from exemplar_ray.report.provenance import without_secrets
 from exemplar_ray.results.run import Run
@@ -113,11 +114,20 @@ def public_uri(uri: str, name: str | None = None) -> str:
     return plain_uri
 
 
+def public_model(model: str) -> str:
+    """Return what others may see of a model's name.
+
+    >>> public_model("/home/me/nets.py:make"), public_model("transformers:/home/me/vit"), public_model("timm:resnet18")
+    ('nets.py:make', 'transformers:vit', 'timm:resnet18')
+    """
+    before, path, behind = split_model(model)
+    # Where it is not absolute, it is no folder but an ID on the Hub, in two parts.
+    return f"{before}{posixpath.basename(path)}{behind}" if behind or path.startswith("/") else model
+
+
 def _public_spec(spec: ExemplarsSpec) -> ExemplarsSpec:
     network = spec.network.kept_in("")
-    path, _, factory = network.model.rpartition(":")
-    model = f"{Path(path).name}:{factory}" if path.endswith(".py") else network.model
-    weights = network.weights
+    model, weights = public_model(network.model), network.weights
     if weights != "pretrained" and not weights.startswith("random:"):
         weights = public_uri(weights)
     # A title ends in the file's name as it was given, with everything that came after it.

@@ -18,6 +18,7 @@ _PACKAGES = (
     "torch-lucent",
     "timm",
     "open_clip_torch",
+    "transformers",
     "pyarrow",
     "numpy",
     "pillow",
