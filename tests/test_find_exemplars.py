@@ -367,14 +367,6 @@ TRANSFORMS = {
             transforms.Normalize((0.1307,), (0.3081,)),
         ]
     ),
-    "grey": transforms.Compose(
-        [
-            transforms.Grayscale(),
-            transforms.Resize((28, 28)),
-            transforms.ToTensor(),
-            transforms.Normalize((0.13,), (0.31,)),
-        ]
-    ),
     "nested": transforms.Compose(
         [
             transforms.Compose(

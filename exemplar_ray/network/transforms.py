@@ -120,12 +120,6 @@ def _grayscale(step: Any) -> dict[str, Any]:
     return {"order": GREY}
 
 
-def _grey(step: Any) -> dict[str, Any]:
-    if step.num_output_channels != 1:
-        raise UsageError(f"preprocess: a grey image of {step.num_output_channels} channels has no word here; {_KEYS}")
-    return {"order": GREY}
-
-
 def _mode(step: Any) -> dict[str, Any]:
     if step.mode == "L":
         return {"order": GREY}
@@ -142,7 +136,6 @@ _WORDS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "Grayscale": _grayscale,
     "Resize": _resize,
     "CenterCrop": _crop,
-    "Grayscale": _grey,
     "ToTensor": lambda _: {"scale": 1.0},
     "MaybeToTensor": lambda _: {"scale": 1.0},
     "PILToTensor": lambda _: {_TENSOR: True},
@@ -153,4 +146,4 @@ _WORDS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "MaybeConvertMode": _mode,
     **dict.fromkeys(_NOTHING_TO_SAY, lambda _: {}),
 }
-_SHOWN = ("Grayscale", "Resize", "CenterCrop", "ToTensor", "ToImage", "ToDtype", "Normalize", "Grayscale")
+_SHOWN = ("Resize", "CenterCrop", "ToTensor", "ToImage", "ToDtype", "Normalize", "Grayscale")
