@@ -184,7 +184,7 @@ def _add_publish(commands: Any) -> None:
 
 
 # What a run folder says to `check`.
-_OF_NETWORK = ("data", "model", "weights", "preprocess", "class_labels", "image_column", "label_column")
+_OF_NETWORK = ("data", "model", "weights", "preprocess", "class_labels", "image_column", "label_column", "split")
 
 # As `config.RUN_KEYS`.
 _FIGURE_KEYS = {

@@ -18,7 +18,13 @@ from exemplar_ray.keys import Key, keys_of
 T = TypeVar("T", RunSpec, RunOptions, Resources, CheckOptions)
 
 WHERE: dict[str, tuple[Key, type]] = {
-    "data": (Key("URI", "parquet shards: files, folders or globs, local, s3://, hf://, ..."), list),
+    "data": (
+        Key(
+            "URI",
+            "parquet shards, tars or images: files, folders, globs, local, s3://, hf://, ...; or OWNER/NAME on the Hub",
+        ),
+        list,
+    ),
     "out": (Key("RUN", "the run folder, local or remote"), str),
 }
 

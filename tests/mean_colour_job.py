@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from exemplar_ray.data.decode import UndecodableImageError, decode
-from exemplar_ray.data.shards import ShardReader, discover, inspect
+from exemplar_ray.data.shards import discover, inspect, open_shard
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.driver import run_job
 from exemplar_ray.executor.job import Job, Made, Reduced
@@ -50,7 +50,7 @@ def sum_colours(scale, given):
     """The task: how many images of each class a shard has, and the sum of their mean colours."""
     _, shard = given
     images, total, skipped = {}, {}, 0
-    with ShardReader(shard) as reader:
+    with open_shard(shard) as reader:
         for row in reader.images():
             try:
                 colour = np.asarray(decode(row.data)).mean(axis=(0, 1)) * (scale / 255.0)

@@ -13,7 +13,7 @@ from exemplar_ray.data import decode_gpu as gpu_decoding
 from exemplar_ray.data.batches import batches
 from exemplar_ray.data.decode import UndecodableImageError, decode_and_crop
 from exemplar_ray.data.preprocess import DECODERS, Preprocess
-from exemplar_ray.data.shards import ImageRow, ShardReader, discover, inspect
+from exemplar_ray.data.shards import ImageRow, discover, inspect, open_shard
 from exemplar_ray.storage.transient import is_transient
 
 CPU = torch.device("cpu")
@@ -71,7 +71,7 @@ def test_every_row_is_in_one_batch_in_order(device, decoder, batch_size):
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_gpus_pixels_are_near_the_references(device):
     [shard] = inspect(discover([str(SAMPLE)]))[0][:1]
-    with ShardReader(shard) as reader:
+    with open_shard(shard) as reader:
         contents = [image.data for image in reader.images()]
     found = gpu_decoding.decode_and_crop(contents, PREPROCESS, torch.device(device))
     off = [

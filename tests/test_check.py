@@ -352,7 +352,7 @@ def test_mistakes_are_one_line(cli, data, tmp_path):
         (("--data", data, "--images", "0"), "images is a whole number from 1, not 0"),
         (("--data", data, "--guesses", "101"), "guesses is a whole number from 0 to 100"),
         (("--data", data, "--figure", "x.gif"), "a figure is a .pdf, .png or .svg file, not 'x.gif'"),
-        (("--data", tmp_path / "nothing"), "no parquet shard matches"),
+        (("--data", tmp_path / "nothing"), "no parquet shard, tar or image matches"),
         (("--data", data, "--layer", "x"), "unrecognized arguments: --layer; see exemplar-ray --help"),
     ):
         status, text = cli("check", *arguments)

@@ -11,7 +11,8 @@ import pytest
 from conftest import TINY_FLAGS, encode, random_picture
 
 from exemplar_ray.data.columns import Chosen, describe
-from exemplar_ray.data.shards import Shard, ShardReader, discover, identity_of_columns, imagenet_schema, inspect
+from exemplar_ray.data.shard import identity_of_columns
+from exemplar_ray.data.shards import Shard, discover, imagenet_schema, inspect, open_shard
 from exemplar_ray.errors import ShardError, UsageError
 from exemplar_ray.exemplars.near_duplicates import pick_distinct
 
@@ -40,9 +41,9 @@ def look(path, *chosen):
 
 def rows_of(shard):
     """The same rows, however they are read."""
-    with ShardReader(shard) as reader:
+    with open_shard(shard) as reader:
         streamed = list(reader.images())
-    with ShardReader(shard) as reader:
+    with open_shard(shard) as reader:
         selected = list(reader.select(range(shard.rows)))
     assert [(r.row, r.data, r.label) for r in selected] == [(r.row, r.data, r.label) for r in streamed]
     return selected

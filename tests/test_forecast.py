@@ -32,7 +32,7 @@ def test_what_cannot_be_planned_is_one_line(cli, tmp_path, ray_cluster):
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(b"no parquet")
     for flags, message in (
-        (["--data", broken, *TINY_FLAGS], "no shard can be read as parquet"),
+        (["--data", broken, *TINY_FLAGS], "no shard can be read, or all are empty"),
         (["--data", path, *TINY_FLAGS, "--layer", "mixd"], "unknown layer 'mixd'"),
         (["--data", path, *TINY_FLAGS, "--price", "-1"], "price is a number from 0"),
         (["--data", path, *TINY_FLAGS, "--tasks", "0"], "tasks is a whole number from 1"),

@@ -183,13 +183,13 @@ def odd_tables():
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd", "gzip", "brotli"])
 @pytest.mark.parametrize("name", odd_tables())
 def test_odd_parquet_files_are_read_for_what_they_are(tmp_path, name, compression):
-    from exemplar_ray.data.shards import ShardReader, discover, inspect
+    from exemplar_ray.data.shards import discover, inspect, open_shard
 
     table, scored = odd_tables()[name]
     path = tmp_path / "odd.parquet"
     pq.write_table(table, path, compression=compression)
     [shard], _ = inspect(discover([str(path)]))
-    with ShardReader(shard) as reader:
+    with open_shard(shard) as reader:
         rows = list(reader.images())
     assert len(rows) == len(table) == shard.rows
     assert sum(row.data is not None for row in rows) == scored

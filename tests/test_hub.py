@@ -7,14 +7,17 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import huggingface_hub.constants
 import pytest
-from conftest import TINY_FLAGS, start_ray_head, write_tiny_data
+from conftest import TINY_FLAGS, encode, random_picture, start_ray_head, write_tiny_data
 from hub_server import CUT, UNAVAILABLE, Fault, Repository, hub_server
+from images_as_people_have_them import samples_of, write_tar
 from session import session
 
 from exemplar_ray import open_run
-from exemplar_ray.data.shards import ShardReader, discover, inspect
+from exemplar_ray.data.listed import LeftOut
+from exemplar_ray.data.shards import discover, inspect, open_shard
 from exemplar_ray.data.write_shards import LabelledImage, write_images
 from exemplar_ray.errors import UsageError
 from exemplar_ray.storage.hub import resolve_revisions
@@ -69,6 +72,7 @@ def here(hub, home, monkeypatch):
         template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(home / "token"))
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", url)
         monkeypatch.delenv("HF_TOKEN", raising=False)
         if token:
             monkeypatch.setenv("HF_TOKEN", token)
@@ -201,8 +205,8 @@ def test_the_commit_is_no_part_of_a_shards_name(hub, folder, here):
         ({}, TOKEN, "-not/data", ("is not on the Hugging Face Hub", "check the name at {page}-not;")),
         ({}, "hf_expired", "/data", ("does not know the token", "hf auth login")),
         ({}, TOKEN, "@v9/data", ("has no revision 'v9'",)),
-        ({}, TOKEN, "/data/test-*.parquet", ("no parquet shard matches", "/data/test-*.parquet'")),
-        ({}, TOKEN, "/nowhere", ("no parquet shard matches",)),
+        ({}, TOKEN, "/data/test-*.parquet", ("no parquet shard, tar or image matches", "/data/test-*.parquet'")),
+        ({}, TOKEN, "/nowhere", ("no parquet shard, tar or image matches",)),
     ],
 )
 def test_what_cannot_be_read_is_one_line_that_says_what_to_do(
@@ -357,7 +361,7 @@ def test_the_address_of_a_files_content_is_asked_for_once_and_again_when_it_has_
 
     def requests():
         before = len(hub.requests)
-        with ShardReader(shard) as reader:
+        with open_shard(shard) as reader:
             assert [image.data for image in reader.images()] == [image.data for image in images]
         return Counter(request.kind for request in hub.requests[before:])
 
@@ -368,3 +372,140 @@ def test_the_address_of_a_files_content_is_asked_for_once_and_again_when_it_has_
         assert requests() == {"resolve": 3, "content": 7 + 2}
     finally:
         hub.uses = None
+
+
+# Data sets by name and split ----------------------------------------------------------------
+
+
+def card(*configs):
+    """A data set's card that says which files are which."""
+    return f"---\n{json.dumps({'configs': list(configs)})}\n---\n# Birds\n".encode()
+
+
+def offer_files(hub, files):
+    """Make a new data set of {path: content}; return it and its name."""
+    name = f"org/birds-{len(hub.repositories)}"
+    hub.repositories[name] = Repository()
+    hub.repositories[name].commit(files)
+    return hub.repositories[name], name
+
+
+def test_a_data_set_by_its_name_and_split_is_the_run_on_a_disk(hub, folder, command, on_a_disk, tmp_path):
+    files = {f"data/{path.name}": path.read_bytes() for path in folder.iterdir()}
+    one = next(iter(files.values()))
+    repository, name = offer_files(hub, {**files, "data/test-00000-of-00001.parquet": one, "README.md": b"# Birds"})
+    run, data = tmp_path / "run", ["--data", name, "--split", "train"]
+    before = len(hub.requests)
+    status, text = command("run", *data, "--out", run, *FLAGS)
+    assert status == 0, text
+    assert_same_answer(run, on_a_disk)
+    commit = repository.branches["main"]
+    assert f"hf://datasets/{name}@main is read at commit {commit}" in text
+    plan, there = (json.loads((folder / "run.json").read_text()) for folder in (run, on_a_disk))
+    assert plan["identity"] == there["identity"]
+    assert [shard["uri"] for shard in plan["shards"]] == [
+        f"hf://datasets/{name}@{commit}/data/{shard['name']}" for shard in there["shards"]
+    ]
+    # Bytes are read at the commit, and nothing is copied.
+    asked = [request.path for request in hub.requests[before:] if request.kind == "resolve"]
+    assert asked
+    assert all(f"/{commit}/" in path for path in asked)
+
+    # The branch moves, and the run does not.
+    repository.commit({"data/train-00000-of-00001.parquet": one})
+    status, text = command("run", *data, "--out", run, *FLAGS)
+    assert (status, "nothing to do" in text) == (0, True), text
+    status, text = command("plan", "--data", f"hf://datasets/{name}@{commit}", "--split", "test", *TINY_FLAGS)
+    assert (status, "1 shards, 10 images" in text) == (0, True), text
+
+
+def images_of(uri, **how):
+    """What is read of data: (path, label) of each row by shard, and the names of classes."""
+    shards, names = inspect(discover([uri], **how))
+    found = {}
+    for shard in shards:
+        with open_shard(shard) as reader:
+            found[shard.name] = [(image.path, image.label) for image in reader.images()]
+            assert [image.label for image in reader.select(range(5))] == [label for _, label in found[shard.name]][:5]
+    return found, names
+
+
+def test_the_card_says_which_files_are_which_and_tars_and_images_are_read_where_they_are(hub, here, tmp_path):
+    pictures = [encode(random_picture(i)) for i in range(4)]
+    tar = write_tar(tmp_path / "a.tar", samples_of([(picture, i) for i, picture in enumerate(pictures)])).read_bytes()
+    tars = {f"wds/part-{i}.tar": tar for i in range(2)}
+    where = {"config_name": "default", "data_files": [{"split": "birds", "path": "wds/*.tar"}]}
+    _, name = offer_files(hub, {**tars, "README.md": card(where), "figure.png": pictures[0]})
+    found, _ = images_of(f"hf://datasets/{name}")
+    assert found == {f"part-{i}.tar": [(f"{row:06d}.png", row) for row in range(4)] for i in range(2)}
+
+    photos = {f"photos/train/{kind}/{i}.png": pictures[i] for kind in ("ant", "bee") for i in range(2)}
+    more = {"photos/train/metadata.csv": b"file_name,label", "photos/test/ant/9.png": pictures[3]}
+    _, name = offer_files(hub, {**photos, **more})
+    before = len(hub.requests)
+    left_out = LeftOut()
+    found, names = images_of(f"hf://datasets/{name}", split="train", left_out=left_out)
+    rows = [("ant/0.png", 0), ("ant/1.png", 0), ("bee/0.png", 1), ("bee/1.png", 1)]
+    assert (found, names) == ({"images-00000-of-00001": rows}, ["ant", "bee"])
+    assert left_out.lines() == [f"1 other files are left out, such as 'hf://datasets/{name}/photos/train/metadata.csv'"]
+    # A file is asked for when it is read, here twice, and never listed for its size.
+    asked = Counter(request.kind for request in hub.requests[before:])
+    assert asked["resolve"] == 4 + 4
+    # By a folder and a glob, too; a path that names a file is not looked for as a data set.
+    found, names = images_of(f"hf://datasets/{name}/photos/train")
+    assert (found, names) == ({"images-00000-of-00001": rows}, ["ant", "bee"])
+    with pytest.raises(UsageError, match="no parquet shard, tar or image matches 'photos/train.tar'"):
+        discover(["photos/train.tar"])
+    found, _ = images_of(f"hf://datasets/{name}/photos/*/ant/*.png")
+    assert found == {"images-00000-of-00001": [("test/ant/9.png", 0), ("train/ant/0.png", 1), ("train/ant/1.png", 1)]}
+
+
+BIRDS = {"config_name": "birds", "data_files": "birds/*"}
+BEES = {"config_name": "bees", "data_files": [{"split": "train", "path": ["bees/*.parquet"]}]}
+
+
+TRAIN, TEST = ({f"data/{split}-00000-of-00001.parquet": b""} for split in ("train", "test"))
+SEVERAL = "several configurations: bees, birds; name the files of one by a glob, such as 'hf://datasets/org/birds-\\d+/"
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "says"),
+    [
+        (TRAIN | TEST, None, "has several splits: train, test; choose one with --split NAME"),
+        (TRAIN, "trian", "has no split 'trian'; did you mean 'train'"),
+        (TRAIN, "train[:10%]", "has no split 'train\\[:10%\\]'"),
+        ({"train.csv": b"a", "README.md": b"# Birds"}, None, "neither parquet files, tars nor images.*'train.csv'"),
+        ({"photos.zip": b"PK"}, "train", "write shards of it: exemplar-ray shard org/birds-\\d+ DIR --split train$"),
+        ({"README.md": card(BEES, BIRDS), "bees/x.parquet": b""}, None, f"{SEVERAL}bees/\\*.parquet'"),
+        (
+            {"README.md": card({"config_name": "x", "data_files": 7})},
+            None,
+            "card of .* is unclear: Expected data_files",
+        ),
+        ({".gitattributes": b""}, None, "has no files of data"),
+        ({"train.parquet": b"", "train.png": b""}, None, "stands for parquet shards and images; choose with a glob"),
+    ],
+)
+def test_what_a_data_set_does_not_make_clear_is_asked(hub, here, files, split, says):
+    _, name = offer_files(hub, files)
+    for data in (name, f"hf://datasets/{name}"):
+        with pytest.raises(UsageError, match=says) as refused:
+            discover([data], split=split)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_split_is_of_a_data_set_and_a_name_may_be_of_nothing(hub, folder, here, cli, tmp_path, monkeypatch):
+    _, uri = offer(hub, folder)
+    monkeypatch.chdir(folder.parent)
+    for data in (folder, f"{uri}/data", f"{folder.parent.name}/{folder.name}"):
+        status, text = cli("run", "--data", data, "--split", "train", "--out", tmp_path / "run", *FLAGS)
+        assert (status, text.count("\n")) == (2, 1), text
+        assert "--split is of a data set on the Hub that is given by its name" in text or "is no file or folder" in text
+    status, text = cli("run", "--data", "org/nothing", "--out", tmp_path / "run", *FLAGS)
+    assert (status, text.count("\n")) == (2, 1), text
+    assert "'org/nothing' is no file or folder here" in text
+    assert "data set 'org/nothing' is not on the Hugging Face Hub" in text
+    # What is here wins.
+    (folder.parent / "org").mkdir(exist_ok=True)
+    (folder.parent / "org" / "nothing").symlink_to(folder)
+    assert len(discover(["org/nothing"])) == SHARDS

@@ -15,7 +15,7 @@ from exemplar_ray.data import decode as images
 from exemplar_ray.data.decode import UndecodableImageError, crop, decode, decode_and_crop
 from exemplar_ray.data.framing import Framing
 from exemplar_ray.data.preprocess import INTERPOLATIONS, Preprocess
-from exemplar_ray.data.shards import ShardReader, discover
+from exemplar_ray.data.shards import discover, open_shard
 from exemplar_ray.storage.transient import is_transient
 
 DEFAULT = Preprocess(mean=(117, 117, 117))
@@ -78,7 +78,7 @@ def test_awkward_images_are_seen_as_the_reference_sees_them(name, preprocess):
 
 @needs_shared
 def test_real_images_are_seen_as_the_reference_sees_them():
-    with ShardReader(discover([str(SAMPLE)])[0]) as reader:
+    with open_shard(discover([str(SAMPLE)])[0]) as reader:
         for image in reader.images():
             reference = torchvisions(Image.open(io.BytesIO(image.data)).convert("RGB"), DEFAULT)
             np.testing.assert_array_equal(decode_and_crop(image.data, DEFAULT), reference)

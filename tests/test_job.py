@@ -277,7 +277,7 @@ def test_other_data_over_the_folder_are_refused(finished, tmp_path, cli):
         (["--channels", "0-12"], "channel 12 is out of range; valid channels are 0-11"),
         (["--weights", "nowhere.pth"], "weights 'nowhere.pth' cannot be read"),
         (["--weights", "random:0"], "same weights whatever the seed"),
-        (["--data", "nowhere/*.parquet"], "no parquet shard matches 'nowhere/*.parquet'"),
+        (["--data", "nowhere/*.parquet"], "no parquet shard, tar or image matches 'nowhere/*.parquet'"),
         (["--top-k", "0"], "top_k is a whole number from 1"),
     ],
 )

@@ -13,7 +13,7 @@ from conftest import TINY_FLAGS, TINY_ROWS, encode, random_picture, write_tiny_d
 
 from exemplar_ray.data import footers, listing
 from exemplar_ray.data.listing import LeftOut
-from exemplar_ray.data.shards import Shard, ShardReader, discover, inspect
+from exemplar_ray.data.shards import Shard, discover, inspect, open_shard
 from exemplar_ray.data.write_shards import LabelledImage, write_images
 from exemplar_ray.errors import UsageError
 from exemplar_ray.storage import transient
@@ -87,7 +87,7 @@ def test_what_is_there_wins_over_reading_its_name_as_a_glob(tmp_path, shard, fol
     for uri in (tmp_path / folder, tmp_path / folder / "x [0].parquet", tmp_path / folder / "*.parquet"):
         [found], _ = inspect(discover([str(uri)]))
         assert (found.name, found.rows) == ("x [0].parquet", TINY_ROWS)
-        with ShardReader(found) as reader:
+        with open_shard(found) as reader:
             assert len(list(reader.images())) == TINY_ROWS
 
 
@@ -170,7 +170,7 @@ def test_shards_in_archives_are_read_by_their_whole_address(tmp_path, archive, m
         # Workers are elsewhere.
         with monkeypatch.context() as elsewhere:
             elsewhere.chdir(tmp_path)
-            with ShardReader(found) as reader:
+            with open_shard(found) as reader:
                 assert len(list(reader.images())) == TINY_ROWS
     assert names([f"zip://**/*.parquet::{archive}"]) == ["a.parquet", "b/b.parquet"]
     other = archive.with_name("other.zip")
@@ -248,13 +248,13 @@ def test_a_web_server_gives_pieces_or_is_refused_before_the_scan(tmp_path, size)
     with web_server(tmp_path / "data", InPieces) as url:
         [found], _ = inspect(discover([f"{url}/{path.name}"]))
         assert found.rows == rows
-        with ShardReader(found) as reader:
+        with open_shard(found) as reader:
             assert len(list(reader.images())) == rows
         assert names([url + "/"]) == [path.name]
     with web_server(tmp_path / "data", Whole) as url:
         with pytest.raises(UsageError, match="gives whole files only.*copy the files to a disk or an object store"):
             inspect(discover([f"{url}/{path.name}"]))
-        with pytest.raises(UsageError, match="no parquet shard matches"):
+        with pytest.raises(UsageError, match="no parquet shard, tar or image matches"):
             discover([f"{url}/nothing.parquet"])
 
 
@@ -404,7 +404,7 @@ def test_an_image_folder_without_what_is_hidden(tmp_path, cli):
     assert "3 hidden files or folders are left out" in text
     assert "1 links that lead nowhere are left out" in text
     [found], classes = inspect(discover([str(tmp_path / "data")]))
-    with ShardReader(found) as reader:
+    with open_shard(found) as reader:
         rows = [(row.path, row.label) for row in reader.select(range(found.rows))]
     assert (rows, classes) == ([("ant/a.png", 0), ("bee/b.png", 1), ("cow/c.png", 2)], ["ant", "bee", "cow"])
 

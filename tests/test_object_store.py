@@ -2,13 +2,18 @@
 
 import re
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
+import s3fs
 import test_repair
-from conftest import TINY_FLAGS, start_ray_head, write_tiny_data
+from conftest import TINY_CLASSES, TINY_FLAGS, encode, random_picture, start_ray_head, write_tiny_data
 from fault_proxy import FORBIDDEN, RESET, fault_proxy
+from images_as_people_have_them import in_all_forms
 from object_store import BUCKET, environment, file_system, object_store, upload
 from session import session
+
+from exemplar_ray.data.shards import discover, inspect, open_shard
 
 FLAGS = [*TINY_FLAGS, "--sample", "bottom", "q50"]
 ANSWER = ("exemplars.parquet", "channels.parquet", "classes.parquet", "histograms.parquet", "images.parquet")
@@ -169,3 +174,93 @@ def test_wrong_credentials_are_one_line_that_says_so(store, data, command, tmp_p
     assert status == 2, text
     assert text.count("\n") == 1, text
     assert "denied" in text.lower(), text
+
+
+# Images and tars ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def forms(store, tmp_path_factory):
+    """{form: (where it is on the disk, and in the store)} of 150 images."""
+    images = [(encode(random_picture(i)), f"{i:03d}.png", i % 3) for i in range(150)]
+    forms = in_all_forms(tmp_path_factory.mktemp("forms"), images, TINY_CLASSES)
+    for form in ("folder", "tars"):
+        for path in (path for path in forms[form].rglob("*") if path.is_file()):
+            store[0].pipe_file(f"{BUCKET}/{form}/{path.relative_to(forms[form])}", path.read_bytes())
+    return {form: (forms[form], f"s3://{BUCKET}/{form}") for form in ("folder", "tars")}
+
+
+@pytest.mark.parametrize("form", ["folder", "tars"])
+def test_images_and_tars_on_an_object_store_are_those_on_a_disk(form, forms, store, command, tmp_path):
+    local, uri = forms[form]
+    run, fs = tmp_path / "run", store[0]
+    for where, to in ((local, tmp_path / "local"), (uri, run)):
+        status, text = command("run", "--data", where, "--out", to, *FLAGS)
+        assert status == 0, text
+    for name in ANSWER:
+        assert (run / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
+    # Another file in a place concerns the shard that it is in.
+    changed = sorted(fs.find(f"{BUCKET}/{form}"))[-1]
+    before = fs.cat_file(changed)
+    content = bytearray(before)
+    content[content.rindex(b"IDAT") + 60] ^= 1
+    fs.pipe_file(changed, bytes(content))
+    try:
+        status, text = command("run", "--data", uri, "--out", run, *FLAGS, "--max-skipped", "1")
+        last = {"folder": "images-00001-of-00002", "tars": "train-0001.tar"}[form]
+        assert (status, test_repair.scans(text)) == (0, [last]), text
+        assert f"{last} changed after it was scanned: other bytes in rows 0-99" in text
+    finally:
+        fs.pipe_file(changed, before)
+
+
+def test_an_image_is_a_request_and_a_tar_two_and_one_a_row(forms, store, monkeypatch):
+    for name, value in environment(store[1].url).items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    calls = []
+    original = s3fs.S3FileSystem._call_s3
+
+    async def counted(self, method, *arguments, **options):
+        calls.append(method)
+        return await original(self, method, *arguments, **options)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+
+    def asked(function):
+        calls.clear()
+        return function(), list(calls)
+
+    shards, of_images = asked(lambda: discover([forms["folder"][1]]))
+    # What is in the folder, and what is below it: the store has no folders, and says so.
+    assert set(of_images) <= {"list_objects_v2", "head_object"}
+    assert len(of_images) <= 4
+    assert [shard.stamp is not None for shard in shards] == [True, True]
+    (shards, _), looking = asked(lambda: inspect(shards))
+    assert looking == []
+    with open_shard(shards[0]) as reader:
+        rows, reading = asked(lambda: list(reader.images()))
+        assert reading == ["get_object"] * len(rows) == ["get_object"] * 100
+        picked, reading = asked(lambda: list(reader.select([3, 7])))
+        assert (picked, reading) == ([rows[3], rows[7]], ["get_object"] * 2)
+
+    shards, _ = asked(lambda: discover([forms["tars"][1]]))
+    (shards, _), looking = asked(lambda: inspect(shards))
+    assert looking == ["get_object"] * 2
+
+    def read():
+        with open_shard(shards[0]) as reader:
+            return list(reader.images()), reader.places
+
+    # Another process asks first what the file is now: no piece of another one comes.
+    s3fs.S3FileSystem.clear_instance_cache()
+    (rows, places), reading = asked(read)
+    assert (len(rows), reading) == (100, ["head_object", "get_object"])
+    s3fs.S3FileSystem.clear_instance_cache()
+
+    def pick():
+        with open_shard(replace(shards[0], places=places)) as reader:
+            return list(reader.select([3, 7]))
+
+    assert asked(pick) == ([rows[3], rows[7]], ["head_object", "get_object", "get_object"])
+    s3fs.S3FileSystem.clear_instance_cache()

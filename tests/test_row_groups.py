@@ -18,8 +18,9 @@ from test_listing import InPieces
 
 from exemplar_ray.data import pages, row_groups
 from exemplar_ray.data.compact_thrift import read_struct
+from exemplar_ray.data.formats.parquet import ParquetReader
 from exemplar_ray.data.row_groups import RowGroupFile
-from exemplar_ray.data.shards import ShardReader, discover, imagenet_schema
+from exemplar_ray.data.shards import discover, imagenet_schema, open_shard
 from exemplar_ray.data.write_shards import LabelledImage, write_images
 from exemplar_ray.errors import ShardError
 
@@ -89,7 +90,7 @@ def test_few_rows_are_those_of_the_whole_file(tmp_path, options):
     rows = table.to_pylist()
     [shard] = discover([str(tmp_path)])
     for wanted in ([0], [299], [119, 120], [7, 8, 9, 150, 298], list(range(0, 300, 11)), list(range(300)), [5, 300]):
-        with ShardReader(shard) as reader:
+        with open_shard(shard) as reader:
             found = list(reader.select(wanted))
         assert [image.row for image in found] == [row for row in wanted if row < 300]
         for image in found:
@@ -116,7 +117,7 @@ def test_whatever_the_pages_are(tmp_path, sizes, chosen, page, group, nullable):
     [shard] = discover([str(tmp_path / "a.parquet")])
     small, pages._SMALL_PAGE, row_groups._SMALL = (pages._SMALL_PAGE, row_groups._SMALL), 40, 40
     try:
-        with ShardReader(shard) as reader:
+        with open_shard(shard) as reader:
             found = {image.row: image.data for image in reader.select(chosen)}
     finally:
         pages._SMALL_PAGE, row_groups._SMALL = small
@@ -131,11 +132,11 @@ def test_a_thousand_rows_in_ten_row_groups_are_eleven_requests_and_four_of_them_
         for name in ("indexed", "plain"):
             [shard] = discover([f"{url}/{name}.parquet"])
             asked.clear()
-            with ShardReader(shard) as reader:
+            with open_shard(shard) as reader:
                 assert len(list(reader.images())) == ROWS
             assert len(asked) == GROUPS + 1
             asked.clear()
-            with ShardReader(shard) as reader:
+            with open_shard(shard) as reader:
                 assert [image.row for image in reader.select([3, 250, 251, 777, 998])] == [3, 250, 251, 777, 998]
             cost[name] = sum(size for _, size in asked) / shard.size, len(asked)
     assert cost["indexed"][0] < 0.1
@@ -164,10 +165,10 @@ def test_requests_at_an_object_store(tmp_path, monkeypatch, request):
             return await original(self, method, *arguments, **options)
 
         monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
-        with ShardReader(shard) as reader:
+        with open_shard(shard) as reader:
             contents = reader.contents_now()
         calls.clear()
-        with ShardReader(shard) as reader:
+        with open_shard(shard) as reader:
             assert len(list(reader.images())) == ROWS
         # The first asks what the file is now: no piece of another one comes.
         assert calls == ["head_object"] + ["get_object"] * (GROUPS + 1)
@@ -176,7 +177,7 @@ def test_requests_at_an_object_store(tmp_path, monkeypatch, request):
         monkeypatch.setenv("EXEMPLAR_RAY_SHARD_CACHE", str(tmp_path / "copies"))
         calls.clear()
         for _ in range(2):
-            with ShardReader(shard) as reader:
+            with open_shard(shard) as reader:
                 assert len(list(reader.images())) == ROWS
                 assert [image.row for image in reader.select([5])] == [5]
         assert calls.count("get_object") == 1
@@ -188,7 +189,7 @@ def test_requests_at_an_object_store(tmp_path, monkeypatch, request):
         other[5000:5003] = b"abc"
         file_system(url).pipe_file(f"{BUCKET}/a.parquet", bytes(other))
         [changed] = discover([f"s3://{BUCKET}/a.parquet"])
-        with ShardReader(changed) as reader:
+        with open_shard(changed) as reader:
             assert reader.contents_now() != contents
     assert len(list((tmp_path / "copies").iterdir())) == 2
 
@@ -202,11 +203,11 @@ def test_contents_are_what_the_bytes_were(tmp_path, monkeypatch, at_once):
         monkeypatch.setattr(row_groups, "_NEAR", 2000)
         monkeypatch.setattr(row_groups, "_BYTES_PER_READ", 4096)
     [shard] = discover([str(tmp_path)])
-    with ShardReader(shard) as reader:
+    with open_shard(shard) as reader:
         assert reader.contents is None
         assert len(list(reader.images())) == 200
         noted = reader.contents
-    with ShardReader(shard) as reader:
+    with open_shard(shard) as reader:
         assert reader.contents_now() == noted
     content = (tmp_path / "a.parquet").read_bytes()
     metadata = pq.read_metadata(tmp_path / "a.parquet")
@@ -223,7 +224,7 @@ def test_one_other_byte_of_an_image_or_a_label_is_other_contents(tmp_path):
     [shard] = discover([str(tmp_path)])
 
     def contents():
-        with ShardReader(shard) as reader:
+        with open_shard(shard) as reader:
             return reader.contents_now()
 
     before, whole = contents(), (tmp_path / "a.parquet").read_bytes()
@@ -243,9 +244,9 @@ def test_a_page_without_its_checksum_is_damage_and_says_so(tmp_path):
     damaged = bytearray((tmp_path / "a.parquet").read_bytes())
     damaged[start + 5000 : start + 5200] = bytes(200)
     (tmp_path / "a.parquet").write_bytes(damaged)
-    for read in (ShardReader.images, lambda reader: reader.select([51])):
+    for read in (ParquetReader.images, lambda reader: reader.select([51])):
         with (
-            ShardReader(shard) as reader,
+            open_shard(shard) as reader,
             pytest.raises(ShardError, match="a.parquet is damaged: a page of row group 1"),
         ):
             list(read(reader))
@@ -259,7 +260,7 @@ def test_the_next_row_group_is_fetched_while_one_is_worked_on(tmp_path, monkeypa
         RowGroupFile, "_load", lambda self, g, columns: (loaded.append(g), original(self, g, columns))[1]
     )
     [shard] = discover([str(tmp_path)])
-    with ShardReader(shard) as reader:
+    with open_shard(shard) as reader:
         images = reader.images()
         next(images)
         images.close()
@@ -275,7 +276,7 @@ def test_a_broken_page_index_is_damage(tmp_path):
     content[place[0] : place[1]] = bytes(place[1] - place[0])
     (tmp_path / "a.parquet").write_bytes(content)
     [shard] = discover([str(tmp_path)])
-    with ShardReader(shard) as reader, pytest.raises(ShardError, match="a.parquet is damaged: a page index"):
+    with open_shard(shard) as reader, pytest.raises(ShardError, match="a.parquet is damaged: a page index"):
         list(reader.select([50]))
 
 
@@ -294,6 +295,6 @@ def test_shards_that_this_project_writes_have_an_index_of_small_pages(tmp_path):
     with counting_server(path.parent) as (url, asked):
         [shard] = discover([f"{url}/{path.name}"])
         asked.clear()
-        with ShardReader(shard) as reader:
+        with open_shard(shard) as reader:
             assert [image.data for image in reader.select([17])] == [images[17].data]
     assert sum(size for _, size in asked) < path.stat().st_size / 20

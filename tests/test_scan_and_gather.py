@@ -9,7 +9,8 @@ from awkward_images import broken_images, scored_images
 from conftest import TINY_NETWORK, write_tiny_data
 
 from exemplar_ray.data.decode import decode_and_crop
-from exemplar_ray.data.shards import ShardReader, discover, inspect
+from exemplar_ray.data.formats.parquet import ParquetReader
+from exemplar_ray.data.shards import discover, inspect, open_shard
 from exemplar_ray.data.write_shards import LabelledImage, write_images
 from exemplar_ray.errors import ShardError
 from exemplar_ray.exemplars import collect, parts
@@ -121,7 +122,7 @@ def test_nan_and_infinity_are_counted_by_channel_and_never_ranked(tmp_path):
 
 
 def _rows(shard):
-    with ShardReader(shard) as reader:
+    with open_shard(shard) as reader:
         return list(reader.images())
 
 
@@ -129,8 +130,8 @@ def test_a_row_that_gets_lost_on_the_way_fails_the_shard(tmp_path, monkeypatch):
     spec, trunk = tiny()
     [path] = write_tiny_data(tmp_path / "d", shards=1, rows=20)
     [shard], _ = inspect(discover([str(path)]))
-    images = ShardReader.images
-    monkeypatch.setattr(ShardReader, "images", lambda self: (one for one in images(self) if one.row != 7))
+    images = ParquetReader.images
+    monkeypatch.setattr(ParquetReader, "images", lambda self: (one for one in images(self) if one.row != 7))
     with pytest.raises(ShardError, match="20 rows, but 19 scored and 0 skipped"):
         scan_it(trunk, spec, shard)
 

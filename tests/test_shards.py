@@ -9,7 +9,7 @@ import pytest
 from conftest import TINY_CLASSES, TINY_ROWS, encode, random_picture, write_tiny_data
 
 from exemplar_ray.data.row_groups import RowGroupFile
-from exemplar_ray.data.shards import Shard, ShardReader, discover, imagenet_schema, inspect
+from exemplar_ray.data.shards import Shard, discover, imagenet_schema, inspect, open_shard
 from exemplar_ray.data.write_shards import LabelledImage, write_images, write_shards
 from exemplar_ray.errors import ShardError, UsageError
 
@@ -55,7 +55,7 @@ def test_other_file_systems_keep_their_protocol(tmp_path):
         assert (shard.name, shard.uri) == ("x.parquet", "memory:///bucket/data/x.parquet")
         [inspected], names = inspect([shard])
         assert (inspected.rows, names) == (TINY_ROWS, TINY_CLASSES)
-        with ShardReader(inspected) as reader:
+        with open_shard(inspected) as reader:
             assert len(list(reader.images())) == TINY_ROWS
     finally:
         memory.rm("/bucket", recursive=True)
@@ -63,7 +63,7 @@ def test_other_file_systems_keep_their_protocol(tmp_path):
 
 @pytest.mark.parametrize("uri", ["{tmp}/nothing/*.parquet", "{tmp}/missing.parquet", "{tmp}"])
 def test_nothing_to_read_is_refused(tmp_path, uri):
-    with pytest.raises(UsageError, match="no parquet shard matches"):
+    with pytest.raises(UsageError, match="no parquet shard, tar or image matches"):
         discover([uri.format(tmp=tmp_path)])
 
 
@@ -92,14 +92,14 @@ def test_a_file_that_is_no_parquet_stays_in_the_list_without_rows(tmp_path):
     assert [shard.rows for shard in shards] == [None, TINY_ROWS]
     assert names == TINY_CLASSES
     with pytest.raises(pa.ArrowInvalid):
-        ShardReader(shards[0])
+        open_shard(shards[0])
 
 
 def test_rows_come_in_order_and_selected_ones_with_label_and_path(tmp_path):
     images = [LabelledImage(encode(random_picture(i)), f"{i}.png", i % 7) for i in range(250)]
     [path], _ = write_images(images, str(tmp_path / "d"), None, 1000)
     [shard], _ = inspect(discover([str(path)]))
-    with ShardReader(shard) as reader:
+    with open_shard(shard) as reader:
         everything = list(reader.images())
         assert [row.row for row in everything] == list(range(250))
         assert [row.data for row in everything] == [image.data for image in images]
@@ -122,7 +122,7 @@ def test_selecting_reads_only_the_row_groups_it_needs(tmp_path, monkeypatch):
         return original(self, group, columns)
 
     monkeypatch.setattr(RowGroupFile, "_batches", batches)
-    with ShardReader(discover([str(path)])[0]) as reader:
+    with open_shard(discover([str(path)])[0]) as reader:
         assert [row.row for row in reader.select([120, 340])] == [120, 340]
     assert groups == [1, 3]
 
@@ -132,10 +132,10 @@ def test_plain_binary_images_null_images_and_missing_labels_are_taken(tmp_path):
     struct = pa.array([{"bytes": b"a", "path": "p"}, None, {"bytes": None, "path": "q"}], imagenet_schema(None)[0].type)
     pq.write_table(pa.table({"image": struct, "label": pa.array([1, None, 3])}), tmp_path / "struct.parquet")
     plain, nested = discover([str(tmp_path)])
-    with ShardReader(plain) as reader:
+    with open_shard(plain) as reader:
         assert [row.data for row in reader.images()] == [b"a", None, b"c"]
         assert list(reader.select([2])) == [(2, b"c", None, None)]
-    with ShardReader(nested) as reader:
+    with open_shard(nested) as reader:
         assert [row.data for row in reader.images()] == [b"a", None, None]
         assert list(reader.select([0, 1, 2])) == [(0, b"a", "p", 1), (1, None, None, None), (2, None, "q", 3)]
 
@@ -143,7 +143,7 @@ def test_plain_binary_images_null_images_and_missing_labels_are_taken(tmp_path):
 def test_a_shard_with_other_rows_than_listed_is_refused(tmp_path):
     [path] = write_tiny_data(tmp_path / "data", shards=1)
     with pytest.raises(ShardError, match="changed: 10 rows, the shard list says 11"):
-        ShardReader(Shard("x", str(path), path.stat().st_size, rows=11))
+        open_shard(Shard("x", str(path), path.stat().st_size, rows=11))
 
 
 def test_an_image_folder_becomes_shards_with_its_classes(tmp_path):

@@ -15,7 +15,7 @@ from exemplar_ray import open_run
 from exemplar_ray.data.columns import Chosen
 from exemplar_ray.data.imagenet_names import name_of_synset, spelled_out
 from exemplar_ray.data.labels import ClassLabels
-from exemplar_ray.data.shards import ShardReader, discover, inspect
+from exemplar_ray.data.shards import discover, inspect, open_shard
 from exemplar_ray.data.subset import Wanted, choose, classes_of
 from exemplar_ray.data.write_shards import LabelledImage, write_images
 from exemplar_ray.errors import UsageError
@@ -38,7 +38,7 @@ def chosen(folder, wanted, labels=None):
     shards, subset, notes = choose(*data_set(folder, labels), wanted)
     found = []
     for shard in shards:
-        with ShardReader(shard) as reader:
+        with open_shard(shard) as reader:
             read = list(reader.images())
             assert len(read) == reader.rows == shard.images
             assert [image.row for image in read] == shard.chosen_rows.tolist()

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from exemplar_ray.data.shards import Shard
+from exemplar_ray.data.shard import Shard
 
 _SEED = 0
 

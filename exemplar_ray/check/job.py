@@ -20,11 +20,11 @@ from exemplar_ray.check.options import CheckOptions
 from exemplar_ray.check.outputs import Reading, Readings, read_outputs, readings, settled
 from exemplar_ray.check.usual import IN_USE, usual_preprocessings
 from exemplar_ray.data.columns import Chosen as Columns
-from exemplar_ray.data.columns import describe
 from exemplar_ray.data.data_set import data_set, refuse_unlabelled
+from exemplar_ray.data.formats.registry import describe
 from exemplar_ray.data.labels import ClassLabels, read_class_labels
 from exemplar_ray.data.preprocess import Preprocess
-from exemplar_ray.data.shards import Shard, labels_are_texts, to_question_with
+from exemplar_ray.data.shard import Shard, labels_are_texts, to_question_with
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.progress import ProgressDisplay, say
@@ -115,10 +115,10 @@ def check(subject: Subject, cluster: Cluster, console: Console, options: CheckOp
     """
     names = read_outputs(options.outputs) if options.outputs else None
     if not any(shard.images for shard in subject.shards):
-        raise UsageError("no shard can be read as parquet, or all are empty")
+        raise UsageError("no shard can be read, or all are empty")
     introduced = _introduce(subject, cluster)
     possible = _readings(introduced, subject, names)
-    for line in [*_heading(introduced), *subject.notes, *describe(shard.columns for shard in subject.shards)]:
+    for line in [*_heading(introduced), *subject.notes, *describe(subject.shards)]:
         say(console, line)
     findings, looked = _Look(subject, introduced, possible, cluster, console, options).look()
     for line in findings.lines():
@@ -198,9 +198,9 @@ class _Look:
             # Blind guesses are as good with one as with another.
             self._all = {IN_USE: network.preprocess}
         self._failed = {
-            shard.name: "it cannot be read as parquet, or cannot be reached"
+            shard.name: f"it cannot be read as {shard.format}, or cannot be reached"
             for shard in subject.shards
-            if shard.rows is None
+            if shard.footer is None
         }
         self._shards: set[str] = set()
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from exemplar_ray.check.outputs import Reading
 from exemplar_ray.data.preprocess import Preprocess
-from exemplar_ray.data.shards import Shard
+from exemplar_ray.data.shard import Shard
 from exemplar_ray.network.spec import NetworkSpec
 
 FIRST_GUESSES = 5

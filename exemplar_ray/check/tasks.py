@@ -36,8 +36,8 @@ from exemplar_ray.check.looking import (
 )
 from exemplar_ray.data.batches import Batch, batches
 from exemplar_ray.data.first_images import two_images
+from exemplar_ray.data.formats.registry import open_shard
 from exemplar_ray.data.preprocess import Preprocess
-from exemplar_ray.data.shards import ShardReader
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.machine import cpus
 from exemplar_ray.executor.malloc import keep_freed_memory
@@ -141,7 +141,7 @@ def look(settings: LookSettings, chosen: Chosen) -> Looked:
     at = device(settings.use_gpu)
     module = _module(settings.network, at)
     looked = Looked(counts=np.zeros((len(settings.readings), len(settings.preprocessings), len(Count._fields)), int))
-    with ShardReader(chosen.shard) as reader:
+    with open_shard(chosen.shard) as reader:
         images = reader.select(chosen.rows)
         for batch in batches(
             images, settings.network.preprocess, settings.batch_size, settings.threads, torch.device(at)

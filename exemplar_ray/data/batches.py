@@ -16,7 +16,7 @@ from torch import Tensor
 
 from exemplar_ray.data.decode import UndecodableImageError, decode_and_crop
 from exemplar_ray.data.preprocess import GPU_DECODER, Preprocess
-from exemplar_ray.data.shards import ImageRow
+from exemplar_ray.data.shard import ImageRow
 from exemplar_ray.prefetch import map_ahead
 
 # Batches that may be on their way to a GPU: one being filled, one being copied, one to spare.

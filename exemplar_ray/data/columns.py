@@ -35,16 +35,21 @@ _COUNTS = {"num", "n", "number", "count"}
 
 
 class Chosen(NamedTuple):
-    """The columns that the user names; None to find them."""
+    """What the user names of a data set: columns, None to find them, and the split."""
 
     image: str | None = None
     label: str | None = None
     """`NO_LABELS` to read none."""
+    split: str | None = None
+    """Of a data set on the Hub that is given by its name; None for the only one."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a shard's images and labels are, if not in `image` and as whole numbers in `label`."""
+    """Where a shard's images and labels are, if not in `image` and as whole numbers in `label`.
+
+    Formats without columns call their usual places so, too.
+    """
 
     image: str = IMAGE
     label: str | None = LABEL
@@ -258,27 +263,36 @@ def class_names(schema: pa.Schema, label: str | None) -> list[str] | None:
 # Both -------------------------------------------------------------------------------------
 
 
-def describe(columns: Iterable[Columns | None]) -> list[str]:
+def describe(columns: Iterable[Columns | None], word: str = "column", usual_label: str = LABEL) -> list[str]:
     """Say in lines what is unusual about the columns of a data set's shards; nothing of the usual ones.
 
     Args:
         columns: of each shard; None for the usual ones, or where they are not known.
+        word: what they are called, where they are none.
+        usual_label: what the usual one of labels is called.
     """
     found = list(columns)
     unusual = [one for one in found if one is not None]
-    lines = [f"images are read from column '{name}'" for name in sorted({c.image for c in unusual} - {IMAGE})]
+    lines = [f"images are read from {word} '{name}'" for name in sorted({c.image for c in unusual} - {IMAGE})]
     labels = {c.label_column: c for c in unusual}
     for name in sorted(name for name in labels if name is not None):
         texts = f", as texts of {len(labels[name].names or ())} classes" if labels[name].texts else ""
         if name != LABEL or texts:
-            lines.append(f"labels are read from column '{name}'{texts}")
-    lacking = sum(c.label_column is None for c in unusual)
-    if any(c.label == NO_LABELS for c in unusual):
-        lines.append(f"no labels are read (--label-column {NO_LABELS})")
-    elif lacking:
-        which = "" if lacking == len(found) else f" in {lacking} of {len(found)} shards"
-        lines.append(f"no labels{which}: no column is called '{LABEL}' or like it (--label-column NAME)")
-    return lines
+            lines.append(f"labels are read from {word} '{usual_label if name == LABEL else name}'{texts}")
+    return lines + lacking_labels(found, f"no {word} is called '{usual_label}' or like it (--label-column NAME)")
+
+
+def lacking_labels(columns: Sequence[Columns | None], why: str) -> list[str]:
+    """Say in lines that shards have no labels, and why; nothing if all have some.
+
+    Args:
+        columns: see `describe`.
+    """
+    lacking = sum(one is not None and one.label_column is None for one in columns)
+    if any(one is not None and one.label == NO_LABELS for one in columns):
+        return [f"no labels are read (--label-column {NO_LABELS})"]
+    which = "" if lacking == len(columns) else f" in {lacking} of {len(columns)} shards"
+    return [f"no labels{which}: {why}"] if lacking else []
 
 
 def _refuse_missing(schema: pa.Schema, name: str, where: str, flag: str) -> None:

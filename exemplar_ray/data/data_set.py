@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from exemplar_ray.data.columns import USUAL, Chosen
 from exemplar_ray.data.labels import ClassLabels, entries_of_texts
-from exemplar_ray.data.listing import LeftOut
-from exemplar_ray.data.shards import Shard, discover, inspect, labels_are_texts
+from exemplar_ray.data.listed import LeftOut
+from exemplar_ray.data.shard import Shard, labels_are_texts
+from exemplar_ray.data.shards import discover, inspect
 from exemplar_ray.errors import UsageError
 
 
@@ -23,7 +24,7 @@ class DataSet(NamedTuple):
 
 def data_set(
     data: Sequence[str],
-    columns: Chosen,
+    chosen: Chosen,
     table: dict[str, tuple[str, str]],
     revisions: Mapping[str, str] | None = None,
 ) -> DataSet:
@@ -31,7 +32,7 @@ def data_set(
 
     Args:
         data: see `shards.discover`.
-        columns: of images and labels, as the user names them.
+        chosen: columns of images and labels, and the split, as the user names them.
         table: of the user's `--class-labels` file; {} without one.
         revisions: see `shards.discover`.
 
@@ -39,7 +40,7 @@ def data_set(
         UsageError: see `shards.discover` and `shards.inspect`.
     """
     left_out = LeftOut()
-    shards, names = inspect(discover(data, revisions, left_out), columns, bool(table))
+    shards, names = inspect(discover(data, revisions, left_out, chosen.split), chosen, bool(table))
     if labels_are_texts(shards):
         table = entries_of_texts(names or (), table)
     return DataSet(shards, ClassLabels(names, table), left_out.lines())
@@ -52,7 +53,7 @@ def refuse_unlabelled(shards: Sequence[Shard]) -> None:
         UsageError: with that shard.
     """
     for shard in shards:
-        if shard.rows and (shard.columns or USUAL).label_column is None:
+        if shard.images and (shard.columns or USUAL).label_column is None:
             raise UsageError(
                 f"the network is given the images' labels (its forward takes `labels`), and '{shard.name}' has none; "
                 "--label-column NAME says in which column they are, or give data that have them"

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from exemplar_ray.data.decode import UndecodableImageError, decode_and_crop
+from exemplar_ray.data.formats.registry import open_shard
 from exemplar_ray.data.preprocess import Preprocess
-from exemplar_ray.data.shards import Shard, ShardReader, to_question_with
+from exemplar_ray.data.shard import Shard, to_question_with
 from exemplar_ray.errors import ShardError
 
 _MOST_ROWS = 20
@@ -46,7 +47,7 @@ def two_images(shards: Sequence[Shard], preprocess: Preprocess, labelled: bool =
     names: list[str] = []
     for shard in to_question_with(shards):
         try:
-            with ShardReader(shard) as reader:
+            with open_shard(shard) as reader:
                 for image in islice(reader.images(), _MOST_ROWS):
                     if labelled and image.label is None:
                         continue

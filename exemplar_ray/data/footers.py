@@ -20,7 +20,7 @@ TAIL_BYTES = 1 << 16
 _MAGIC = b"PAR1"
 _TAKE_THE_SIZE = ("hf://", "http://", "https://")
 # Pointers are smaller.
-_POINTER_BYTES = 1024
+POINTER_BYTES = 1024
 _POINTERS = {
     b"version https://git-lfs.github.com/spec/": ("Git LFS pointer", "git lfs pull"),
     b"/annex/objects/": ("git-annex pointer", "git annex get ."),
@@ -121,7 +121,7 @@ def _footer_bytes(uri: str, size: int) -> bytes | None:
         # A footer does not begin before the magic bytes at the start; and a server that cannot give pieces says so.
         tail = read_range(file, max(len(_MAGIC), size - TAIL_BYTES), size)
         if len(tail) < 8 or tail[-4:] != _MAGIC:
-            _refuse_pointer(uri, read_range(file, 0, size) if size < _POINTER_BYTES else b"")
+            refuse_pointer(uri, read_range(file, 0, size) if size < POINTER_BYTES else b"")
             return None
         length = int.from_bytes(tail[-8:-4], "little") + 8
         if length > len(tail):
@@ -144,7 +144,12 @@ def read_range(file: Any, start: int, end: int) -> bytes:
     return content
 
 
-def _refuse_pointer(uri: str, content: bytes) -> None:
+def refuse_pointer(uri: str, content: bytes) -> None:
+    """Refuse a small file that is a pointer to another one.
+
+    Raises:
+        PointerError: it is.
+    """
     for beginning, (what, command) in _POINTERS.items():
         if content.startswith(beginning):
             raise PointerError(uri, what, command)

@@ -1,122 +1,101 @@
-"""The files that paths, folders, globs and addresses stand for.
+"""The files that paths, folders, globs, addresses and names of data sets stand for.
 
-What a system hides is no data: names that begin with a dot, and `__MACOSX`. Links are followed, and a file that is
-named twice counts once. On a disk, what is there under a name wins over reading the name as a glob.
+What a system hides is no data: names that begin with a dot, and `__MACOSX`. Links are followed, and a shard that is
+named twice counts once. What is there under a name wins over reading the name as a glob.
 """
 
 from __future__ import annotations
 
-import errno
-import fnmatch
 import glob
 import os
+import posixpath
 import re
-import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from itertools import takewhile
+from typing import Any, NoReturn
 
 from fsspec.implementations.local import LocalFileSystem
 
+from exemplar_ray.data import hub_data_sets
+from exemplar_ray.data.disk_files import OnDisk
+from exemplar_ray.data.listed import (
+    TAR_ENDING,
+    ImageFile,
+    ImageFolder,
+    LeftOut,
+    Listed,
+    Place,
+    in_order,
+    is_image,
+    refuse_names_that_are_no_text,
+    shown,
+)
+from exemplar_ray.data.remote_files import InStorage
 from exemplar_ray.errors import UsageError, one_line
 from exemplar_ray.storage import chained, hub
-from exemplar_ray.storage.hub_uri import AccessError, is_on_hub, without_revision
+from exemplar_ray.storage.hub_uri import PROTOCOL, AccessError, is_on_hub, without_revision
 from exemplar_ray.storage.transient import ATTEMPTS, is_transient, patiently
 
-_SHARD = ".parquet"
-_MACS = "__MACOSX"
-# What file systems call it: the Hub, S3 and the web, Google and Azure, archives; then when it was modified.
-_STAMPS = (
-    *("sha256", "blob_id", "ETag", "etag", "md5Hash", "CRC"),
-    *("LastModified", "Last-Modified", "last_modified", "mtime", "modified"),
-)
-_FOLDER, _FILE = stat.S_IFDIR, stat.S_IFREG
-
-
-class Listed(NamedTuple):
-    """One file, as it was found."""
-
-    uri: str
-    """For any process to open it by; a path of the local disk is whole."""
-    place: str
-    """Where it is, for names: without commits, an archive like a folder."""
-    size: int
-    """Bytes."""
-    stamp: str | None = None
-    """What the storage says of the content, without reading it: an ETag, or when it was modified."""
+_PARQUET, _TAR, _IMAGES, _OTHER = ".parquet", TAR_ENDING, "images", "other"
+_COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 
 
 @dataclass
-class LeftOut:
-    """What was passed over on the way."""
+class Found:
+    """What data are made of."""
 
-    hidden: list[str] = field(default_factory=list)
-    lost_links: list[str] = field(default_factory=list)
-    again: list[str] = field(default_factory=list)
-    """Files that were named before, under this or another name."""
-
-    def lines(self) -> list[str]:
-        """Say it; nothing where there was nothing."""
-        kinds = (
-            (self.hidden, "hidden files or folders are left out"),
-            (self.lost_links, "links that lead nowhere are left out"),
-            (self.again, "files are named again, and counted once"),
-        )
-        return [f"{len(names)} {what}, such as '{shown(names[0])}'" for names, what in kinds if names]
+    files: list[Listed] = field(default_factory=list)
+    """Shards: parquet files and tars."""
+    folders: list[ImageFolder] = field(default_factory=list)
+    """Images that are files of their own."""
+    images: list[Listed] = field(default_factory=list)
+    """Images that are named one by one."""
 
 
-def shown(name: str) -> str:
-    """Return a name that can be printed, whatever bytes it has."""
-    return name.encode(errors="backslashreplace").decode()
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is for the system, not for people."""
-    return name.startswith(".") or name == _MACS
-
-
-def refuse_names_that_are_no_text(paths: Iterable[str], what: str) -> None:
-    """Refuse names that cannot be written down, as tables and `run.json` do.
-
-    Raises:
-        UsageError: a path is not valid UTF-8, or has half a character in it.
-    """
-    bad = [path for path in paths if not _is_text(path)]
-    if bad:
-        more = f" ({len(bad)} such names)" if len(bad) > 1 else ""
-        raise UsageError(f"{what} '{shown(bad[0])}' has a name that is not UTF-8{more}; rename it, such as with convmv")
-
-
-def _is_text(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def list_files(data: Sequence[str], revisions: Mapping[str, str], left_out: LeftOut) -> list[Listed]:
+def list_files(data: Sequence[str], revisions: Mapping[str, str], left_out: LeftOut, split: str | None = None) -> Found:
     """List the files that some URIs stand for, each once, sorted by place.
 
     Args:
-        data: paths or URIs of any file system that fsspec opens. A folder stands for the `*.parquet` directly in it.
+        data: paths or URIs of any file system that fsspec opens. A folder stands for the parquet files directly in it,
+            or the tars, or else for the images in it and its folders. A data set on the Hub stands for the files that
+            its card says.
         revisions: see `hub.resolve_revisions`.
         left_out: gets what is passed over.
+        split: of data sets on the Hub.
 
     Raises:
-        UsageError: nothing matches, or a file system cannot be reached, or a file is in the data at two revisions.
+        UsageError: nothing matches, or a file system cannot be reached, or a file is in the data at two revisions; or
+            an URI may be read in several ways, or is of what cannot be read.
+    """
+    found = Found()
+    for uri in data:
+        one = _expand(hub.pinned(uri, revisions), left_out, split)
+        if not (one.files or one.folders or one.images):
+            raise UsageError(f"no parquet shard, tar or image matches '{shown(uri)}'")
+        found.files += one.files
+        found.folders += one.folders
+        found.images += one.images
+    folders = [*found.folders, *_of_common_folders(found.images)]
+    return Found(_each_once(found.files, left_out), _put_together(folders, left_out))
+
+
+# Shards -----------------------------------------------------------------------------------
+
+
+def _each_once(files: Iterable[Listed], left_out: LeftOut) -> list[Listed]:
+    """Return files sorted by place, each once, under whatever names it was found.
+
+    Raises:
+        UsageError: a file is there at two revisions, or a name is no text.
     """
     found: dict[str, Listed] = {}
-    for uri in data:
-        files = _expand(hub.pinned(uri, revisions), left_out)
-        if not files:
-            raise UsageError(f"no parquet shard matches '{shown(uri)}'")
-        for file in files:
-            known = found.setdefault(file.place, file)
-            if known is not file:
-                if known.uri != file.uri and is_on_hub(file.uri):
-                    raise UsageError(f"'{file.place}' is in the data at two revisions; give one")
-                left_out.again.append(file.place)
+    for file in files:
+        known = found.setdefault(file.place, file)
+        if known is not file:
+            if known.uri != file.uri and is_on_hub(file.uri):
+                raise UsageError(f"'{file.place}' is in the data at two revisions; give one")
+            left_out.again.append(file.place)
     refuse_names_that_are_no_text(found, "shard")
     # Of several names of one file its own is kept, or else the first.
     themselves = _files_themselves(place for place, file in found.items() if file.uri == place and os.path.isabs(place))
@@ -126,11 +105,6 @@ def list_files(data: Sequence[str], revisions: Mapping[str, str], left_out: Left
             left_out.again.append(place)
             del found[place]
     return [found[place] for place in sorted(found)]
-
-
-def _on_disk(path: str) -> Listed:
-    there = os.stat(path)
-    return Listed(path, path, there.st_size, f"modified {there.st_mtime_ns}")
 
 
 def _files_themselves(paths: Iterable[str]) -> dict[str, str]:
@@ -146,14 +120,74 @@ def _files_themselves(paths: Iterable[str]) -> dict[str, str]:
     return files
 
 
-def _expand(uri: str, left_out: LeftOut) -> list[Listed]:
-    """Return the files that one URI, folder or glob stands for."""
+# Images -----------------------------------------------------------------------------------
+
+
+def _put_together(folders: Sequence[ImageFolder], left_out: LeftOut) -> list[ImageFolder]:
+    """Return folders of images sorted by place, each image once.
+
+    A link to an image is an image of its own: it may be of another class, or stand for another with the same content.
+
+    Raises:
+        UsageError: a name is no text, or a folder is there at two revisions.
+    """
+    together: dict[str, ImageFolder] = {}
+    for folder in folders:
+        known = together.setdefault(folder.place, folder)
+        if known is folder:
+            continue
+        if known.uri != folder.uri:
+            raise UsageError(f"'{folder.place}' is in the data at two revisions; give one")
+        files = in_order([*known.files, *folder.files])
+        together[folder.place] = ImageFolder(known.uri, known.uri, known.place, files)
+    found = [together[place] for place in sorted(together)]
+    seen: set[str] = set()
+    for folder in found:
+        refuse_names_that_are_no_text((f"{folder.place}/{file.name}" for file in folder.files), "image")
+        # A folder on the disk may be given by several names.
+        real = os.path.realpath(folder.place) if os.path.isabs(folder.place) else folder.place
+        once = []
+        for file in folder.files:
+            place = f"{real.rstrip('/')}/{file.name}"
+            if place in seen:
+                left_out.again.append(place)
+            else:
+                once.append(file)
+            seen.add(place)
+        folder.files = once
+    return [folder for folder in found if folder.files]
+
+
+def _of_common_folders(images: Sequence[Listed]) -> list[ImageFolder]:
+    """Return images that were named one by one as those of the folder that all are in; one for each storage."""
+    by_storage: dict[tuple[str, ...], list[Listed]] = {}
+    for image in images:
+        parts = image.place.split("/")
+        root = 1 if os.path.isabs(image.place) else 5 if is_on_hub(image.place) else 3
+        by_storage.setdefault(tuple(parts[:root]), []).append(image)
+    folders = []
+    for of_storage in by_storage.values():
+        levels = zip(*(image.place.split("/")[:-1] for image in of_storage), strict=False)
+        shared = len(list(takewhile(lambda names: len(set(names)) == 1, levels)))
+        names = ["/".join(image.place.split("/")[shared:]) for image in of_storage]
+        # A place has no commit, and so may be shorter.
+        [uri, place] = (path[: -len(names[0]) - 1] or "/" for path in (of_storage[0].uri, of_storage[0].place))
+        files = [ImageFile(name, image.size, image.stamp) for name, image in zip(names, of_storage, strict=True)]
+        folders.append(ImageFolder(uri, uri, place, in_order(files)))
+    return folders
+
+
+# What one URI stands for ------------------------------------------------------------------
+
+
+def _expand(uri: str, left_out: LeftOut, split: str | None) -> Found:
+    """Return what one URI stands for."""
     chained.refuse_hub_inside(uri)
     try:
         # The Hub's client is patient itself.
-        return patiently(lambda: _listed(uri, left_out), 1 if is_on_hub(uri) else ATTEMPTS)
+        return patiently(lambda: _listed(uri, left_out, split), 1 if is_on_hub(uri) else ATTEMPTS)
     except FileNotFoundError:
-        return []
+        return Found()
     except AccessError as error:
         raise UsageError(str(error)) from error
     except PermissionError as error:
@@ -166,185 +200,129 @@ def _expand(uri: str, left_out: LeftOut) -> list[Listed]:
         raise UsageError(f"cannot list '{shown(uri)}': {one_line(error)}") from error
 
 
-def _listed(uri: str, left_out: LeftOut) -> list[Listed]:
+def _listed(uri: str, left_out: LeftOut, split: str | None) -> Found:
     # An attempt that fails half-way leaves nothing behind.
     passed_over = LeftOut()
     fs, path = hub.file_system(uri)
     if isinstance(fs, LocalFileSystem):
-        listed = [_on_disk(file) for file in dict.fromkeys(_local(path, passed_over))]
+        found = _of_place(OnDisk(path), uri, passed_over)
     else:
         fs.invalidate_cache()
         try:
-            listed = [_remote(uri, fs, info) for info in _remote_files(fs, path, passed_over)]
+            if hub_data_sets.is_data_set(uri):
+                found = _of_data_set(uri, split, fs, passed_over)
+            else:
+                found = _of_place(InStorage(uri, fs, path), uri, passed_over)
         except FileNotFoundError as error:
             # fsspec's web client says so of whatever went wrong.
             if error.__cause__ is not None and is_transient(error.__cause__):
                 raise ConnectionError(one_line(error.__cause__)) from error
             raise
-    left_out.hidden += passed_over.hidden
-    left_out.lost_links += passed_over.lost_links
-    return listed
+    left_out.add(passed_over)
+    return found
 
 
-# A disk -----------------------------------------------------------------------------------
+def _of_place(place: Place, uri: str, left_out: LeftOut) -> Found:
+    """Return what is at a place, if that is one thing.
 
-
-def _local(path: str, left_out: LeftOut) -> Iterator[str]:
-    """Yield the files that a whole path stands for."""
-    kind = _kind(path)
-    if kind == _FOLDER:
-        yield from _matching(path, ["*" + _SHARD], left_out)
-    elif kind == _FILE:
-        yield path
-    elif glob.has_magic(path):
-        yield from _matching("/", [part for part in path.split("/") if part], left_out)
-
-
-def _matching(folder: str, parts: list[str], left_out: LeftOut, way: frozenset[str] = frozenset()) -> Iterator[str]:
-    """Yield the files below a folder whose names match the parts of a glob, one for each level.
-
-    Args:
-        way: the folders on the way down through `**`, themselves: a link back to one of them is not followed.
+    Raises:
+        UsageError: it may be several, or is none that can be read.
     """
-    part, rest = parts[0], parts[1:]
-    literal = os.path.join(folder, part)
-    if not glob.has_magic(part) or _kind(literal) is not None:
-        if rest and _kind(literal) == _FOLDER:
-            yield from _matching(literal, rest, left_out)
-        elif not rest and _kind(literal) == _FILE:
-            yield literal
+    if not place.folder:
+        return _of_matches(place, uri, left_out)
+    kinds = {kind for name in place.names() if (kind := _kind_of(name)) is not None}
+    if kinds == {_TAR} and place.has_images():
+        kinds.add(_IMAGES)
+    _refuse_several(uri, kinds)
+    for kind in kinds & {_PARQUET, _TAR}:
+        return Found(list(place.files(kind, left_out)))
+    images = place.images(left_out)
+    if not images.files:
+        for name in filter(_COMPRESSED.search, place.names()):
+            _refuse_compressed(name)
+    return Found(folders=[images] if images.files else [])
+
+
+def _of_matches(place: Place, uri: str, left_out: LeftOut) -> Found:
+    """Return the file at a place, or those that a glob matches."""
+    files = place.matches(left_out)
+    images = [file for file in files if is_image(file.place)]
+    if not images or chained.is_chained(uri) or place.glob:
+        found = _of_files(uri, files, left_out)
+        return Found(found.files, [place.as_images(images)] if images else [])
+    return Found(images=images)
+
+
+def _of_files(uri: str, files: Sequence[Listed], left_out: LeftOut) -> Found:
+    """Sort out files.
+
+    Raises:
+        UsageError: they are of several kinds, or compressed.
+    """
+    by_kind: dict[str, list[Listed]] = {}
+    for file in files:
+        by_kind.setdefault(_kind_of(file.place) or _OTHER, []).append(file)
+    others = by_kind.pop(_OTHER, [])
+    _refuse_several(uri, by_kind.keys())
+    for file in others:
+        if _COMPRESSED.search(file.place):
+            _refuse_compressed(file.place)
+    if _IMAGES in by_kind:
+        left_out.others += [file.place for file in others]
+        return Found(images=by_kind[_IMAGES])
+    # A file of another name may be a parquet file: its footer says so.
+    return Found([*(file for of_kind in by_kind.values() for file in of_kind), *others])
+
+
+def _of_data_set(uri: str, split: str | None, fs: Any, left_out: LeftOut) -> Found:
+    """Return the files of a data set on the Hub.
+
+    Raises:
+        UsageError: see `hub_data_sets.files_of`; or none can be read where it is.
+    """
+    paths = hub_data_sets.files_of(uri, split, fs)
+    files = [file for path in paths for file in InStorage(PROTOCOL + path, fs, path).matches(left_out)]
+    readable = [file for file in files if _kind_of(file.place)]
+    if not readable:
+        name, of_split = without_revision(uri), f" --split {split}" if split else ""
+        raise UsageError(
+            f"'{name}' has neither parquet files, tars nor images that can be read where they are, but files such as "
+            f"'{posixpath.basename(files[0].place)}'; write shards of it: exemplar-ray shard "
+            f"{name.removeprefix(f'{PROTOCOL}datasets/')} DIR{of_split}"
+        )
+    left_out.others += [file.place for file in files if not _kind_of(file.place)]
+    return _of_files(uri, readable, left_out)
+
+
+def _kind_of(name: str) -> str | None:
+    """Return what a file is by its name: an ending, or `_IMAGES`; None where that does not tell."""
+    for ending in (_PARQUET, _TAR):
+        if name.endswith(ending):
+            return ending
+    return _IMAGES if is_image(name) else None
+
+
+def _refuse_several(uri: str, kinds: Collection[str]) -> None:
+    """Refuse what may be read in several ways.
+
+    Raises:
+        UsageError: it may be.
+    """
+    if len(kinds) < 2:
         return
-    deep = part == "**"
-    if deep and rest:
-        yield from _matching(folder, rest, left_out, way)
-    pattern = re.compile(fnmatch.translate(part))
-    here = way | {os.path.realpath(folder)}
-    for entry in _visible(folder, left_out, None if part.startswith(".") else pattern):
-        if not pattern.match(entry.name):
-            continue
-        if not rest and entry.is_file():
-            yield entry.path
-        elif entry.is_dir() and deep and not (entry.is_symlink() and os.path.realpath(entry.path) in here):
-            yield from _matching(entry.path, parts, left_out, here)
-        elif entry.is_dir() and rest and not deep:
-            yield from _matching(entry.path, rest, left_out)
+    words = {_PARQUET: "parquet shards", _TAR: "tars", _IMAGES: "images"}
+    globs = {_PARQUET: "*.parquet", _TAR: "*.tar", _IMAGES: "**/*.jpg"}
+    name = shown(without_revision(uri))
+    folder = "FOLDER" if glob.has_magic(name) else name
+    choices = " or ".join(f"'{folder.rstrip('/')}/{globs[kind]}'" for kind in globs if kind in kinds)
+    raise UsageError(
+        f"'{name}' stands for {' and '.join(words[kind] for kind in words if kind in kinds)}; choose with a "
+        f"glob that matches one kind of them, such as {choices}"
+    )
 
 
-def _kind(path: str) -> int | None:
-    """Return what is there, links followed: `_FOLDER`, `_FILE` or another format of `stat`; None if nothing is.
-
-    os.path would say so, too, where it could not look.
-    """
-    try:
-        return stat.S_IFMT(os.stat(path).st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
-            return None
-        raise
-
-
-def _visible(folder: str, left_out: LeftOut, asked: re.Pattern[str] | None) -> Iterator[os.DirEntry[str]]:
-    """Yield what is in a folder, by name, without what is hidden and links that lead nowhere.
-
-    Args:
-        asked: what of these is told as left out; None where hidden ones are asked for.
-    """
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if asked is not None and is_hidden(entry.name):
-                if asked.match(entry.name):
-                    left_out.hidden.append(entry.path)
-            elif entry.is_symlink() and _kind(entry.path) is None:
-                if asked is None or asked.match(entry.name):
-                    left_out.lost_links.append(entry.path)
-            else:
-                yield entry
-
-
-def files_below(folder: str, left_out: LeftOut) -> Iterator[str]:
-    """Yield every file in a folder and the folders in it, links followed, but none back to where they come from."""
-    yield from _matching(folder, ["**"], left_out)
-
-
-# Other file systems -----------------------------------------------------------------------
-
-
-def _remote_files(fs: Any, path: str, left_out: LeftOut) -> Iterator[dict[str, Any]]:
-    """Yield fsspec's descriptions of the files that a path stands for."""
-    root, parts = _glob_of(fs, path)
-    if not parts and _is_folder(fs, path):
-        parts = ["*" + _SHARD]
-    if not parts:
-        yield fs.info(path)
-        return
-    asked = any(map(is_hidden, parts))
-    pattern = "/".join([*([glob.escape(root)] if root else []), *parts])
-    for info in fs.glob(pattern, detail=True).values():
-        if info["type"] != "file":
-            continue
-        below = info["name"].removeprefix(root).strip("/")
-        if not asked and any(map(is_hidden, below.split("/"))):
-            left_out.hidden.append(info["name"])
-        else:
-            yield info
-
-
-def _is_folder(fs: Any, path: str) -> bool:
-    """Whether there is a folder; unlike fsspec's `isdir`, does not say no where it could not look."""
-    if _is_web(fs):
-        # The web has no folders, but pages with links; to look for them in a shard is to download it.
-        return not path.endswith(_SHARD) and fs.isdir(path)
-    return fs.info(path)["type"] == "directory"
-
-
-def _glob_of(fs: Any, path: str) -> tuple[str, list[str]]:
-    """Return the folder below which a glob matches, and the glob's parts, one for each level; no parts if it is none.
-
-    Stars are stars. Brackets and question marks may stand in names, too: what is there under such a name is taken.
-    """
-    magic = re.compile(r"[*\[]" if _is_web(fs) else r"[*?\[]")
-    fixed: list[str] = []
-    parts = path.split("/")
-    for i, part in enumerate(parts):
-        if magic.search(part) and ("*" in part or not _is_there(fs, "/".join([*fixed, part]))):
-            return "/".join(fixed), parts[i:]
-        fixed.append(part)
-    return path.rstrip("/"), []
-
-
-def _is_there(fs: Any, path: str) -> bool:
-    try:
-        fs.info(path)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _is_web(fs: Any) -> bool:
-    return "http" in (fs.protocol if isinstance(fs.protocol, (list, tuple)) else (fs.protocol,))
-
-
-def _remote(uri: str, fs: Any, info: Mapping[str, Any]) -> Listed:
-    """Return a file by an address that others can open."""
-    name, size = info["name"], info.get("size")
-    if size is None:
-        size = fs.info(name).get("size")
-    if size is None:
-        raise OSError(f"the server does not say how large '{name}' is; copy the files to a disk or an object store")
-    if chained.is_chained(uri):
-        address = chained.address_of(uri, name)
-        return Listed(address, chained.place_of(address), size, _stamp(info))
-    address = fs.unstrip_protocol(name)
-    return Listed(address, without_revision(address), size, _stamp(info))
-
-
-def _stamp(info: Mapping[str, Any]) -> str | None:
-    """Return what tells of another content, of what fsspec's file systems say of a file; the surest that there is."""
-    of_large_files = info.get("lfs") or {}
-    for name in _STAMPS:
-        value = of_large_files.get(name) if name == "sha256" else info.get(name)
-        if value is not None and value != "":
-            return f"{name} {value}".replace('"', "")
-    return None
+def _refuse_compressed(name: str) -> NoReturn:
+    raise UsageError(
+        f"'{shown(name)}' is a compressed tar, in which no image can be found without reading all before it; "
+        "decompress it, and give the .tar"
+    )

@@ -18,6 +18,13 @@ from exemplar_ray.storage import hub
 FOLDER = "EXEMPLAR_RAY_SHARD_CACHE"
 
 
+_ENDINGS = (".parquet", ".tar")
+
+
+def _ending(path: str) -> str:
+    return next((ending for ending in _ENDINGS if path.endswith(ending)), _ENDINGS[0])
+
+
 def place_of(uri: str, size: int, stamp: str | None) -> str:
     """Return where to read a file: a copy on this machine's disk, which is made if there is none, or the file itself.
 
@@ -33,7 +40,7 @@ def place_of(uri: str, size: int, stamp: str | None) -> str:
     fs, path = hub.file_system(uri)
     if isinstance(fs, LocalFileSystem):
         return uri
-    copy = os.path.join(folder, hashlib.sha256(f"{uri}\n{size}\n{stamp}".encode()).hexdigest() + ".parquet")
+    copy = os.path.join(folder, hashlib.sha256(f"{uri}\n{size}\n{stamp}".encode()).hexdigest() + _ending(path))
     if not os.path.exists(copy):
         os.makedirs(folder, exist_ok=True)
         temporary = f"{copy}.{uuid.uuid4().hex}.tmp"

@@ -20,9 +20,10 @@ import pyarrow as pa
 import xxhash
 
 from exemplar_ray.data.footers import read_surely
+from exemplar_ray.data.formats.registry import open_shard
 from exemplar_ray.data.imagenet_names import name_of_synset
 from exemplar_ray.data.labels import ClassLabels
-from exemplar_ray.data.shards import Shard, ShardReader
+from exemplar_ray.data.shard import Shard
 from exemplar_ray.errors import ShardError, UsageError, near_matches, one_line
 
 _THREADS = 16
@@ -106,7 +107,7 @@ def choose(
     """
     if wanted.is_all:
         return list(shards), None, []
-    unknown = next((shard for shard in shards if shard.rows is None), None)
+    unknown = next((shard for shard in shards if shard.footer is None), None)
     if unknown is not None:
         raise UsageError(
             f"'{unknown.uri}' cannot be read, so that which images to choose is not known; mend it, or leave it out"
@@ -135,12 +136,17 @@ def choose(
         order = order[: wanted.images]
     ends = np.cumsum([len(one.labels) for one in listed])
     chosen = [
-        replace(shard, chosen=packed(order[(order >= end - rows) & (order < end)] - (end - rows), rows))
-        for shard, end, rows in zip(shards, ends.tolist(), (len(one.labels) for one in listed), strict=True)
+        _with_chosen(shard, one, order[(order >= end - len(one.labels)) & (order < end)] - (end - len(one.labels)))
+        for shard, end, one in zip(shards, ends.tolist(), listed, strict=True)
     ]
     digest = hashlib.sha256("\n".join(f"{shard.name} {shard.chosen}" for shard in chosen).encode()).hexdigest()
     subset = Subset(wanted.images, wanted.per_class, classes, wanted.seed, len(order), len(label), digest)
     return chosen, subset, [subset.words, *notes]
+
+
+def _with_chosen(shard: Shard, listed: _Listed, rows: np.ndarray) -> Shard:
+    total = len(listed.labels)
+    return replace(shard, rows=total, about=None, places=listed.places, chosen=packed(rows, total))
 
 
 class _Listed(NamedTuple):
@@ -149,17 +155,19 @@ class _Listed(NamedTuple):
     paths: list[str | None]
     labels: np.ndarray
     """int64; `_NO_LABEL` where there is none."""
+    places: Sequence[int] | None
+    """See `ShardReader.places`."""
 
 
 def _listed(shard: Shard) -> _Listed:
     def read() -> _Listed:
-        with ShardReader(replace(shard, chosen=None)) as reader:
+        with open_shard(replace(shard, chosen=None)) as reader:
             paths: list[str | None] = []
             labels: list[int] = []
             for of_batch, batch_labels in reader.paths_and_labels():
                 paths += of_batch
                 labels += [_NO_LABEL if label is None else label for label in batch_labels]
-        return _Listed(paths, np.array(labels, np.int64))
+            return _Listed(paths, np.array(labels, np.int64), reader.places)
 
     try:
         return read_surely(shard.uri, read)

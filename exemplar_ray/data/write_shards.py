@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -12,11 +11,11 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from exemplar_ray.data.columns import NO_LABELS, TEXT, Chosen, class_names, describe, find_columns, label_kind
+from exemplar_ray.data.disk_files import OnDisk
 from exemplar_ray.data.labels import label_of
-from exemplar_ray.data.listing import LeftOut, files_below, refuse_names_that_are_no_text
+from exemplar_ray.data.listed import LeftOut, class_of, refuse_names_that_are_no_text
 from exemplar_ray.data.shards import imagenet_schema
 from exemplar_ray.errors import UsageError
 
@@ -149,29 +148,21 @@ def _write(
 
 
 def _from_folder(source: Path, notes: list[str]) -> tuple[Iterator[LabelledImage], list[str] | None]:
-    Image.init()
     left_out = LeftOut()
-    files = sorted(Path(file) for file in files_below(str(source), left_out) if _is_image(file))
-    # A folder has other hidden files, too, which nobody misses.
-    left_out.hidden = [path for path in left_out.hidden if _is_image(path) or os.path.isdir(path)]
-    left_out.lost_links = [path for path in left_out.lost_links if _is_image(path)]
+    files = OnDisk(str(source)).images(left_out).files
     notes += left_out.lines()
     if not files:
         raise UsageError(f"'{source}' has no image files in it")
-    refuse_names_that_are_no_text(map(str, files), "image")
-    classes = sorted({file.relative_to(source).parts[0] for file in files if file.parent != source})
+    refuse_names_that_are_no_text((str(source / file.name) for file in files), "image")
+    classes = sorted({name for file in files if (name := class_of(file.name)) is not None})
     label_of_class = {name: label for label, name in enumerate(classes)}
 
     def images() -> Iterator[LabelledImage]:
         for file in files:
-            path = file.relative_to(source)
-            yield LabelledImage(file.read_bytes(), path.as_posix(), label_of_class.get(path.parts[0]))
+            label = label_of_class.get(class_of(file.name) or "")
+            yield LabelledImage((source / file.name).read_bytes(), file.name, label)
 
     return images(), classes or None
-
-
-def _is_image(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in Image.EXTENSION
 
 
 def _from_hub(

@@ -8,12 +8,22 @@ from functools import partial
 
 import pyarrow.parquet as pq
 
+from exemplar_ray.data.shard import Shard
 from exemplar_ray.executor.job import Context, Reduced
 from exemplar_ray.executor.progress import ProgressDisplay, say
 from exemplar_ray.exemplars.gathered import GatheredShard, NotAsScanned, joined, pieces_of
 from exemplar_ray.exemplars.merge import Folded, FoldTask, fold_all, groups
 from exemplar_ray.exemplars.parts import Part
-from exemplar_ray.exemplars.plan import CHANNELS, CLASS_EXEMPLARS, CLASSES, EXEMPLARS, HISTOGRAMS, IMAGES, Plan
+from exemplar_ray.exemplars.plan import (
+    CHANNELS,
+    CLASS_EXEMPLARS,
+    CLASSES,
+    EXEMPLARS,
+    HISTOGRAMS,
+    IMAGES,
+    Plan,
+    ScannedShard,
+)
 from exemplar_ray.exemplars.rerank.candidates import Pair
 from exemplar_ray.exemplars.rerank.selected import Selected
 from exemplar_ray.exemplars.rerank.selection import Selection, rerank
@@ -127,13 +137,14 @@ def _gather(
     Raises:
         NotAsScannedFoundError: shards have to be scanned again.
     """
-    pieces = {p: pieces_of(plan.spec, plan.shards[p], candidates) for p, candidates in wanted.items()}
+    shards = {p: _as_scanned(plan.shards[p], context.completed[p]) for p in wanted}
+    pieces = {p: pieces_of(plan.spec, shards[p], candidates) for p, candidates in wanted.items()}
     come: dict[int, dict[int, GatheredShard]] = {p: {} for p in wanted}
     failed: dict[str, str] = {}
     again: dict[int, str] = {}
     with ProgressDisplay(context.console, "gather", sum(map(len, pieces.values()))) as display:
         todo = (
-            ((p, number), (plan.shards[p], candidates.take(which)))
+            ((p, number), (shards[p], candidates.take(which)))
             for p, candidates in wanted.items()
             for number, which in enumerate(pieces[p])
         )
@@ -164,6 +175,11 @@ def _gather(
         if len(of_shard) == len(pieces[p])
     }
     return gathered, failed
+
+
+def _as_scanned(shard: Shard, scanned: ScannedShard) -> Shard:
+    """Return a shard with what its scan has found out, and nobody knew before."""
+    return replace(shard, places=scanned.places, about=scanned.rows if shard.rows is None else None)
 
 
 def _write_exemplars(plan: Plan, context: Context, merged: Part, selected: Selected, images: ImageSpool) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from exemplar_ray.data.shards import Shard, ShardReader
+from exemplar_ray.data.formats.format import Format
+from exemplar_ray.data.formats.registry import format_of, open_shard
+from exemplar_ray.data.shard import Shard
 
 _MOST_NAMED = 5
 
@@ -20,15 +22,17 @@ def difference(_settings: Any, given: tuple[int, Shard], facts: Mapping[str, Any
     Raises:
         ShardError: the file is not the one that the shard list describes.
     """
-    with ShardReader(given[1]) as reader:
-        changed = changed_groups(facts.get("contents"), reader.contents_now())
+    shard = given[1]
+    with open_shard(shard) as reader:
+        changed = changed_groups(format_of(shard), facts.get("contents"), reader.contents_now())
     return "what it held then was not recorded" if changed is None else changed or None
 
 
-def changed_groups(then: Sequence[str] | None, now: Sequence[str] | None) -> str | None:
-    """Say in which row groups two records of a shard's bytes differ.
+def changed_groups(kind: Format, then: Sequence[str] | None, now: Sequence[str] | None) -> str | None:
+    """Say in which groups of rows two records of a shard's bytes differ.
 
     Args:
+        kind: the shard's.
         then, now: see `ShardReader.contents`.
 
     Returns:
@@ -37,9 +41,9 @@ def changed_groups(then: Sequence[str] | None, now: Sequence[str] | None) -> str
     if then is None or now is None:
         return None
     if len(then) != len(now):
-        return f"{len(then)} row groups then, {len(now)} now"
-    groups = [str(group) for group, (one, other) in enumerate(zip(then, now, strict=True)) if one != other]
+        return f"{len(then)} groups of rows then, {len(now)} now"
+    groups = [group for group, (one, other) in enumerate(zip(then, now, strict=True)) if one != other]
     if not groups:
         return ""
     more = f" and {len(groups) - _MOST_NAMED} more" if len(groups) > _MOST_NAMED else ""
-    return f"other bytes in row group{'s' if len(groups) > 1 else ''} {', '.join(groups[:_MOST_NAMED])}{more}"
+    return f"other bytes in {kind.groups(groups[:_MOST_NAMED])}{more}"

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from exemplar_ray.data.labels import ClassLabels
-from exemplar_ray.data.shards import ReadingCost, Shard, discover, inspect
+from exemplar_ray.data.shard import ReadingCost, Shard
+from exemplar_ray.data.shards import discover, inspect
 from exemplar_ray.data.subset import choose
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.cluster import Cluster
@@ -36,6 +37,8 @@ class Forecast:
     shards: int
     unreadable: int
     images: int
+    counted: bool
+    """Whether there are so many, or about so many."""
     at_once: int
     """Tasks that this cluster runs at the same time."""
     device: str
@@ -88,18 +91,22 @@ class Forecast:
 
     @property
     def requests(self) -> int:
-        """Return how many requests the storage gets: footers, for which the driver asks, too, all rows, and those of
-        images that are gathered."""
-        of_scan = self.shards * (1 + self.reading.requests)
-        of_row_groups = self.shards * self.reading.requests
-        of_rows = min(self.shards, self.gathered) + self.gathered * (self.reading.requests_of_a_row - 1)
-        return of_scan + (of_rows if self.reading.requests_of_a_row > 2 else min(of_rows, of_row_groups))
+        """Return how many requests the storage gets: the driver's, which looks at what there is, those for all rows,
+        and those for images that are gathered."""
+        reading = self.reading
+        of_scan = self.shards * (reading.looking + reading.requests)
+        of_row_groups = self.shards * reading.requests
+        opening, each = reading.opening, reading.requests_of_a_row - reading.opening
+        of_rows = min(self.shards, self.gathered) * opening + self.gathered * each
+        # Where a row is not found by itself, nothing is read twice.
+        return of_scan + (min(of_rows, of_row_groups) if opening and each < 2 else of_rows)
 
     @property
     def requests_of_hub(self) -> int:
         """Return how many of them the Hub counts: those that ask where a file's content is, once each time that it is
         opened."""
-        return 2 * self.shards + min(self.shards, self.gathered)
+        files = self.shards * self.reading.files
+        return self.shards * self.reading.looking + files + min(files, self.gathered)
 
 
 def measure(spec: RunSpec, data: Sequence[str], resources: Resources) -> Forecast:
@@ -108,11 +115,12 @@ def measure(spec: RunSpec, data: Sequence[str], resources: Resources) -> Forecas
     Raises:
         UsageError: the run cannot be done, or its data cannot be read.
     """
-    listed, names = inspect(discover(data), columns_chosen(spec), numbers_are_known=True)
+    chosen = columns_chosen(spec)
+    listed, names = inspect(discover(data, split=chosen.split), chosen, numbers_are_known=True)
     shards, _, _ = choose(listed, ClassLabels(names), images_wanted(spec))
     readable = [shard for shard in shards if shard.images]
     if not readable:
-        raise UsageError("no shard can be read as parquet, or all are empty")
+        raise UsageError("no shard can be read, or all are empty")
     with Cluster(resources) as cluster:
         resolved = resolve_spec(cluster, spec, shards).spec
         at_once = max(min(cluster.slots, len(shards)), 1)
@@ -121,8 +129,9 @@ def measure(spec: RunSpec, data: Sequence[str], resources: Resources) -> Forecas
         return Forecast(
             spec=resolved,
             shards=len(shards),
-            unreadable=sum(not shard.rows for shard in shards),
+            unreadable=sum(not shard.expected_rows for shard in shards),
             images=sum(shard.images for shard in readable),
+            counted=all(shard.rows is not None for shard in readable),
             at_once=at_once,
             device=str(cluster.demand),
             on_gpu=cluster.demand.gpus > 0,
@@ -179,9 +188,10 @@ def forecast(
     measured = measure(spec, data, resources)
     each, resolved, tasks_here = measured.per_second, measured.spec, measured.at_once
     screening = f", {resolved.precision}, decoding {resolved.decode}" if resolved.screened else ""
+    images = f"{'' if measured.counted else 'about '}{measured.images:,}"
     lines = [
         f"{resolved.network.title}; {sum(len(layer.channels) for layer in resolved.layers)} channels{screening}",
-        f"{measured.shards} shards, {measured.images:,} images; {tasks_here} tasks at once, {measured.device} and "
+        f"{measured.shards} shards, {images} images; {tasks_here} tasks at once, {measured.device} and "
         f"batches of {measured.batch_size} each",
         f"a task: {measured.rate(1):.1f} images/s ({min(each):.1f}-{max(each):.1f} in {len(each)} tasks at the "
         f"same time, {measured.tried} images each), after {measured.loading_seconds:.0f} s to get ready",

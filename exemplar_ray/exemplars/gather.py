@@ -15,7 +15,8 @@ import torch
 
 from exemplar_ray.data.batches import decode_ahead
 from exemplar_ray.data.decode import UndecodableImageError, size_of
-from exemplar_ray.data.shards import ImageRow, Shard, ShardReader
+from exemplar_ray.data.formats.registry import open_shard
+from exemplar_ray.data.shard import ImageRow, Shard
 from exemplar_ray.exemplars.gathered import IMAGES_SCHEMA, MAPS_SCHEMA, GatheredShard, units_of_maps
 from exemplar_ray.exemplars.list_columns import list_column
 from exemplar_ray.exemplars.mix_up import Gathered, NotAsScannedError, outside_tolerance, refuse_mix_up
@@ -63,7 +64,7 @@ def gather_shard(trunk: Trunk, spec: ExemplarsSpec, shard: Shard, candidates: Sc
             table["bytes"].append(image.data)
             yield image
 
-    with ShardReader(shard) as reader:
+    with open_shard(shard) as reader:
         images = keep_bytes(reader.select(rows))
         for image, pixels in decode_ahead(images, spec.network.preprocess, 1, _IMAGES_AHEAD):
             if isinstance(pixels, UndecodableImageError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from exemplar_ray.data.shards import Shard
+from exemplar_ray.data.shard import Shard
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.exemplars.topk import NEAR_ZERO, Scores, concatenate
 
@@ -85,7 +85,7 @@ def pieces_of(spec: ExemplarsSpec, shard: Shard, candidates: Scores) -> list[np.
     """
     rows, image = np.unique(candidates.row, return_inverse=True)
     maps = np.bincount(image.reshape(-1), units_of_maps(spec, candidates), minlength=len(rows))
-    of_images = maps * BYTES_OF_A_UNIT + shard.size / max(shard.rows or 1, 1)
+    of_images = maps * BYTES_OF_A_UNIT + shard.size / max(shard.expected_rows, 1)
     piece = (np.cumsum(of_images) // _BYTES_PER_TASK)[image.reshape(-1)]
     return [np.flatnonzero(piece == number) for number in np.unique(piece)]
 

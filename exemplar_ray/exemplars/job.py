@@ -10,9 +10,10 @@ from typing import Any
 from rich.console import Console
 
 from exemplar_ray.data.data_set import data_set, refuse_unlabelled
+from exemplar_ray.data.hub_data_sets import addressed
 from exemplar_ray.data.labels import read_class_labels
 from exemplar_ray.data.preprocess import GPU_DECODER
-from exemplar_ray.data.shards import Shard, to_question_with
+from exemplar_ray.data.shard import Shard, to_question_with
 from exemplar_ray.data.subset import choose
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.cluster import Cluster
@@ -32,7 +33,6 @@ from exemplar_ray.network.questions import KnownNetwork
 from exemplar_ray.runs.manifest import RUN
 from exemplar_ray.runs.run_folder import RunFolder
 from exemplar_ray.runs.versions import versions
-from exemplar_ray.storage.hub import resolve_revisions
 from exemplar_ray.storage.hub_uri import refuse_writing
 
 
@@ -69,7 +69,7 @@ def run(
 
     Args:
         spec: what to compute.
-        data: parquet shards: files, folders or globs, see `shards.discover`.
+        data: shards: files, folders or globs, or data sets on the Hub, see `shards.discover`.
         out: the run folder, local or remote.
         resources: where and how fast to compute.
         console: where progress is shown.
@@ -84,7 +84,7 @@ def run(
     refuse_writing(out)
     before = RunFolder(out).read_json(RUN) or {}
     # A branch may have moved since the run began; the run has not.
-    revisions = resolve_revisions(data, before.get("revisions", {}))
+    data, revisions = addressed(data, before.get("revisions", {}))
     listed, labels, notes = data_set(data, columns_chosen(spec), table, revisions)
     shards, subset, of_choice = choose(listed, labels, images_wanted(spec))
     for line in (*notes, *of_choice):

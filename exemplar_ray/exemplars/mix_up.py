@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from exemplar_ray.data.decode import decode_and_crop
-from exemplar_ray.data.shards import ImageRow, Shard
+from exemplar_ray.data.shard import ImageRow, Shard
 from exemplar_ray.errors import ShardError, UsageError
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.exemplars.topk import NEAR_ZERO, Scores

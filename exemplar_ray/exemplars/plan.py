@@ -15,12 +15,13 @@ RUN/settling-*/                   a run inside the run: exact scans of channels 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 from exemplar_ray.data.labels import ClassLabels
-from exemplar_ray.data.shards import Shard, identity_of_columns
+from exemplar_ray.data.shard import Shard, identity_of_columns
 from exemplar_ray.data.subset import Subset, Wanted
 from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars.spec import FORMAT_VERSION, ExemplarsSpec, RunSpec
@@ -132,6 +133,12 @@ class Plan:
         return replace(plan, spec=replace(plan.spec, network=network))
 
 
+def row_of_skipped(image: Mapping[str, Any]) -> str:
+    """Say which image of a shard was skipped, of what its completion record says."""
+    path = image.get("path")
+    return f"row {image['row']}" + (f" ({path})" if path else "")
+
+
 class ScannedShard(NamedTuple):
     """What the driver keeps of a shard's completion record: a run may have very many shards."""
 
@@ -145,6 +152,8 @@ class ScannedShard(NamedTuple):
     not_finite: tuple[dict[str, Any], ...]
     versions: Versions | None = None
     """Of the worker that scanned it."""
+    places: Sequence[int] | None = None
+    """See `ShardReader.places`."""
 
     @classmethod
     def of(cls, record: CompletionRecord) -> Self:
@@ -161,4 +170,5 @@ class ScannedShard(NamedTuple):
             skipped_images=tuple(facts["skipped_images"]),
             not_finite=tuple(facts["not_finite"]),
             versions=kept(record.versions),
+            places=array("I", facts["places"]) if "places" in facts else None,
         )

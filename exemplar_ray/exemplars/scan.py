@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 from exemplar_ray.data.batches import batches
-from exemplar_ray.data.shards import ImageRow, Shard, ShardReader
+from exemplar_ray.data.formats.registry import open_shard
+from exemplar_ray.data.shard import ImageRow, Shard
 from exemplar_ray.errors import ShardError
 from exemplar_ray.exemplars.collect import PartCollector
 from exemplar_ray.exemplars.parts import Part
+from exemplar_ray.exemplars.plan import row_of_skipped
 from exemplar_ray.exemplars.settings import ScanSettings
 from exemplar_ray.network.compiled_trunk import CompiledTrunk
 from exemplar_ray.network.inputs import labels_for
@@ -30,11 +32,13 @@ class ScanResult:
     rows: int
     scored: int
     skipped_images: list[dict[str, object]] = field(default_factory=list)
-    """[{"row": int, "reason": str}], in order."""
+    """[{"row": int, "reason": str}], in order; with the "path" where the scan knows it."""
     not_finite: list[dict[str, object]] = field(default_factory=list)
     """[{"layer", "statistic", "channel", "images"}] of channels that gave NaN or infinity."""
     contents: list[str] | None = None
     """What the bytes were, see `ShardReader.contents`."""
+    places: Sequence[int] | None = None
+    """Where rows are, see `ShardReader.places`."""
 
 
 def scan_shard(trunk: Trunk | CompiledTrunk, settings: ScanSettings, shard: Shard, position: int) -> ScanResult:
@@ -53,7 +57,7 @@ def scan_shard(trunk: Trunk | CompiledTrunk, settings: ScanSettings, shard: Shar
     spec, max_skipped = settings.spec, settings.max_skipped
     skipped: list[dict[str, object]] = []
     scored = 0
-    with ShardReader(shard) as reader, PartCollector(settings, position, trunk.device) as collector:
+    with open_shard(shard) as reader, PartCollector(settings, position, trunk.device) as collector:
         images: Iterable[ImageRow] = islice(reader.images(), settings.most_rows)
         images = collector.prioritise(images) if spec.drawn_samples else images
         for batch in batches(
@@ -61,7 +65,8 @@ def scan_shard(trunk: Trunk | CompiledTrunk, settings: ScanSettings, shard: Shar
         ):
             for image, reason in batch.undecodable:
                 _log.info("%s row %d is skipped: %s", shard.name, image.row, reason)
-                skipped.append({"row": image.row, "reason": str(reason)})
+                known = {} if image.path is None else {"path": image.path}
+                skipped.append({"row": image.row, **known, "reason": str(reason)})
             # A shard that has failed is read to its end, so that the message can name every
             # bad image, but nothing more is computed for it.
             if len(skipped) > max_skipped or not batch.images:
@@ -73,9 +78,9 @@ def scan_shard(trunk: Trunk | CompiledTrunk, settings: ScanSettings, shard: Shar
         if len(skipped) > max_skipped:
             raise ShardError(_too_many_skipped(shard, skipped, max_skipped))
         part, not_finite = collector.result()
-        contents = reader.contents
+        contents, places = reader.contents, reader.places
     refuse_lost_rows(shard, rows, scored, len(skipped))
-    return ScanResult(part, rows, scored, skipped, not_finite, contents)
+    return ScanResult(part, rows, scored, skipped, not_finite, contents, places)
 
 
 def refuse_lost_rows(shard: Shard, rows: int, scored: int, skipped: int) -> None:
@@ -89,7 +94,7 @@ def refuse_lost_rows(shard: Shard, rows: int, scored: int, skipped: int) -> None
 
 
 def _too_many_skipped(shard: Shard, skipped: list[dict[str, object]], max_skipped: int) -> str:
-    shown = "; ".join(f"row {s['row']}: {s['reason']}" for s in skipped[:_REASONS_IN_MESSAGE])
+    shown = "; ".join(f"{row_of_skipped(s)}: {s['reason']}" for s in skipped[:_REASONS_IN_MESSAGE])
     more = f"; and {len(skipped) - _REASONS_IN_MESSAGE} more" if len(skipped) > _REASONS_IN_MESSAGE else ""
     return (
         f"{shard.name}: {len(skipped)} undecodable images, max_skipped is {max_skipped} ({shown}{more}); "

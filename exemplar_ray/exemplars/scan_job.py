@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from exemplar_ray.data.columns import describe
-from exemplar_ray.data.shards import Shard
+from exemplar_ray.data.formats.registry import describe, format_named
+from exemplar_ray.data.shard import Shard
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.job import Context, Job, Reduced
 from exemplar_ray.exemplars.contents import changed_groups
@@ -30,6 +30,8 @@ def scan_settings(spec: ExemplarsSpec, shards: Sequence[Shard], cluster: Cluster
         max_skipped: undecodable images that a shard may have before it fails.
     """
     rows = sum(shard.images for shard in shards)
+    # Where rows are not counted before the scan, there may be fewer than expected.
+    at_least = sum(shard.images // 2 if shard.rows is None else shard.images for shard in shards)
     return ScanSettings(
         spec=spec,
         batch_size=cluster.batch_size,
@@ -37,7 +39,7 @@ def scan_settings(spec: ExemplarsSpec, shards: Sequence[Shard], cluster: Cluster
         use_gpu=cluster.demand.gpus > 0,
         compile=cluster.resources.compile_for(rows),
         max_skipped=max_skipped,
-        sample_rate=sample_rate(rows, spec.top_k),
+        sample_rate=sample_rate(at_least, spec.top_k),
     )
 
 
@@ -76,7 +78,8 @@ class ScanJob(Job):
 
     def difference(self, before: CompletionRecord, after: CompletionRecord) -> str | None:
         """Say whether a shard that was scanned anew had changed, or had been scanned wrongly."""
-        changed = changed_groups(before.facts.get("contents"), after.facts.get("contents"))
+        kind = format_named(after.item.get("format"))
+        changed = changed_groups(kind, before.facts.get("contents"), after.facts.get("contents"))
         if changed is None:
             return None
         return f"its file changed ({changed})" if changed else f"its file is the same: {before.host} scanned it wrongly"
@@ -110,6 +113,6 @@ def announcement(plan: Plan) -> list[str]:
         lines.append(f"layer {layer.name}: {chosen}{layer.channel_count} channels{size}")
     lines += spec.network.said_of_labels()
     lines += plan.answers.news() if plan.answers else []
-    lines += describe(shard.columns for shard in plan.shards)
+    lines += describe(plan.shards)
     lines += [f"{repository} is read at commit {commit}" for repository, commit in plan.revisions.items()]
     return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from exemplar_ray.data.shards import ReadingCost
+from exemplar_ray.data.shard import ReadingCost
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 
 

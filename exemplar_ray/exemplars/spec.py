@@ -81,12 +81,15 @@ class RunSpec:
         None, "CLASS", "only these classes: numbers, synset ids or names, such as 3 n01440764 tench (default: all)"
     )
     image_column: str | None = key(
-        None, "NAME", "the shards' column of images (default: image, or the one that must be it)"
+        None, "NAME", "the shards' column of images, or the member of tars (default: image, or the one that must be it)"
     )
     label_column: str | None = key(
         None,
         "NAME",
         f"their column of labels (default: label, or the one that must be it); {NO_LABELS}: read none",
+    )
+    split: str | None = key(
+        None, "NAME", "which split of a Hub data set that is given by its name (default: the only one)"
     )
     preprocess: Mapping[str, Any] | None = key(
         None, "MAP", "over the model's own, such as '{resize: 256, mean: [123, 117, 104]}'", flow=True
@@ -128,10 +131,10 @@ class RunSpec:
                 continue
             if not is_whole(value) or value < least:
                 raise UsageError(f"{name} is a whole number from {least}, not {value!r}")
-        for name in ("image_column", "label_column"):
+        for name, what in (("image_column", "column"), ("label_column", "column"), ("split", "split")):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):
-                raise UsageError(f"{name} is the name of a column, not {value!r}")
+                raise UsageError(f"{name} is the name of a {what}, not {value!r}")
         if not isinstance(self.distinct, bool):
             raise UsageError(f"distinct is true or false, not {self.distinct!r}")
         if self.preprocess is not None and not isinstance(self.preprocess, Mapping):
@@ -302,8 +305,8 @@ class ExemplarsSpec:
 
 
 def columns_chosen(spec: RunSpec) -> Chosen:
-    """Return the columns of shards that the user names."""
-    return Chosen(spec.image_column, spec.label_column)
+    """Return what the user names of the data: columns, and the split."""
+    return Chosen(spec.image_column, spec.label_column, spec.split)
 
 
 def _is_screening(precision: str, decode: str) -> bool:

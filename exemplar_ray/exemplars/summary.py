@@ -64,6 +64,8 @@ class SkippedImage:
     shard: str
     row: int
     reason: str
+    path: str | None = None
+    """Where the scan knows it."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from itertools import islice
 import torch
 
 from exemplar_ray.data.decode import UndecodableImageError, decode_and_crop
-from exemplar_ray.data.shards import Shard, ShardReader
+from exemplar_ray.data.formats.registry import open_shard
+from exemplar_ray.data.shard import Shard
 from exemplar_ray.executor.job import Made
 from exemplar_ray.executor.malloc import keep_freed_memory
 from exemplar_ray.exemplars import parts
@@ -61,6 +62,7 @@ def scan(settings: ScanSettings, given: tuple[int, Shard]) -> Made:
         "skipped_images": scanned.skipped_images,
         "not_finite": scanned.not_finite,
         "contents": scanned.contents,
+        **({} if scanned.places is None else {"places": list(scanned.places)}),
         "device": str(loaded.trunk.device),
         "compiled": isinstance(loaded.trunk, CompiledTrunk),
         **({"not_compiled": loaded.not_compiled} if loaded.not_compiled else {}),
@@ -89,13 +91,13 @@ def probe(settings: ScanSettings, shard: Shard) -> Probed:
     images = scan_shard(loaded.trunk, settings, shard, 0).rows
     seconds = time.perf_counter() - started
     decoding, gathering = _decoding_seconds(settings.spec, shard), _gathering_seconds(settings.spec, shard)
-    with ShardReader(shard) as reader:
+    with open_shard(shard) as reader:
         return Probed(images, seconds, loading, decoding, gathering, reader.cost())
 
 
 def _decoding_seconds(spec: ExemplarsSpec, shard: Shard) -> float:
     """Return how long reading, decoding and cropping one image takes a CPU."""
-    with ShardReader(shard) as reader:
+    with open_shard(shard) as reader:
         started = time.perf_counter()
         images = list(islice(reader.images(), _DECODED_TO_MEASURE))
         for image in images:
@@ -108,7 +110,7 @@ def _gathering_seconds(spec: ExemplarsSpec, shard: Shard) -> float:
     """Return how long decoding and recomputing one image takes a CPU."""
     trunk, seconds = trunk_of(spec.reference_trunk, "cpu"), []
     torch.set_num_threads(REFERENCE_THREADS)
-    with ShardReader(shard) as reader:
+    with open_shard(shard) as reader:
         for image in islice(reader.images(), _RECOMPUTED_TO_MEASURE):
             started = time.perf_counter()
             with suppress(UndecodableImageError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from exemplar_ray.data.shards import Shard
+from exemplar_ray.data.shard import Shard
 from exemplar_ray.exemplars.spec import ExemplarsSpec, RunSpec
 from exemplar_ray.network.questions import Answers, KnownNetwork
 

@@ -86,10 +86,10 @@ def _copy_without_images(source: Any, target: Any) -> None:
 def public_plan(plan: Plan) -> Plan:
     """Return a plan that says nothing of the machine it was made on.
 
-    Local files go by the names that the result has for them. What opens a storage is taken out of its URIs. The
-    fingerprint stays what it is.
+    Local files go by the names that the result has for them. What opens a storage is taken out of its URIs. Of images
+    that are no exemplars not even the names are there. The fingerprint stays what it is.
     """
-    shards = [replace(shard, uri=public_uri(shard.uri, shard.name)) for shard in plan.shards]
+    shards = [replace(shard, uri=public_uri(shard.uri, shard.name), files=None) for shard in plan.shards]
     return replace(plan, spec=_public_spec(plan.spec), shards=shards)
 
 

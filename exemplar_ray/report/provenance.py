@@ -74,7 +74,7 @@ def provenance_of(run: Run, run_folder: str) -> Provenance:
         ("layers", "; ".join(map(_channels_of, spec.layers))),
         *(("labels", said) for said in network.said_of_labels()),
         ("the network's answers", "; ".join(_answers(run.plan))),
-        ("data", ", ".join(_patterns([without_secrets(shard.uri) for shard in run.plan.shards]))),
+        ("data", ", ".join(_patterns(run.plan))),
         ("images", f"{searched}; {skipped}"),
         *([("part of the data", run.plan.subset.words)] if run.plan.subset else []),
         ("scan", scan),
@@ -145,7 +145,7 @@ def arguments_of(plan: Plan, out: str) -> list[str]:
         # The largest layer's text stands for all: it is not cut off at a smaller layer's last channel.
         channels = format_channels(max((layer.channels for layer in spec.layers), key=len))
     asked = {
-        "data": _patterns([without_secrets(shard.uri) for shard in plan.shards]),
+        "data": _patterns(plan),
         "out": out,
         "model": spec.network.model,
         "weights": without_secrets(spec.network.weights),
@@ -189,10 +189,18 @@ def _flow(values: dict[str, Any]) -> str:
     return yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=10_000).strip()
 
 
-def _patterns(uris: list[str]) -> list[str]:
+def _patterns(plan: Plan) -> list[str]:
+    """Name the data: the shards, and the folders of images that some are of."""
+    uris: dict[str, list[str]] = {}
+    for shard in plan.shards:
+        uris.setdefault(shard.format, []).append(without_secrets(shard.uri))
+    return [pattern for of_format in uris.values() for pattern in _pattern(list(dict.fromkeys(of_format)))]
+
+
+def _pattern(uris: list[str]) -> list[str]:
     """Name shards: one by one if they are few, else by a pattern that all of them match.
 
-    >>> _patterns([f"data/train-{i:03d}-of-004.parquet" for i in range(4)])
+    >>> _pattern([f"data/train-{i:03d}-of-004.parquet" for i in range(4)])
     ['data/train-00*-of-004.parquet']
     """
     if len(uris) <= _MOST_SHARDS_NAMED:

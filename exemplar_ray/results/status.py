@@ -7,8 +7,8 @@ from itertools import islice
 from typing import Any
 
 from exemplar_ray.check.findings import read_findings
-from exemplar_ray.data.columns import describe as describe_columns
-from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, Plan
+from exemplar_ray.data.formats.registry import describe as describe_data
+from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, Plan, row_of_skipped
 from exemplar_ray.runs.manifest import Manifest, job_of, read_manifest
 from exemplar_ray.runs.records import CompletionRecord, State
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
@@ -38,7 +38,7 @@ def describe(run_folder: str) -> tuple[list[str], bool]:
         f"failed: {items[p].name}: {failed.reason} ({failed.attempts} attempts)" for p, failed in state.failed.items()
     )
     skips = (
-        f"skipped: {items[p].name} row {image['row']}: {image['reason']}"
+        f"skipped: {items[p].name} {row_of_skipped(image)}: {image['reason']}"
         for p, facts in state.completed.items()
         for image in facts.get("skipped_images", ())
     )
@@ -62,7 +62,7 @@ def _read(folder: RunFolder) -> tuple[Manifest, list[str]]:
         f"{spec.network.title}; {layers}; "
         f"{', '.join(spec.statistics)}; {', '.join(spec.shown_samples)}: {spec.top_k} each"
     )
-    columns = describe_columns(shard.columns for shard in plan.shards)
+    columns = describe_data(plan.shards)
     said = [*columns, *spec.network.said_of_labels()]
     return plan.manifest(), [title, *said, *(plan.answers.lines() if plan.answers else ())]
 

@@ -87,12 +87,12 @@ class HubFileSystem(HfFileSystem):
 
     def info(self, path: str, *more: Any, **options: Any) -> dict[str, Any]:
         """Describe a file or folder; lists the folder that it is in."""
-        with _explained(path):
+        with explained(path):
             return super().info(path, *more, **options)
 
     def ls(self, path: str, *more: Any, **options: Any) -> list[Any]:
         """List a folder."""
-        with _explained(path):
+        with explained(path):
             return super().ls(path, *more, **options)
 
     def exists(self, path: str, **options: Any) -> bool:
@@ -105,7 +105,7 @@ class HubFileSystem(HfFileSystem):
 
     def find(self, path: str, *more: Any, **options: Any) -> Any:
         """List a folder and those in it."""
-        with _explained(path):
+        with explained(path):
             return super().find(path, *more, **options)
 
     def _open(
@@ -134,7 +134,7 @@ class HubFile(HfFileSystemFile):
         )
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        with _explained(self.path):
+        with explained(self.path):
             if self._in_store is not None:
                 # A signed address is what lets us in; a token must not go there.
                 answer = self._get(self._in_store, start, end, {})
@@ -158,16 +158,16 @@ def _asked_patiently(path: str, ask: Callable[[], Answer]) -> Answer:
     """Ask for a repository; the client tries again to list and to download, but not this."""
     for pause in _PAUSES:
         try:
-            with _explained(path):
+            with explained(path):
                 return ask()
         except NoAnswerError:
             time.sleep(pause)
-    with _explained(path):
+    with explained(path):
         return ask()
 
 
 @contextmanager
-def _explained(path: str) -> Iterator[None]:
+def explained(path: str) -> Iterator[None]:
     """Turn huggingface_hub's errors about a path or URI into OSErrors of one line."""
     try:
         yield
