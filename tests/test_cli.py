@@ -116,6 +116,12 @@ def test_the_driver_does_not_import_torch_and_only_few_modules_import_ray():
     assert set(importing) == {"attempts.py", "cluster.py", "connection.py", "machines.py", "remote.py"}
 
 
+def test_help_needs_none_of_the_large_packages():
+    """So that it answers at once."""
+    program = "from exemplar_ray.cli import build_parser; print(build_parser().format_help())"
+    assert "exemplar-ray" in python_without("ray torch numpy pyarrow fsspec pandas huggingface_hub", program)
+
+
 def test_a_log_gets_one_line_a_shard_and_a_terminal_a_live_display():
     log = StringIO()
     with ProgressDisplay(Console(file=log, force_terminal=False), "scan", 2) as display:

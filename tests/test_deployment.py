@@ -68,7 +68,7 @@ def test_what_a_job_installs_is_what_it_needs_and_what_the_tests_need_is_beside_
     assert FIRST == "--requirement requirements.lock"
     assert not RUN_LOCK.keys() & DEV_LOCK.keys()
     # Ray starts AWS's machines with boto3; another one than the locked botocore's would replace that.
-    wanted = [*PYPROJECT["dependencies"], "boto3"]
+    wanted = [*PYPROJECT["dependencies"], *PYPROJECT["optional-dependencies"]["cluster"], "boto3"]
     assert {canonicalize_name(name) for name in RUN_LOCK} == needed_by(wanted)
     of_tests = {Requirement(one).name for one in PYPROJECT["optional-dependencies"]["dev"]}
     # Ray and others need three of these, and torch-lucent says that it needs pytest.

@@ -200,14 +200,14 @@ def test_a_state_dict_from_before_torch_counted_batches_fits(tmp_path):
 
 def test_a_read_that_fails_once_is_tried_again(monkeypatch, tmp_path, lucents):
     torch.save(lucents.state_dict(), tmp_path / "weights.pth")
-    read, failures = weights._content_of, [TimeoutError("slow")]
+    read, failures = weights.content_of, [TimeoutError("slow")]
 
     def failing(uri):
         if failures:
             raise failures.pop()
         return read(uri)
 
-    monkeypatch.setattr(weights, "_content_of", failing)
+    monkeypatch.setattr(weights, "content_of", failing)
     assert load_network("inceptionv1", str(tmp_path / "weights.pth")).trained
     assert not failures
 

@@ -22,15 +22,8 @@ from exemplar_ray.exemplars.gathered import MAPS_SCHEMA, GatheredShard
 from exemplar_ray.exemplars.near_duplicates import near_duplicates_of, perceptual_hash, pick_distinct
 from exemplar_ray.exemplars.parts import Part, candidates_kept
 from exemplar_ray.exemplars.rerank.selection import Selection, rerank
-from exemplar_ray.exemplars.samples import (
-    SampledImages,
-    band,
-    draw,
-    parse_samples,
-    priority,
-    sample_rate,
-    sampled_images,
-)
+from exemplar_ray.exemplars.sample_names import parse_samples
+from exemplar_ray.exemplars.samples import SampledImages, band, draw, priority, sample_rate, sampled_images
 from exemplar_ray.exemplars.spec import RunSpec
 from exemplar_ray.exemplars.tables.channels import percentiles
 from exemplar_ray.exemplars.topk import BOTTOM, TOP, merge

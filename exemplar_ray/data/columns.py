@@ -10,16 +10,15 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
+from exemplar_ray.data.chosen import NO_LABELS, Chosen
 from exemplar_ray.data.labels import label_of
 from exemplar_ray.errors import UsageError
 
 IMAGE, LABEL = "image", "label"
-NO_LABELS = "none"
-"""What stands for a column where no labels are wanted."""
 
 WHOLE, FLOAT, TEXT = "whole", "float", "text"
 
@@ -32,16 +31,6 @@ _LABEL_WORDS = {"label", "labels", "class", "cls", "target", "targets", "categor
 # What may stand behind such a word: class_id, label_name.
 _OF_A_LABEL = {"id", "idx", "index", "name"}
 _COUNTS = {"num", "n", "number", "count"}
-
-
-class Chosen(NamedTuple):
-    """What the user names of a data set: columns, None to find them, and the split."""
-
-    image: str | None = None
-    label: str | None = None
-    """`NO_LABELS` to read none."""
-    split: str | None = None
-    """Of a data set on the Hub that is given by its name; None for the only one."""
 
 
 @dataclass(frozen=True)

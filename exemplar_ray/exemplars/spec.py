@@ -12,11 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
-from exemplar_ray.data.columns import NO_LABELS, Chosen
+from exemplar_ray.data.chosen import NO_LABELS, Chosen
 from exemplar_ray.data.preprocess import DECODERS, is_whole
 from exemplar_ray.errors import UsageError, near_matches
-from exemplar_ray.exemplars.samples import BOTTOM, DISTINCT, TOP, is_drawn, parse_samples, place_in_results
-from exemplar_ray.exemplars.tallies import TALLIES
+from exemplar_ray.exemplars.sample_names import BOTTOM, DISTINCT, TOP, is_drawn, parse_samples, place_in_results
 from exemplar_ray.keys import key
 from exemplar_ray.network.layers import PRECISIONS, Layer
 from exemplar_ray.network.layouts import AUTO, check_layout
@@ -285,6 +284,9 @@ class ExemplarsSpec:
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the numbers, under the user's own key names."""
+        # The command line answers sooner without.
+        from exemplar_ray.exemplars.tallies import TALLIES
+
         identity = {
             "format": FORMAT_VERSION,
             **self.network.identity(),

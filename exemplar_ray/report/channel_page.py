@@ -15,7 +15,7 @@ from exemplar_ray.data.framing import Box, Framing
 from exemplar_ray.data.imagenet_names import spelled_out
 from exemplar_ray.data.labels import ClassLabels
 from exemplar_ray.exemplars.plan import Plan
-from exemplar_ray.exemplars.samples import BOTTOM, DISTINCT, RANDOM, TOP, percentile_of
+from exemplar_ray.exemplars.sample_names import BOTTOM, DISTINCT, RANDOM, TOP, percentile_of
 from exemplar_ray.exemplars.summary import Summary
 from exemplar_ray.network.layers import Layer
 from exemplar_ray.report.charts import HistogramChart, histogram_chart

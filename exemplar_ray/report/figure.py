@@ -25,7 +25,7 @@ from exemplar_ray._version import __version__
 from exemplar_ray.data.decode import decode_and_crop, picture_of
 from exemplar_ray.data.imagenet_names import spelled_out
 from exemplar_ray.errors import UsageError, near_matches
-from exemplar_ray.exemplars.samples import TOP
+from exemplar_ray.exemplars.sample_names import TOP
 from exemplar_ray.network.layers import Layer, format_channels, parse_channels
 from exemplar_ray.report.provenance import describe_preprocess
 from exemplar_ray.results.exemplar import Exemplar

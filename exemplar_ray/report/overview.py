@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from exemplar_ray.data.labels import ClassLabels
-from exemplar_ray.exemplars.samples import TOP
+from exemplar_ray.exemplars.sample_names import TOP
 from exemplar_ray.report.channel_page import ShownStatistic, class_text
 
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from exemplar_ray._version import __version__
 from exemplar_ray.errors import UsageError
-from exemplar_ray.exemplars.samples import TOP
+from exemplar_ray.exemplars.sample_names import TOP
 from exemplar_ray.network.layers import Layer
 from exemplar_ray.report.channel_page import ChannelPages, ShownStatistic
 from exemplar_ray.report.overview import Tile, known_classes, tile_of

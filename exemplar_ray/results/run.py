@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from exemplar_ray.check.findings import Findings, read_findings
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.exemplars.plan import CHANNELS, CLASS_EXEMPLARS, CLASSES, EXEMPLARS, HISTOGRAMS, IMAGES, Plan
-from exemplar_ray.exemplars.samples import TOP
+from exemplar_ray.exemplars.sample_names import TOP
 from exemplar_ray.exemplars.summary import Summary
 from exemplar_ray.network.layers import format_channels
 from exemplar_ray.results.choice import is_among, may_hold, names_of, one_of, values_of

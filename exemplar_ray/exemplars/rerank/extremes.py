@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from exemplar_ray.exemplars import samples
+from exemplar_ray.exemplars import sample_names
 from exemplar_ray.exemplars.rerank.candidates import (
     Pair,
     ScannedChannels,
@@ -32,7 +32,7 @@ from exemplar_ray.exemplars.topk import BOTTOM, NEAR_ZERO, TOP, Scores, concaten
 _COMPANIONS_A_RANK = 4
 _MOST_COMPANIONS = 100
 
-_SAMPLES = {TOP: samples.TOP, BOTTOM: samples.BOTTOM}
+_SAMPLES = {TOP: sample_names.TOP, BOTTOM: sample_names.BOTTOM}
 
 
 class Shown(NamedTuple):
@@ -217,7 +217,7 @@ class Extremes:
             Unsettled(int(readout), int(channel), _SAMPLES[int(ranking)])
             for readout, channel, ranking in zip(firsts.readout, firsts.channel, firsts.ranking, strict=True)
         ]
-        return doubts + [Unsettled(*pair, samples.TOP) for pair in self._without_numbers()]
+        return doubts + [Unsettled(*pair, sample_names.TOP) for pair in self._without_numbers()]
 
     def _without_numbers(self) -> list[Pair]:
         """Return the channels of which screening saw no number at all, as where a narrow type overflows."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from exemplar_ray.exemplars import samples
+from exemplar_ray.exemplars import sample_names
 from exemplar_ray.exemplars.gathered import GatheredShard
 from exemplar_ray.exemplars.parts import Part
 from exemplar_ray.exemplars.rerank.candidates import Pair, ScannedChannels
@@ -102,14 +102,14 @@ class Selection:
         """Return the exemplars, once nothing is wanted any more."""
         shown, short = self._extremes.shown(), []
         for group, exact, enough in self._pick_all(self._extremes.bounded()):
-            shown.append(Shown(samples.DISTINCT, exact, np.arange(1, len(exact) + 1)))
+            shown.append(Shown(sample_names.DISTINCT, exact, np.arange(1, len(exact) + 1)))
             if not enough:
                 short.append(ShortOfDistinct(*self._extremes.candidates.pair(group), len(exact)))
         drawn = self._pool.draw()
         which = np.concatenate([*(part.exact for part in shown), self._recomputed.find(drawn.scores)])
         ranks = np.concatenate([*(part.ranks for part in shown), drawn.ranks]).astype(np.int32)
         names = [part.sample for part in shown for _ in part.exact] + drawn.samples
-        sample = np.array([samples.place_in_results(name) for name in names])
+        sample = np.array([sample_names.place_in_results(name) for name in names])
         duplicate_of = duplicates_of(self._recomputed, which, sample, ranks)
         scores = self.exact.take(which)
         order = np.lexsort((sample, ranks, scores.channel, scores.readout))

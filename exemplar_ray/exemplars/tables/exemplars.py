@@ -13,7 +13,7 @@ from exemplar_ray.data.framing import Box, Framing
 from exemplar_ray.data.imagenet_names import name_of_synset
 from exemplar_ray.exemplars.plan import Plan
 from exemplar_ray.exemplars.rerank.selected import Selected
-from exemplar_ray.exemplars.samples import TOP
+from exemplar_ray.exemplars.sample_names import TOP
 from exemplar_ray.exemplars.spec import Readout
 from exemplar_ray.exemplars.tables.image_spool import ImageSpool
 from exemplar_ray.exemplars.tables.image_writer import image_column, image_writer, with_images_once
