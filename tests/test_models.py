@@ -159,6 +159,14 @@ def test_the_one_reading_of_a_checkpoint_that_fits_is_taken_and_named(tmp_path, 
     assert network.weights_title == "weights checkpoint.pth" + (f", entry '{entry}'" if entry else "")
 
 
+def test_a_library_s_loader_takes_names_without_what_wrappers_put_before_them(tmp_path):
+    plain = load_network("torchvision:squeezenet1_1", "random:3")
+    state = {f"module.{name}": value for name, value in plain.module.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "wrapped.pth")
+    wrapped = load_network("torchvision:squeezenet1_1", str(tmp_path / "wrapped.pth"))
+    assert wrapped.weights_sha256 == plain.weights_sha256
+
+
 def test_a_checkpoint_with_two_readings_or_none_is_refused(tmp_path):
     path = tmp_path / "checkpoint.pth"
     model = f"{TINY_FILE}:trained"

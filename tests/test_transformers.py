@@ -165,9 +165,11 @@ def test_weights_are_the_folders_whichever_way_they_come(kind, models, tmp_path)
     whole, _ = tiny_model(kind)
     own = (whole.vision_model if kind in ("clip", "siglip") else whole).eval()
     torch.save(own.state_dict(), tmp_path / "own.pth")
+    torch.save({f"module.{name}": value for name, value in own.state_dict().items()}, tmp_path / "parallel.pth")
     x = torch.rand(1, 3, 224, 224)
     hashes = set()
-    for weights in ("pretrained", models[kind] / "model.safetensors", tmp_path / "own.pth"):
+    files = (models[kind] / "model.safetensors", tmp_path / "own.pth", tmp_path / "parallel.pth")
+    for weights in ("pretrained", *files):
         loaded = load_network(named(models[kind]), str(weights))
         assert loaded.trained
         hashes.add(loaded.weights_sha256)

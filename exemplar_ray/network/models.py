@@ -30,7 +30,15 @@ from exemplar_ray.network.torchvision_models import TRANSFORMED, torchvision_mod
 from exemplar_ray.network.transformers_models import transformers_model
 from exemplar_ray.network.user_code import generators
 from exemplar_ray.network.user_file import model_of_file
-from exemplar_ray.network.weights import Readings, downloaded, load_fitting, load_into, read_weights, weights_sha256
+from exemplar_ray.network.weights import (
+    Readings,
+    downloaded,
+    load_fitting,
+    load_into,
+    read_weights,
+    unwrapped,
+    weights_sha256,
+)
 
 Source = Callable[[str, str], Architecture]
 
@@ -157,11 +165,12 @@ class _Maker:
     def load(self, readings: Readings, origin: str) -> tuple[nn.Module, str]:
         """Build it and load what fits of a file's readings; see `load_fitting`."""
         with generators(0):
-            if self.architecture.load is None:
+            load = self.architecture.load
+            if load is None:
                 module = self._prepared(self.architecture.build())
                 _, entry = load_fitting(readings, partial(load_into, module), self.model, origin)
                 return module, entry
-            module, entry = load_fitting(readings, self.architecture.load, self.model, origin)
+            module, entry = load_fitting(readings, lambda state: load(unwrapped(state)), self.model, origin)
             return self._prepared(module), entry
 
     def _prepared(self, module: nn.Module) -> nn.Module:

@@ -173,7 +173,7 @@ def load_into(module: nn.Module, state: StateDict) -> nn.Module:
     Raises:
         ValueError: it does not fit; the message says what differs.
     """
-    state = _wrapped_as(module, state)
+    state = _rewrapped(state, _wrapper_of(module.state_dict()))
     try:
         module.load_state_dict(state)
     except Exception as error:  # torch says a misfit with RuntimeErrors, a class with whatever it meets
@@ -216,9 +216,13 @@ def misfit_in_words(missing: list[str], unknown: list[str], shapes: list[str]) -
     return "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names)
 
 
-def _wrapped_as(module: nn.Module, state: StateDict) -> StateDict:
-    """Return a state dict whose names have the wrappers that the network's own have."""
-    wanted, given = _wrapper_of(module.state_dict()), _wrapper_of(state)
+def unwrapped(state: StateDict) -> StateDict:
+    """Return a state dict without what wrappers have put before all names, as a library's loader wants it."""
+    return _rewrapped(state, "")
+
+
+def _rewrapped(state: StateDict, wanted: str) -> StateDict:
+    given = _wrapper_of(state)
     if wanted == given:
         return state
     renamed = OrderedDict((wanted + name.removeprefix(given), entry) for name, entry in state.items())
