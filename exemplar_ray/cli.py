@@ -153,6 +153,8 @@ def _add_check(commands: Any) -> None:
     sub.add_argument("run", metavar="RUN", nargs="?", help="a run folder, instead of --model and --data")
     sub.add_argument("--config", metavar="FILE.yaml", help="a file with keys of a run, or of those below; a flag wins")
     unused = keys_of(RunSpec).keys() - set(_OF_NETWORK) | {"out", "max_skipped", "settle", "compile"}
+    # What both have means something of its own here.
+    unused -= keys_of(CheckOptions).keys()
     add_keys(sub, {key: value for key, value in CHECK_KEYS.items() if key not in unused})
 
 

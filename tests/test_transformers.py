@@ -174,7 +174,10 @@ def test_weights_are_the_folders_whichever_way_they_come(kind, models, tmp_path)
         assert loaded.trained
         hashes.add(loaded.weights_sha256)
         with torch.no_grad():
-            assert all(torch.equal(a, b) for a, b in zip(loaded.module(x).to_tuple(), own(x).to_tuple(), strict=True))
+            # Up to rounding, which hangs on where in memory weights lie.
+            torch.testing.assert_close(loaded.module(x).to_tuple(), own(x).to_tuple(), rtol=1e-5, atol=1e-5)
+        state = loaded.module.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in own.state_dict().items())
     assert len(hashes) == 1
     assert load_network(named(models[kind]), "random:0").weights_sha256 not in hashes
 
