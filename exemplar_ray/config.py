@@ -14,8 +14,9 @@ from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.spec import RunOptions, RunSpec
 from exemplar_ray.keys import Key, keys_of
+from exemplar_ray.visualize.spec import PictureOptions
 
-T = TypeVar("T", RunSpec, RunOptions, Resources, CheckOptions)
+T = TypeVar("T", RunSpec, RunOptions, Resources, CheckOptions, PictureOptions)
 
 WHERE: dict[str, tuple[Key, type]] = {
     "data": (
@@ -33,6 +34,10 @@ RUN_KEYS = {**WHERE, **keys_of(RunSpec, RunOptions, Resources)}
 
 CHECK_KEYS = {**RUN_KEYS, **keys_of(CheckOptions)}
 """The same of `check`: a run's file serves it, too."""
+
+
+VISUALIZE_KEYS = {**RUN_KEYS, **keys_of(PictureOptions)}
+"""The same of `visualize`."""
 
 
 def add_keys(parser: argparse._ActionsContainer, keys: Mapping[str, tuple[Key, type]]) -> None:

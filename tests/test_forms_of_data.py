@@ -275,3 +275,33 @@ def test_images_and_shards_in_one_run_and_a_folder_that_moves(tmp_path, cli):
     moved = [tmp_path / "b" / "photos", tmp_path / "b" / "more.tar"]
     status, text = cli("run", "--data", *moved, "--out", tmp_path / "run", *flags)
     assert (status, "nothing to do" in text) == (0, True), text
+
+
+def test_a_part_of_the_images_is_the_same_in_a_folder_and_in_tars(tmp_path, cli):
+    """Of tars, which nobody has counted before, all headers are read for that; then few images, or all."""
+    images = pictures(300)
+    forms = in_all_forms(tmp_path, images, CLASSES)
+    for flags in (["--images", "30"], ["--per-class", "80"]):
+        answers, said = {}, {}
+        for form in ("parquet", "tars", "folder"):
+            run = tmp_path / f"{form}{flags[0]}"
+            command = ["run", "--data", forms[form], "--out", run, *FLAGS, *flags, "--seed", "7"]
+            status, said[form] = cli(*command)
+            assert status == 0, said[form]
+            answers[form] = answer_of(run)
+            assert "nothing to do" in cli(*command)[1]
+            records = [json.loads(path.read_text()) for path in sorted((run / "parts").glob("*.json"))]
+            assert sum(record["rows"] for record in records) == {"--images": 30, "--per-class": 240}[flags[0]]
+            # To touch a file is to read again what was read, where that is known.
+            path = sorted(path for path in forms[form].rglob("*") if path.is_file())[0]
+            os.utime(path)
+            status, text = cli(*command)
+            assert (status, "the same" in text or "was not recorded" in text) == (0, True), text
+            assert answer_of(run) == answers[form]
+        assert "of 300 images" in said["tars"]
+        # Drawn by paths: those of these two are the same.
+        assert answers["tars"] == answers["parquet"]
+    status, text = cli("plan", "--data", forms["tars"], *TINY_FLAGS, "--classes", "ant", "2")
+    assert (status, "there is no class 'ant'" in text) == (2, True), text
+    status, text = cli("plan", "--data", forms["folder"], *TINY_FLAGS, "--classes", "ant", "2")
+    assert (status, "3 shards, 200 images" in text) == (0, True), text

@@ -1,9 +1,11 @@
 """Networks that are given the images' labels: a conditional generator, as documented, through every command."""
 
+import importlib
 import io
 import re
 import shlex
 import shutil
+from importlib.util import find_spec
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,7 @@ from test_docs import examples
 from torch import nn
 from torchvision import transforms
 
+from exemplar_ray import find_exemplars
 from exemplar_ray.cli import build_parser, main
 from exemplar_ray.config import settings_of
 from exemplar_ray.data.preprocess import Preprocess
@@ -125,6 +128,15 @@ def test_exemplars_are_those_of_a_plain_loop(run):
     assert label.tolist() == [images[number].label for number in image]
     # The label matters: with another one the answer is another.
     assert np.median(np.abs(relabelled[image, channel] - activation)) > 1000 * rounding
+
+
+def test_a_generator_in_hand_gives_the_same(run, folder, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(folder))
+    network = importlib.import_module("generator").generator()
+    settings = {"layer": LAYER, "top_k": 3, "compile": "never", "preprocess": DOCUMENTED["preprocess"]}
+    find_exemplars(model=network, data=str(folder / "data"), out=str(tmp_path / "run"), **settings)
+    for found, expected in zip(exemplars_of(tmp_path / "run"), exemplars_of(run), strict=True):
+        assert found.tolist() == expected.tolist()
 
 
 def test_every_command_takes_a_generator(run, folder, cli, tmp_path):
@@ -293,6 +305,16 @@ def test_the_compiled_form_is_given_labels(folder, tmp_path, monkeypatch):
         compiled(crops, torch.full((4,), 1000))
 
 
+def of_transformers():
+    """What is said of a model of transformers, which computes a loss with labels."""
+    if find_spec("transformers") is None:
+        return None
+    from transformers import ViTConfig, ViTForImageClassification
+
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    return use_of_labels(ViTForImageClassification(ViTConfig(image_size=32, patch_size=16, **small)))
+
+
 def test_which_parameters_are_labels_that_a_network_must_have():
     def of(forward):
         module = nn.Identity()
@@ -301,6 +323,7 @@ def test_which_parameters_are_labels_that_a_network_must_have():
 
     assert of(lambda x, labels: x) == of(lambda x, *, labels: x) == ("given", "given")
     assert of(lambda x, labels=None: x) == ("left out", "left out")
+    assert of_transformers() is None
     assert of(lambda x: x) == of(lambda x, **labels: x) == of(lambda x, *labels: x) == of(len) == (None, None)
 
 

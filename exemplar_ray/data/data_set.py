@@ -56,5 +56,6 @@ def refuse_unlabelled(shards: Sequence[Shard]) -> None:
         if shard.images and (shard.columns or USUAL).label_column is None:
             raise UsageError(
                 f"the network is given the images' labels (its forward takes `labels`), and '{shard.name}' has none; "
-                "--label-column NAME says in which column they are, or give data that have them"
+                "--label-column NAME says in which column they are, or give data that have them (the subfolders of a "
+                "folder of images are its classes)"
             )

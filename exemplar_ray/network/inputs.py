@@ -64,8 +64,8 @@ def labels_for(network: NetworkSpec, shard: str, images: Sequence[ImageRow], cou
 def use_of_labels(module: nn.Module) -> str | None:
     """Say what is done with a parameter `labels` of a network's forward: see `spec.NetworkSpec.labels`.
 
-    One with a default is left at it: libraries have such parameters for what is no part of their answer, as
-    transformers' models, which compute a loss with them.
+    One with a default is left at it: libraries have such parameters for what is no part of their answer. Of
+    transformers' own models it is known that they only compute a loss with them, so that nothing need be said.
     """
     while isinstance(module, nn.DataParallel):
         # It hands on what it is given.
@@ -77,7 +77,9 @@ def use_of_labels(module: nn.Module) -> str | None:
         return None
     if parameter is None or parameter.kind not in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY):
         return None
-    return LABELS_GIVEN if parameter.default is Parameter.empty else LABELS_LEFT_OUT
+    if parameter.default is Parameter.empty:
+        return LABELS_GIVEN
+    return None if type(module).__module__.partition(".")[0] == "transformers" else LABELS_LEFT_OUT
 
 
 def takes_labels(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ files. To load it runs what is in it, as to load a model's file does.
 
 from __future__ import annotations
 
+import copyreg
 import hashlib
 import io
 import pickle
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -29,6 +31,11 @@ from exemplar_ray.storage.transient import patiently
 
 _NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 _AS_MADE = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+
+# Where something in a network is called `classes` or `ops`, cloudpickle takes these for modules that it uses, and
+# cannot write them.
+copyreg.pickle(type(torch.classes), lambda _: (attrgetter("classes"), (torch,)))
+copyreg.pickle(type(torch.ops), lambda _: (attrgetter("ops"), (torch,)))
 
 
 class Kept(NamedTuple):

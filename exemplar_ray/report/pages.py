@@ -5,6 +5,7 @@
     LAYER/CHANNEL.html         a channel's page
     images/ab/HASH.jpg         every image, once
     tiles/LAYER/STATISTIC/     the channels' small pictures
+    visualizations/LAYER/      their feature visualisations
     assets/                    style and scripts
 
 A run's tables are read channel by channel, and files are written as they come. Memory therefore follows the size of a
@@ -31,6 +32,7 @@ from exemplar_ray.report.channel_page import ChannelPages, ShownStatistic
 from exemplar_ray.report.overview import Tile, known_classes, tile_of
 from exemplar_ray.report.pictures import LONGEST_SIDE, TILE_SIDE, Pictures
 from exemplar_ray.report.provenance import provenance_of
+from exemplar_ray.report.visualizations import PICTURES, ShownVisualizations
 from exemplar_ray.report.writer import ReportWriter
 from exemplar_ray.results.run import Run, open_run
 from exemplar_ray.storage.folder import Folder
@@ -61,7 +63,7 @@ def write_report(run: str, out: str | None = None, images: bool = True, run_fold
     refuse_writing(target)
     finished = open_run(run)
     folder = Folder(target)
-    if not images and any(folder.exists(name) for name in (_IMAGES, _TILES)):
+    if not images and any(folder.exists(name) for name in (_IMAGES, _TILES, PICTURES)):
         raise UsageError(
             f"'{target}' has the images of an earlier report, which stay there; remove that folder, or choose another "
             "with --out"
@@ -79,6 +81,7 @@ class _Report:
         self._spec = run.plan.spec
         self._pictures = Pictures(writer) if images else None
         self._pages = ChannelPages(run.plan, run.summary, self._pictures)
+        self._visualizations = ShownVisualizations(run.visualizations, writer if images else None)
         self._folders = folder_names([layer.name for layer in self._spec.layers])
         self._synset_ids: dict[int, str] = {}
         self._environment = _environment()
@@ -115,6 +118,7 @@ class _Report:
         tiles: dict[str, list[Tile]] = {statistic: [] for statistic in self._spec.statistics}
         template = self._environment.get_template("channel.html")
         neighbours = zip_longest([None, *layer.channels], layer.channels, layer.channels[1:])
+        pictures = dict(self._visualizations.of_layer(layer.name, self._folders[layer.name]))
         several = zip(*(self._each_statistic(layer, statistic) for statistic in self._spec.statistics), strict=True)
         for (before, channel, after), statistics in zip(neighbours, several, strict=False):
             for shown, rows in statistics:
@@ -126,6 +130,8 @@ class _Report:
                 before=before,
                 after=after,
                 statistics=[shown for shown, _ in statistics],
+                visualizations=pictures.get(channel, []),
+                visualized=self._visualizations.statistic,
                 overview="../" + self._overview_name(layer, self._spec.statistics[0]),
             )
             self._write_page(f"{self._folders[layer.name]}/{channel}.html", page)
@@ -201,7 +207,7 @@ def folder_names(layers: Sequence[str]) -> dict[str, str]:
     >>> folder_names(["mixed4a", "a/b", "a b", "A_b", "images", ".."])
     {'mixed4a': 'mixed4a', 'a/b': 'a_b', 'a b': 'a_b-2', 'A_b': 'A_b-3', 'images': 'images-2', '..': '_.'}
     """
-    taken = {_ASSETS, _IMAGES, _TILES, INDEX}
+    taken = {_ASSETS, _IMAGES, _TILES, PICTURES, INDEX}
     names = {}
     for layer in layers:
         safe = re.sub(r"^\.|[^A-Za-z0-9_.-]", "_", layer)[:_LONGEST_FOLDER]

@@ -18,6 +18,7 @@ from exemplar_ray.exemplars.plan import Plan
 from exemplar_ray.exemplars.summary import Summary
 from exemplar_ray.network.layers import format_channels
 from exemplar_ray.results.exemplar import Exemplar
+from exemplar_ray.results.visualization import Visualization
 
 _THUMBNAIL = 112
 _QUALITY = 80
@@ -31,7 +32,12 @@ _ALARM = "color:#e0432f;font-weight:bold"
 
 
 def channel_html(
-    plan: Plan, summary: Summary, statistics: dict[str, Any], exemplars: Sequence[Exemplar], classes: pa.Table
+    plan: Plan,
+    summary: Summary,
+    statistics: dict[str, Any],
+    exemplars: Sequence[Exemplar],
+    classes: pa.Table,
+    visualizations: Sequence[Visualization] = (),
 ) -> str:
     """Return how a channel shows itself.
 
@@ -41,6 +47,7 @@ def channel_html(
         statistics: its row of `channels.parquet`.
         exemplars: of all samples, by rank within each.
         classes: its rows of `classes.parquet`, the strongest class first.
+        visualizations: its feature visualisations, of which the first is shown.
     """
     part = f", A PART OF THE DATA: {plan.subset.words}" if plan.subset else ""
     facts = [f"active on {statistics['active_fraction']:.1%} of {statistics['images']:,} images{part}"]
@@ -64,6 +71,7 @@ def channel_html(
         strongest_classes = classes.slice(0, _MOST_CLASSES).to_pylist()
         names = (f"{_class_of(row) or row['label']} {_number(row['mean'])}" for row in strongest_classes)
         parts.append(f'<div style="{_FAINT}">strongest classes: {_text("; ".join(names))}</div>')
+    parts += [_visualised(row) for row in visualizations[:1]]
     strongest, *others = plan.spec.shown_samples
     parts.append(_pictures(exemplars, strongest, _MOST_EXEMPLARS))
     for sample in others:
@@ -94,6 +102,14 @@ def _picture(row: Exemplar) -> str:
         f'<div style="{_BOX}" title="{_text(origin)}">{shown}<div>{_number(row["activation"])}</div>'
         f'<div style="{_FAINT};line-height:1.2">{_text(name)}</div></div>'
     )
+
+
+def _visualised(row: Visualization) -> str:
+    size = f'width="{2 * _THUMBNAIL}" height="{2 * _THUMBNAIL}"'
+    picture = base64.b64encode(row["image"]["bytes"]).decode()
+    said = f"feature visualisation ({row['objective']}), activation {_number(row['activation'])}"
+    shown = f'<img {size} style="margin:0" src="data:image/png;base64,{picture}" alt="{_text(said)}">'
+    return f'<div style="margin:.5em 0">{shown}<div style="{_FAINT}">{_text(said)}</div></div>'
 
 
 def run_html(plan: Plan, summary: Summary) -> str:

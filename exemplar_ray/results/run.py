@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -28,6 +29,7 @@ from exemplar_ray.results.choice import is_among, may_hold, names_of, one_of, va
 from exemplar_ray.results.exemplar import Exemplar
 from exemplar_ray.results.notebook_html import channel_html, run_html
 from exemplar_ray.results.stored_table import open_table, read_rows, statistics_of, with_plain_images
+from exemplar_ray.results.visualization import Visualization, Visualizations
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 
 # So many images are read at a time where a table is gone through.
@@ -103,6 +105,11 @@ class Run:
             UsageError: the run does not have it.
         """
         return Channel(self, layer, channel, statistic)
+
+    @cached_property
+    def visualizations(self) -> Visualizations:
+        """Its feature visualisations."""
+        return Visualizations(self._folder)
 
     def _repr_html_(self) -> str:
         return run_html(self.plan, self.summary)
@@ -307,13 +314,17 @@ class Channel:
         """Its row of `channels.parquet`."""
         self.classes: pa.Table = run.classes(**which).sort_by([("mean", "descending")])
         """How much each class excites it, the strongest first; no rows without labels."""
+        self.visualizations: list[Visualization] = run.visualizations.of_channel(layer, channel, statistic)
+        """What `visualize` made of it; nothing where it was not run, or for another statistic."""
 
     def __repr__(self) -> str:
         strongest = [row for row in self.exemplars if row["sample"] == TOP]
         return f"<{self.layer}:{self.channel}, {self.statistic}: {len(strongest)} exemplars>"
 
     def _repr_html_(self) -> str:
-        return channel_html(self._run.plan, self._run.summary, self.statistics, self.exemplars, self.classes)
+        return channel_html(
+            self._run.plan, self._run.summary, self.statistics, self.exemplars, self.classes, self.visualizations
+        )
 
 
 def _batches(

@@ -1,0 +1,49 @@
+"""The feature visualisations of a finished run: the pictures of a channel, and what they are worth."""
+
+from __future__ import annotations
+
+import io
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
+from exemplar_ray.visualize.job_names import FOLDER, RESULT
+
+
+class Visualization(dict):
+    """One row of `visualizations.parquet`, with its picture."""
+
+    @property
+    def picture(self) -> Image.Image:
+        """The picture, RGB."""
+        return Image.open(io.BytesIO(self["image"]["bytes"])).convert("RGB")
+
+
+class Visualizations:
+    """The pictures of a run, if there are any of this very result.
+
+    Args:
+        run: the run's folder.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self._folder = RunFolder(f"{run.uri.rstrip('/')}/{FOLDER}")
+        of_run = (run.read_json(SUMMARY) or {}).get("fingerprint")
+        summary = self._folder.read_json(SUMMARY) or {}
+        self.exist = summary.get("of_run") == of_run is not None and self._folder.exists(RESULT)
+        """Whether there are any."""
+        self.statistic: str | None = summary.get("statistic") if self.exist else None
+        """What they are made for."""
+
+    def open(self) -> pq.ParquetFile:
+        """Open the table."""
+        return pq.ParquetFile(self._folder.open(RESULT))
+
+    def of_channel(self, layer: str, channel: int, statistic: str) -> list[Visualization]:
+        """Return a channel's pictures; none where they are made for another statistic."""
+        if statistic != self.statistic:
+            return []
+        with self._folder.open(RESULT) as file:
+            which = [("layer", "=", layer), ("channel", "=", channel)]
+            return [Visualization(row) for row in pq.read_table(file, filters=which).to_pylist()]

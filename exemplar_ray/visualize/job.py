@@ -1,0 +1,217 @@
+"""The visualisations from end to end: of a finished run, or of a network and a layer by their names."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from exemplar_ray.errors import UsageError, near_matches
+from exemplar_ray.executor.cluster import Cluster
+from exemplar_ray.executor.driver import JobOutcome, run_job
+from exemplar_ray.executor.job import Context, Job, Reduced
+from exemplar_ray.network.layers import parse_channels
+from exemplar_ray.network.spec import NetworkSpec
+from exemplar_ray.runs.records import CompletionRecord
+from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
+from exemplar_ray.runs.versions import versions
+from exemplar_ray.visualize.asked import AskedNetwork, MakeSettings
+from exemplar_ray.visualize.job_names import FOLDER, RESULT
+from exemplar_ray.visualize.pictures_table import SCHEMA, RealImages, real_images, rows_of
+from exemplar_ray.visualize.spec import DEFAULT_SIZE, OBJECTIVES, Group, PictureOptions, PicturesSpec
+
+JOB = "visualizations"
+TASKS = "exemplar_ray.visualize.tasks"
+_RUN_RESULT = "exemplars.parquet"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What pictures are made of."""
+
+    network: NetworkSpec
+    statistics: tuple[str, ...]
+    other_size: str | None
+    """Why the network refuses images of another size than its own; None if it takes them."""
+    run: RunFolder | None = None
+    """The finished run that it is of."""
+
+
+class VisualizationsJob(Job):
+    """Makes pictures, and puts them beside what real images do."""
+
+    name = JOB
+    task = f"{TASKS}:make"
+    result = RESULT
+    verb = "visualize"
+
+    def __init__(self, spec: PicturesSpec, run: RunFolder | None, use_gpu: bool) -> None:
+        self.spec, self._run = spec, run
+        self.items: Sequence[Group] = spec.groups()
+        self.settings = MakeSettings(spec, use_gpu)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the pictures."""
+        return self.spec.identity()
+
+    def details(self) -> dict[str, Any]:
+        """Return what else `run.json` keeps."""
+        spec = {**self.spec.network.kept_in("").to_json(), "statistic": self.spec.statistic, "size": self.spec.size}
+        return {"spec": spec, "options": asdict(self.spec.options), "versions": versions()}
+
+    def is_answered(self, summary: Mapping[str, Any]) -> bool:
+        """Whether the pictures stand beside the real images that the run has now."""
+        return summary.get("of_run") == self._of_run()
+
+    def _of_run(self) -> str | None:
+        return None if self._run is None else (self._run.read_json(SUMMARY) or {}).get("fingerprint")
+
+    def reduce(self, context: Context) -> Reduced:
+        """Put the pictures together, with what they are worth beside real images."""
+        spec = self.spec
+        real: dict[str, RealImages] = {}
+        if self._run is not None:
+            real = {layer.name: real_images(self._run, layer.name, spec.statistic) for layer in spec.network.layers}
+        pictures, best, grey = 0, 0, []
+        with context.folder.writing(RESULT) as path, pq.ParquetWriter(path, SCHEMA, compression="none") as writer:
+            for rows in self._by_channel(context, real):
+                writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+                pictures += len(rows)
+                best += sum((row["ratio_to_top"] or 0) > 1 for row in rows if not row["objective"].endswith("-"))
+                grey += [f"{row['layer']}:{row['channel']} {row['objective']}" for row in rows if row["grey"]]
+        lines = [f"{pictures:,} pictures of {spec.size} x {spec.size} pixels"]
+        if real:
+            lines.append(f"{best:,} of them excite their channel more than every real image")
+        if grey:
+            lines.append(f"{len(grey)} stayed grey, from whatever start: {', '.join(grey[:5])}")
+        return Reduced(
+            summary={"pictures": pictures, "grey": grey, "of_run": self._of_run(), "statistic": spec.statistic},
+            lines=lines,
+        )
+
+    def _by_channel(self, context: Context, real: Mapping[str, RealImages]) -> Iterator[list[dict[str, Any]]]:
+        """Yield the result's rows, a few channels at a time, each channel's together."""
+        of_few: list[dict[str, Any]] = []
+        for position, files in context.parts():
+            if self.items[position].objective == self.spec.objective and of_few:
+                yield sorted(of_few, key=_place)
+                of_few = []
+            of_few += rows_of(files["parquet"], self.spec, real)
+        if of_few:
+            yield sorted(of_few, key=_place)
+
+    def notes(self, record: CompletionRecord) -> Sequence[str]:
+        """Say nothing: what stayed grey is said at the end."""
+        return ()
+
+    def announce(self, cluster: Cluster) -> Sequence[str]:
+        """Say what is made."""
+        spec = self.spec
+        kinds = sorted({group.objective for group in spec.groups()})
+        return [
+            spec.network.title,
+            *(f"layer {layer.name}: {len(layer.channels)} channels" for layer in spec.network.layers),
+            f"{', '.join(kinds)}; {spec.options.parameterization}, {spec.size} x {spec.size} pixels, "
+            f"{spec.options.steps} steps, seed {spec.options.picture_seed}; by {spec.statistic}",
+        ]
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, int]:
+    # Within a channel the order is that of the groups: sorting keeps it.
+    return row["layer"], row["channel"]
+
+
+def visualize(
+    subject: Subject,
+    out: str,
+    options: PictureOptions,
+    cluster: Cluster,
+    console: Console,
+    statistic: str | None = None,
+    channels: str | None = None,
+) -> JobOutcome:
+    """Make the pictures, or those that are lacking.
+
+    Args:
+        subject: see `of_run` and `of_model`.
+        out: where: a run folder of its own.
+        statistic: of the subject's, what pictures are made for; the first if None.
+        channels: only these; None for the subject's.
+
+    Raises:
+        UsageError: something that was asked for cannot be done; nothing was computed.
+    """
+    started = time.monotonic()
+    job = VisualizationsJob(_settled(subject, options, statistic, channels), subject.run, cluster.demand.gpus > 0)
+    return run_job(job, out, cluster, console, started)
+
+
+def _settled(subject: Subject, options: PictureOptions, statistic: str | None, channels: str | None) -> PicturesSpec:
+    statistic = statistic or subject.statistics[0]
+    if statistic not in subject.statistics:
+        raise UsageError(f"the run has no statistic '{statistic}'; {near_matches(statistic, subject.statistics)}")
+    if statistic not in OBJECTIVES:
+        raise UsageError(
+            f"no picture can be made for the statistic '{statistic}'; {near_matches(statistic, OBJECTIVES)}"
+        )
+    network, crop = subject.network, subject.network.preprocess.crop
+    if network.takes_labels:
+        raise UsageError("there are no pictures for a network that is given labels: which, would have to be chosen")
+    if channels is not None:
+        network = replace(network, layers=tuple(_of_channels(layer, channels) for layer in network.layers))
+    size = options.size or (crop if subject.other_size else min(DEFAULT_SIZE, crop))
+    if subject.other_size and size != crop:
+        raise UsageError(
+            f"the network takes images of {crop} x {crop} pixels only ({subject.other_size}); leave out --size"
+        )
+    return PicturesSpec(network, statistic, options, size)
+
+
+def _of_channels(layer: Any, channels: str) -> Any:
+    wanted = parse_channels(channels, layer.channel_count)
+    lacking = sorted({*wanted} - {*layer.channels})
+    if lacking:
+        raise UsageError(f"channel {lacking[0]} of '{layer.name}' is not in the run; leave it out of --channels")
+    return replace(layer, channels=wanted)
+
+
+def of_run(uri: str) -> Subject:
+    """Take network, layers, channels and statistics from a finished run.
+
+    Raises:
+        UsageError: there is no run, it has no result, or it is of a job without a network.
+    """
+    folder = RunFolder(uri)
+    values = folder.read_run()
+    spec = values.get("spec")
+    if not isinstance(spec, Mapping) or "weights_sha256" not in spec or not spec.get("statistics"):
+        raise UsageError(f"'{uri}' ranks no channels of a network; give --model, --layer and --out instead of it")
+    if not folder.exists(_RUN_RESULT) or folder.read_json(SUMMARY) is None:
+        raise UsageError(
+            f"'{uri}' has no result yet, so that pictures have nothing to be held against; finish it first"
+        )
+    network = NetworkSpec.from_json(spec).kept_in(folder.full_uri)
+    other_size = (values.get("questions") or {}).get("other_size")
+    return Subject(network, tuple(spec["statistics"]), other_size, folder)
+
+
+def of_model(asked: AskedNetwork, statistics: tuple[str, ...], cluster: Cluster) -> Subject:
+    """Build and question a network that no run has.
+
+    Raises:
+        UsageError: it cannot be had, or is no function of the image.
+    """
+    if not cluster.brings_working_folder:
+        asked = asked.with_whole_paths()
+    known = cluster.call(f"{TASKS}:resolve", asked, "the model cannot be built")
+    return Subject(known.spec, statistics, known.answers.other_size)
+
+
+def below(run: str) -> str:
+    """Return where the pictures of a run are."""
+    return f"{run.rstrip('/')}/{FOLDER}"

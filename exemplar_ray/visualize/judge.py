@@ -1,0 +1,66 @@
+"""What a picture is worth: what the network really answers to the stored 8 bits, by the path that ranks images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exemplar_ray.network.gradients import DifferentiableLayer
+from exemplar_ray.network.reference_precision import reference_precision
+from exemplar_ray.network.trunk import Trunk
+from exemplar_ray.visualize.objectives import OBJECTIVES
+from exemplar_ray.visualize.optimise import Picture, Wanted
+from exemplar_ray.visualize.transformations import matrices, transformed
+
+ROBUST_VIEWS = 32
+
+
+class Judged(NamedTuple):
+    """What came of a picture."""
+
+    activations: np.ndarray
+    """float32 [wanted channels of the layer]: of all, by the run's statistic."""
+    activation_pre_relu: float
+    """Of its own channel, before the ReLU."""
+    robust_activation: float
+    """The median of its own channel over `ROBUST_VIEWS` random transformations, before the ReLU."""
+
+
+def judge(
+    trunk: Trunk,
+    layer: DifferentiableLayer,
+    readout: tuple[str, str],
+    group: Sequence[Wanted],
+    made: Sequence[Picture],
+    colours: int = 3,
+) -> list[Judged]:
+    """Judge some pictures.
+
+    Args:
+        trunk: the reference, of the layer's wanted channels.
+        readout: the layer's name and the statistic.
+        made: the pictures, in the order of the group.
+        colours: how many channels the network takes: of 1, a picture's colours are the same.
+    """
+    pixels = torch.tensor(np.stack([picture.pixels for picture in made]))
+    activations = trunk(pixels[..., :colours].contiguous()).activations[readout].numpy()
+    value_of = OBJECTIVES[readout[1]]
+    judged = []
+    with torch.no_grad(), reference_precision():
+        for number, wanted in enumerate(group):
+            picture = pixels[number : number + 1].permute(0, 3, 1, 2) / 255
+            before = float(value_of(layer(picture))[0, wanted.channel])
+            views = _views(picture, wanted.key)
+            robust = torch.cat([value_of(layer(view[None]))[:, wanted.channel] for view in views])
+            judged.append(Judged(activations[number].copy(), before, float(robust.median())))
+    return judged
+
+
+def _views(picture: Tensor, key: str) -> Tensor:
+    """Return a picture under random transformations, other ones than those that it was made under."""
+    by = np.concatenate([matrices([key], f"robust {view}") for view in range(ROBUST_VIEWS)])
+    return transformed(picture.expand(ROBUST_VIEWS, -1, -1, -1), by)

@@ -1,0 +1,139 @@
+"""`visualizations.parquet`: a row a picture, with what it is worth beside the real images of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from exemplar_ray.runs.run_folder import RunFolder
+from exemplar_ray.visualize.spec import PicturesSpec
+
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_RGB = pa.list_(pa.float32(), 3)
+_LOOKS = [
+    ("mean_rgb", _RGB),
+    ("std_rgb", _RGB),
+    ("contrast", pa.float32()),
+    ("spectral_slope", pa.float32()),
+    ("orientation", pa.float32()),
+    ("coherence", pa.float32()),
+    ("patterns", pa.list_(pa.string())),
+    ("starts", pa.int32()),
+    ("grey", pa.bool_()),
+]
+PART_SCHEMA = pa.schema(
+    [
+        ("layer", pa.string()),
+        ("channel", pa.int32()),
+        ("objective", pa.string()),
+        ("image", _IMAGE),
+        ("activations", pa.list_(pa.float32())),
+        ("activation_pre_relu", pa.float32()),
+        ("robust_activation", pa.float32()),
+        *_LOOKS,
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("layer", pa.string()),
+        ("channel", pa.int32()),
+        ("objective", pa.string()),
+        ("parameterization", pa.string()),
+        ("seed", pa.int64()),
+        ("size", pa.int32()),
+        ("steps", pa.int32()),
+        ("image", _IMAGE),
+        ("activation", pa.float32()),
+        ("activation_pre_relu", pa.float32()),
+        ("ratio_to_top", pa.float32()),
+        ("ratio_to_q99", pa.float32()),
+        ("percentile", pa.float64()),
+        ("robust_activation", pa.float32()),
+        ("target_rank", pa.int32()),
+        *_LOOKS,
+    ],
+    # So that the Hub and `datasets` show pictures.
+    metadata={"huggingface": '{"info": {"features": {"image": {"_type": "Image"}}}}'},
+)
+
+
+class RealImages(NamedTuple):
+    """How a layer's channels answer to the images that a run searched; channels as in the run."""
+
+    channels: np.ndarray
+    """int64 [channels]"""
+    top: np.ndarray
+    """float [channels]: the strongest activation."""
+    q99: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    bins: Mapping[int, tuple[np.ndarray, np.ndarray]]
+    """{channel: upper edges of its histogram's bins, ascending, and the images in each}"""
+
+
+def real_images(run: RunFolder, layer: str, statistic: str) -> RealImages:
+    """Read how a layer's channels answer to real images.
+
+    Args:
+        run: the folder of a finished run of the main job.
+    """
+    which = [("layer", "=", layer), ("statistic", "=", statistic)]
+    with run.open("channels.parquet") as file:
+        known = pq.read_table(file, filters=which, columns=["channel", "max", "q99", "mean", "variance"]).sort_by(
+            "channel"
+        )
+    bins = {}
+    with run.open("histograms.parquet") as file:
+        for row in pq.read_table(file, filters=which, columns=["channel", "high", "images"]).to_pylist():
+            bins[row["channel"]] = np.array(row["high"]), np.array(row["images"])
+    channel, top, q99, mean, variance = (known[name].to_numpy() for name in known.column_names)
+    return RealImages(channel.astype(np.int64), top, q99, mean, np.sqrt(variance), bins)
+
+
+def rows_of(part: bytes, spec: PicturesSpec, real: Mapping[str, RealImages]) -> Iterator[dict[str, Any]]:
+    """Yield the result's rows of one part.
+
+    Args:
+        real: {layer: its real images}; {} without a run.
+    """
+    options = spec.options
+    for row in pq.read_table(pa.BufferReader(part)).to_pylist():
+        layer = spec.layer(row["layer"])
+        activations = np.array(row.pop("activations"), np.float64)
+        own = layer.channels.index(row["channel"])
+        yield {
+            **row,
+            "parameterization": options.parameterization,
+            "seed": options.picture_seed,
+            "size": spec.size,
+            "steps": options.steps,
+            "activation": activations[own],
+            **_beside(real.get(layer.name), np.array(layer.channels), activations, own, row["objective"]),
+        }
+
+
+def _beside(
+    real: RealImages | None, channels: np.ndarray, activations: np.ndarray, own: int, objective: str
+) -> dict[str, Any]:
+    """Say how a picture's activations stand beside those of real images."""
+    names = ("ratio_to_top", "ratio_to_q99", "percentile", "target_rank")
+    if real is None:
+        return dict.fromkeys(names)
+    place = np.searchsorted(real.channels, channels)
+    top, q99 = real.top[place][own], real.q99[place][own]
+    high, images = real.bins[int(channels[own])]
+    below = images[high <= activations[own]].sum() / max(images.sum(), 1)
+    sign = -1 if objective.endswith("-") else 1
+    std = real.std[place]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scores = np.where(std > 0, sign * (activations - real.mean[place]) / std, -np.inf)
+    return {
+        "ratio_to_top": float(activations[own] / top) if top > 0 else None,
+        "ratio_to_q99": float(activations[own] / q99) if q99 > 0 else None,
+        "percentile": 100.0 * float(below),
+        "target_rank": 1 + int((scores > scores[own]).sum()),
+    }
