@@ -188,6 +188,14 @@ def test_labels_by_another_name_none_and_those_that_are_none(tmp_path):
         read(look(path)[0][0])
 
 
+def test_a_sample_that_is_larger_than_what_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar_format, "_LOOKED_AT", 4096)
+    [shard], names = look(write_tar(tmp_path / "a.tar", samples_of([(bytes(9000), "bee")] * 5)))
+    # The end of a tar is filled up.
+    assert (names, shard.about) == (["bee"], 6)
+    assert [row.label for row in read(shard)] == [0] * 5
+
+
 # What is no whole tar ---------------------------------------------------------------------
 
 

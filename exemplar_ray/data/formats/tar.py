@@ -136,7 +136,8 @@ def _first_samples(source: Bytes, shard: Shard, most: int | None = None) -> list
     """Return samples that are whole, from the first on; None if there is no tar."""
     first: list[Sample] = []
     try:
-        first.extend(islice(samples(source, shard.name), most))
+        for sample in islice(samples(source, shard.name), most):
+            first.append(sample)
     except ShardError:
         # It fails when it is scanned.
         return first or None
