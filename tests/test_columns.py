@@ -15,6 +15,9 @@ from exemplar_ray.data.shard import identity_of_columns
 from exemplar_ray.data.shards import Shard, discover, imagenet_schema, inspect, open_shard
 from exemplar_ray.errors import ShardError, UsageError
 from exemplar_ray.exemplars.near_duplicates import pick_distinct
+from exemplar_ray.exemplars.plan import Plan
+from exemplar_ray.report.provenance import arguments_of
+from exemplar_ray.runs.run_folder import RunFolder
 
 IMAGE = imagenet_schema(None).field("image").type
 NAN = float("nan")
@@ -354,6 +357,10 @@ def test_a_run_says_which_columns_it_reads_and_goes_on_with_the_same(tmp_path, c
     assert {(row["row"] % 4, row["label"], row["class_name"]) for row in rows} >= {(0, 0, "ant"), (2, None, None)}
     assert all(row["class_name"] == kinds[row["row"] % 4] for row in rows)
     assert "nothing to do" in cli(*arguments)[1]
+    # The command that goes on names the columns.
+    words = arguments_of(Plan.read(RunFolder(str(tmp_path / "run"))), str(tmp_path / "run"))
+    assert "--image-column jpg --label-column category" in " ".join(words)
+    assert "nothing to do" in cli(*words)[1]
     # Whose shards were looked at by someone else: the plan is read back.
     (tmp_path / "run" / "exemplars.parquet").unlink()
     status, text = cli("merge", tmp_path / "run")

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.data.shard import identity_of_columns
 from exemplar_ray.exemplars.plan import Plan
 from exemplar_ray.exemplars.spec import RunSpec, margin_of
 from exemplar_ray.exemplars.summary import Summary
@@ -144,6 +145,7 @@ def arguments_of(plan: Plan, out: str) -> list[str]:
     if any(len(layer.channels) < layer.channel_count for layer in spec.layers):
         # The largest layer's text stands for all: it is not cut off at a smaller layer's last channel.
         channels = format_channels(max((layer.channels for layer in spec.layers), key=len))
+    columns = identity_of_columns(plan.shards)
     asked = {
         "data": _patterns(plan),
         "out": out,
@@ -162,6 +164,7 @@ def arguments_of(plan: Plan, out: str) -> list[str]:
         "images": subset.images if subset else None,
         "per_class": subset.per_class if subset else None,
         "classes": list(map(str, subset.classes)) if subset and subset.classes else None,
+        **{key: value for key in ("image_column", "label_column") if isinstance(value := columns.get(key), str)},
         "preprocess": spec.network.preprocess.as_flag(),
         "precision": spec.precision,
         "decode": spec.decode,
