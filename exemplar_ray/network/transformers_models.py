@@ -29,7 +29,7 @@ from exemplar_ray.data.preprocess import BGR, FLOORED, RGB, Preprocess
 from exemplar_ray.errors import MachineError, UsageError
 from exemplar_ray.network.architecture import Architecture, StateDict
 from exemplar_ray.network.trunk import to_input
-from exemplar_ray.network.weights import misfit_in_words, one_line
+from exemplar_ray.network.weights import differences, load_into, misfit_in_words, one_line
 
 _PIXELS = "pixel_values"
 
@@ -60,13 +60,25 @@ class _ImageNetwork:
             return self.kind(self._own_config())
 
     def load(self, state: StateDict) -> nn.Module:
-        """Return what transformers' loader makes of a state dict.
+        """Return the network with a state dict.
+
+        The class makes it, and not transformers' loader, which leaves what state dicts do not hold (the numbers of
+        places, in CLIP) as memory has it, and trusts that it is made up for later.
+
+        Raises:
+            ValueError: it does not fit; the message says what differs.
+        """
+        module = self.build()
+        return load_into(module, self._renamed(state) if differences(module, state) else state)
+
+    def _renamed(self, state: StateDict) -> StateDict:
+        """Return a state dict as transformers' loader reads it.
 
         It renames what older files, and those that transformers writes itself, call otherwise, and takes a tower out of
         the whole model's.
 
         Raises:
-            ValueError: it does not fit; the message says what differs.
+            ValueError: it does not fit.
         """
         try:
             module, told = self._from_loader(None, state_dict=dict(state))
@@ -76,7 +88,7 @@ class _ImageNetwork:
         misfit = misfit_in_words(sorted(told["missing_keys"]), sorted(unknown), [])
         if misfit:
             raise ValueError(misfit)
-        return module
+        return module.state_dict()
 
     def pretrained(self, name: str) -> StateDict:
         """Return the weights that transformers' loader gives, from a folder, its cache, or the Hugging Face Hub.
