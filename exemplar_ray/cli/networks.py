@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from exemplar_ray.executor.progress import say
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.spec import RunOptions, RunSpec, columns_chosen
 from exemplar_ray.keys import keys_of
+from exemplar_ray.network.spec import NetworkRequest
 from exemplar_ray.visualize.spec import PictureOptions
 
 # What a run folder says to `check`.
@@ -81,9 +83,7 @@ def _check(options: argparse.Namespace, console: Console) -> int:
         network = AskedNetwork(asked.model, asked.weights, asked.preprocess)
         subject = job.of_model(network, settings["data"], columns_chosen(asked), run_options.class_labels)
     else:
-        for key in OF_NETWORK:
-            if key in settings:
-                raise UsageError(f"{options.run} says already what {key} is; leave out --{key.replace('_', '-')}")
+        _refuse_said_already(options.run, OF_NETWORK, settings)
         subject = job.of_run(options.run)
     with Cluster(pick(Resources, settings), run_options.log_level, partial(say, console)) as cluster:
         checked = job.check(subject, cluster, console, check_options)
@@ -93,18 +93,21 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     return INCOMPLETE if checked.findings.failed else COMPLETE
 
 
+def _refuse_said_already(run: str, keys: Iterable[str], settings: Mapping[str, Any]) -> None:
+    for key in keys:
+        if key in settings:
+            raise UsageError(f"{run} says already what {key} is; leave out --{key.replace('_', '-')}")
+
+
 def _visualize(options: argparse.Namespace, console: Console) -> int:
     from exemplar_ray.executor.cluster import Cluster
     from exemplar_ray.visualize import job
-    from exemplar_ray.visualize.asked import AskedNetwork
 
     settings = settings_of(options, required=() if options.run else ("layer", "out"), keys=VISUALIZE_KEYS)
     picture_options, run_options = pick(PictureOptions, settings), pick(RunOptions, settings)
     asked = pick(RunSpec, settings)
     if options.run is not None:
-        for key in ("out", "model", "weights", "layer", "layout", "preprocess"):
-            if key in settings:
-                raise UsageError(f"{options.run} says already what {key} is; leave out --{key.replace('_', '-')}")
+        _refuse_said_already(options.run, ("out", "model", "weights", "layer", "layout", "preprocess"), settings)
         if len(settings.get("statistic", [])) > 1:
             raise UsageError("pictures are made for one statistic at a time; name one with --statistic")
     with Cluster(pick(Resources, settings), run_options.log_level, partial(say, console)) as cluster:
@@ -113,7 +116,7 @@ def _visualize(options: argparse.Namespace, console: Console) -> int:
             statistic = asked.statistic[0] if "statistic" in settings else None
             channels = asked.channels if "channels" in settings else None
         else:
-            network = AskedNetwork(
+            network = NetworkRequest(
                 asked.model, asked.weights, asked.layer, asked.channels, asked.preprocess, asked.layout
             )
             subject, out = job.of_model(network, asked.statistic, cluster), settings["out"]

@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 from exemplar_ray.data.first_images import TwoImages, noise
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.network.describe import question_network
 from exemplar_ray.network.inputs import use_of_labels
 from exemplar_ray.network.layers import parse_channels
-from exemplar_ray.network.layouts import AUTO, GivenLayout, layout_of
+from exemplar_ray.network.layouts import AUTO, layout_of
 from exemplar_ray.network.models import Network, find_architecture, load_network
 from exemplar_ray.network.questions import NOISE, KnownNetwork
-from exemplar_ray.network.spec import NetworkSpec
-
-
-@dataclass(frozen=True)
-class NetworkRequest:
-    """Which network, in the user's words."""
-
-    model: str
-    """See `models.load_network`."""
-    weights: str
-    """See `models.load_network`."""
-    layers: tuple[str, ...]
-    """Names of the wanted layers."""
-    channels: str
-    """The wanted channels, as `layers.parse_channels` reads them."""
-    preprocess: Mapping[str, Any] | None = None
-    """Keys over the model's own preprocessing."""
-    layout: GivenLayout = AUTO
-
+from exemplar_ray.network.spec import NetworkRequest, NetworkSpec
 
 Images = Callable[[Preprocess, bool], TwoImages]
 """Gives two different images, with their labels if these are wanted."""

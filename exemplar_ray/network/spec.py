@@ -10,6 +10,7 @@ from typing import Any
 
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.network.layers import NCHW, PRECISIONS, VECTOR, Layer, format_channels
+from exemplar_ray.network.layouts import AUTO, GivenLayout
 
 IN_HAND = "module:"
 """What the name of a module in hand begins with; its file, which is in the run folder, comes after it."""
@@ -19,6 +20,28 @@ _LABELS_IN_WORDS = {
     LABELS_GIVEN: "the network is given the images' labels",
     LABELS_LEFT_OUT: "the network is given no labels: its forward has a default for its parameter `labels`",
 }
+
+
+@dataclass(frozen=True)
+class NetworkRequest:
+    """Which network, in the user's words."""
+
+    model: str
+    """See `models.load_network`."""
+    weights: str
+    """See `models.load_network`."""
+    layers: tuple[str, ...]
+    """Names of the wanted layers."""
+    channels: str
+    """The wanted channels, as `layers.parse_channels` reads them."""
+    preprocess: Mapping[str, Any] | None = None
+    """Keys over the model's own preprocessing."""
+    layout: GivenLayout = AUTO
+
+    def with_whole_paths(self) -> NetworkRequest:
+        """Return the same for processes with another working folder, see `whole_paths`."""
+        model, weights = whole_paths(self.model, self.weights)
+        return replace(self, model=model, weights=weights)
 
 
 @dataclass(frozen=True)

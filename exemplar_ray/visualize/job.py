@@ -16,11 +16,10 @@ from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.driver import JobOutcome, run_job
 from exemplar_ray.executor.job import Context, Job, Reduced
 from exemplar_ray.network.layers import parse_channels
-from exemplar_ray.network.spec import NetworkSpec
-from exemplar_ray.runs.records import CompletionRecord
+from exemplar_ray.network.spec import NetworkRequest, NetworkSpec
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 from exemplar_ray.runs.versions import versions
-from exemplar_ray.visualize.asked import AskedNetwork, MakeSettings
+from exemplar_ray.visualize.asked import MakeSettings
 from exemplar_ray.visualize.job_names import FOLDER, RESULT
 from exemplar_ray.visualize.pictures_table import SCHEMA, RealImages, real_images, rows_of
 from exemplar_ray.visualize.spec import DEFAULT_SIZE, OBJECTIVES, Group, PictureOptions, PicturesSpec
@@ -104,10 +103,6 @@ class VisualizationsJob(Job):
             of_few += rows_of(files["parquet"], self.spec, real)
         if of_few:
             yield sorted(of_few, key=_place)
-
-    def notes(self, record: CompletionRecord) -> Sequence[str]:
-        """Say nothing: what stayed grey is said at the end."""
-        return ()
 
     def announce(self, cluster: Cluster) -> Sequence[str]:
         """Say what is made."""
@@ -200,7 +195,7 @@ def of_run(uri: str) -> Subject:
     return Subject(network, tuple(spec["statistics"]), other_size, folder)
 
 
-def of_model(asked: AskedNetwork, statistics: tuple[str, ...], cluster: Cluster) -> Subject:
+def of_model(asked: NetworkRequest, statistics: tuple[str, ...], cluster: Cluster) -> Subject:
     """Build and question a network that no run has.
 
     Raises:

@@ -21,10 +21,10 @@ from exemplar_ray.executor.machine import cpus
 from exemplar_ray.network.gradients import DifferentiableLayer
 from exemplar_ray.network.loading import counts, device, network_of
 from exemplar_ray.network.questions import KnownNetwork
-from exemplar_ray.network.resolve import NetworkRequest, resolve_network
-from exemplar_ray.network.spec import NetworkSpec
+from exemplar_ray.network.resolve import resolve_network
+from exemplar_ray.network.spec import NetworkRequest, NetworkSpec
 from exemplar_ray.network.trunk import ContiguousTrunk, Trunk
-from exemplar_ray.visualize.asked import AskedNetwork, MakeSettings
+from exemplar_ray.visualize.asked import MakeSettings
 from exemplar_ray.visualize.describe import describe
 from exemplar_ray.visualize.judge import Judged, judge
 from exemplar_ray.visualize.optimise import Picture, Recipe, Wanted, optimise
@@ -37,16 +37,14 @@ __all__ = ["make", "resolve"]
 _THREADS = 1
 
 
-def resolve(asked: AskedNetwork) -> KnownNetwork:
+def resolve(asked: NetworkRequest) -> KnownNetwork:
     """Build the network of a command without a run, and question it.
 
     Raises:
         UsageError: see `network.resolve.resolve_network`.
     """
     torch.set_num_threads(cpus())
-    return resolve_network(
-        NetworkRequest(asked.model, asked.weights, asked.layers, asked.channels, asked.preprocess, asked.layout)
-    )
+    return resolve_network(asked)
 
 
 def make(settings: MakeSettings, given: tuple[int, Group]) -> Made:
