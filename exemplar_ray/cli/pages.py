@@ -19,6 +19,10 @@ _FIGURE_KEYS = {
     "statistic": (Key("NAME", "default: the run's first"), str),
     "sample": (Key("NAME", "top (default), or another of the run's samples"), str),
     "captions": (Key("", "with the class below each picture"), bool),
+    "with": (
+        Key("WHAT", "visualization: beside each channel's exemplars; visualization,maps: all of one channel"),
+        str,
+    ),
 }
 
 
@@ -66,13 +70,15 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
 def _figure(options: argparse.Namespace, settings: dict[str, Any], console: Console) -> int:
     with matplotlib_wanted():
+        from exemplar_ray.report.asked_figure import FigureOptions
         from exemplar_ray.report.figure import write_figure
 
     if options.out is None:
         raise UsageError("--out is missing: the figure's file, such as figure.pdf")
     if options.without_images:
         raise UsageError("a figure is made of images; leave out --without-images")
-    lacking = write_figure(options.run, options.figure, options.out, **settings)
+    extras = tuple(extra.strip() for extra in settings.pop("with", "").split(",") if extra.strip())
+    lacking = write_figure(options.run, options.figure, options.out, FigureOptions(**settings, extras=extras))
     if lacking:
         say(console, f"boxes stand for characters that the font lacks: {lacking[:40]}; an .svg shows them")
     say(console, f"figure: {options.out}")

@@ -130,7 +130,7 @@ class ChannelPages:
         samples = [
             ShownSample(
                 name=name,
-                title=_TITLES.get(name) or f"Drawn around the {percentile_of(name)}th percentile",
+                title=title_of_sample(name),
                 exemplars=[self._exemplar(layer, row, channel_row["images"]) for row in rows if row["sample"] == name],
                 settled=(*key, name) not in self._unsettled,
                 strongest=name in (TOP, DISTINCT),
@@ -203,6 +203,11 @@ def strongest_classes(classes: pa.Table | None, labels: ClassLabels, most: int =
 def class_text(labels: ClassLabels, label: int) -> str:
     """Return what to call a class: its name, or else its number."""
     return spelled_out(labels.class_name(label) or f"class {label}")
+
+
+def title_of_sample(sample: str) -> str:
+    """Return what a sample's exemplars are, in words."""
+    return _TITLES.get(sample) or f"Drawn around the {percentile_of(sample)}th percentile"
 
 
 def _page_order(sample: str) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from exemplar_ray._version import __version__
 from exemplar_ray.check.findings import Findings, Guesses, Tried, short
 from exemplar_ray.check.usual import IN_USE
 from exemplar_ray.errors import UsageError
-from exemplar_ray.report.figure import DPI, ENDINGS, SETTINGS
+from exemplar_ray.report.sheet import DPI, ENDINGS, SETTINGS
 from exemplar_ray.runs.run_folder import RunFolder
 from exemplar_ray.storage.hub_uri import refuse_writing
 

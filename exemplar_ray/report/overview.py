@@ -21,6 +21,8 @@ class Tile:
     """The small picture's name, below the report's folder."""
     pictured: str
     """What it shows, in words."""
+    visualization: str | None
+    """The name of its small visualisation, if there is one."""
     selectivity: float
     active: float
     skew: float
@@ -41,12 +43,13 @@ class KnownClass:
     synset_id: str
 
 
-def tile_of(shown: ShownStatistic, picture: str | None, pictured: int) -> Tile:
+def tile_of(shown: ShownStatistic, picture: str | None, pictured: int, visualization: str | None) -> Tile:
     """Make the tile of a channel.
 
     Args:
         picture: the small picture's name, if there is one.
         pictured: how many exemplars it shows.
+        visualization: as `picture`, of its visualisation.
     """
     [top] = [sample for sample in shown.samples if sample.name == TOP]
     rows = [exemplar.row for exemplar in top.exemplars]
@@ -55,6 +58,7 @@ def tile_of(shown: ShownStatistic, picture: str | None, pictured: int) -> Tile:
         channel=shown.channel_row["channel"],
         picture=picture,
         pictured="; ".join(names),
+        visualization=visualization,
         selectivity=shown.channel_row["selectivity"],
         active=shown.channel_row["active_fraction"],
         skew=skew(shown.channel_row),

@@ -30,7 +30,7 @@ from exemplar_ray.exemplars.sample_names import TOP
 from exemplar_ray.network.layers import Layer
 from exemplar_ray.report.channel_page import ChannelPages, ShownStatistic
 from exemplar_ray.report.overview import Tile, known_classes, tile_of
-from exemplar_ray.report.pictures import LONGEST_SIDE, TILE_SIDE, Pictures
+from exemplar_ray.report.pictures import LONGEST_SIDE, TILE_SIDE, TILES, Pictures
 from exemplar_ray.report.provenance import provenance_of
 from exemplar_ray.report.visualizations import PICTURES, ShownVisualizations
 from exemplar_ray.report.writer import ReportWriter
@@ -39,7 +39,7 @@ from exemplar_ray.storage.folder import Folder
 from exemplar_ray.storage.hub_uri import refuse_writing
 
 INDEX = "index.html"
-_ASSETS, _IMAGES, _TILES = "assets", "images", "tiles"
+_ASSETS, _IMAGES = "assets", "images"
 _LONGEST_FOLDER = 80
 
 
@@ -63,7 +63,7 @@ def write_report(run: str, out: str | None = None, images: bool = True, run_fold
     refuse_writing(target)
     finished = open_run(run)
     folder = Folder(target)
-    if not images and any(folder.exists(name) for name in (_IMAGES, _TILES, PICTURES)):
+    if not images and any(folder.exists(name) for name in (_IMAGES, TILES, PICTURES)):
         raise UsageError(
             f"'{target}' has the images of an earlier report, which stay there; remove that folder, or choose another "
             "with --out"
@@ -121,8 +121,10 @@ class _Report:
         pictures = dict(self._visualizations.of_layer(layer.name, self._folders[layer.name]))
         several = zip(*(self._each_statistic(layer, statistic) for statistic in self._spec.statistics), strict=True)
         for (before, channel, after), statistics in zip(neighbours, several, strict=False):
+            of_channel = pictures.get(channel, [])
             for shown, rows in statistics:
-                tiles[shown.name].append(self._tile(layer, shown, rows))
+                made = of_channel[0].tile if of_channel and shown.name == self._visualizations.statistic else None
+                tiles[shown.name].append(self._tile(layer, shown, rows, made))
             page = template.render(
                 root="../",
                 layer=layer,
@@ -130,7 +132,7 @@ class _Report:
                 before=before,
                 after=after,
                 statistics=[shown for shown, _ in statistics],
-                visualizations=pictures.get(channel, []),
+                visualizations=of_channel,
                 visualized=self._visualizations.statistic,
                 overview="../" + self._overview_name(layer, self._spec.statistics[0]),
             )
@@ -168,13 +170,13 @@ class _Report:
             if self._pictures and row.get("image"):
                 self._pictures.add(row["shard"], row["row"], row["image"]["bytes"])
 
-    def _tile(self, layer: Layer, shown: ShownStatistic, rows: list[dict[str, Any]]) -> Tile:
+    def _tile(self, layer: Layer, shown: ShownStatistic, rows: list[dict[str, Any]], visualization: str | None) -> Tile:
         pictured = [row for row in rows[: TILE_SIDE**2] if row.get("image")]
         name = None
         if self._pictures and pictured:
-            name = f"{_TILES}/{self._folders[layer.name]}/{shown.name}/{shown.channel_row['channel']}.jpg"
+            name = f"{TILES}/{self._folders[layer.name]}/{shown.name}/{shown.channel_row['channel']}.jpg"
             self._pictures.write_tile(name, pictured)
-        return tile_of(shown, name, len(pictured))
+        return tile_of(shown, name, len(pictured), visualization)
 
     def _write_overview(self, layer: Layer, statistic: str, tiles: Sequence[Tile]) -> None:
         name = self._overview_name(layer, statistic)
@@ -186,6 +188,7 @@ class _Report:
             statistic=statistic,
             folder=root + self._folders[layer.name],
             tiles=tiles,
+            visualized=sum(tile.visualization is not None for tile in tiles),
             classes=known_classes(self._run.plan.class_labels, used, self._synset_ids),
             layer_tabs=[(other.name, root + self._overview_name(other, statistic)) for other in self._spec.layers],
             statistic_tabs=[(other, root + self._overview_name(layer, other)) for other in self._spec.statistics],
@@ -207,7 +210,7 @@ def folder_names(layers: Sequence[str]) -> dict[str, str]:
     >>> folder_names(["mixed4a", "a/b", "a b", "A_b", "images", ".."])
     {'mixed4a': 'mixed4a', 'a/b': 'a_b', 'a b': 'a_b-2', 'A_b': 'A_b-3', 'images': 'images-2', '..': '_.'}
     """
-    taken = {_ASSETS, _IMAGES, _TILES, PICTURES, INDEX}
+    taken = {_ASSETS, _IMAGES, TILES, PICTURES, INDEX}
     names = {}
     for layer in layers:
         safe = re.sub(r"^\.|[^A-Za-z0-9_.-]", "_", layer)[:_LONGEST_FOLDER]

@@ -32,8 +32,12 @@ _SHOWN_AS_THEY_ARE = {"JPEG": ".jpg", "PNG": ".png"}
 _PLAIN_MODES = ("RGB", "L")
 _ORIENTATION = 0x0112
 
+DARKEST = 0.75
+"""How much darker a picture gets where its map is lowest, as `static/channel.js` has it."""
 _LARGEST_HALF = float(np.finfo(np.float16).max)
 
+TILES = "tiles"
+"""The folder of the pages that channels' small pictures are in."""
 TILE_SIDE = 2
 """A tile shows at most so many times so many exemplars."""
 _THUMBNAIL = 80
@@ -118,6 +122,13 @@ class Pictures:
         return thumbnail
 
 
+def reduced_to_tile(data: bytes) -> bytes:
+    """Return a picture as one that is no larger than a tile."""
+    image = decode(data)
+    image.thumbnail((TILE_SIDE * _THUMBNAIL, TILE_SIDE * _THUMBNAIL), Image.Resampling.LANCZOS)
+    return _jpeg(image)
+
+
 def _is_plain(image: Image.Image) -> bool:
     """Whether a browser shows the pixels that the network was given: no palette, no transparency, no animation.
 
@@ -197,3 +208,21 @@ def _spread(axis: Axis | None, units: int, crop: int) -> tuple[float, float, int
     end = start + units * axis.stride
     before, after = math.ceil(max(start, 0) / axis.stride), math.ceil(max(crop - end, 0) / axis.stride)
     return start - before * axis.stride, end + after * axis.stride, before, after
+
+
+def darkened(seen: Image.Image, overlay: MapOverlay, view: Box) -> Image.Image:
+    """Return a picture with a map over it, as the pages show it.
+
+    Args:
+        seen: what the network saw, RGB.
+        view: where that is, in pixels of the original image.
+    """
+    x0, y0, x1, y1 = overlay.box
+    across, down = overlay.width / (x1 - x0), overlay.height / (y1 - y0)
+    # The map covers the view but for rounding.
+    left, right = (min(max((x - x0) * across, 0.0), float(overlay.width)) for x in view[::2])
+    top, bottom = (min(max((y - y0) * down, 0.0), float(overlay.height)) for y in view[1::2])
+    levels = Image.frombytes("L", (overlay.width, overlay.height), base64.b64decode(overlay.levels)).convert("F")
+    resized = levels.resize(seen.size, Image.Resampling.BILINEAR, (left, top, right, bottom))
+    brightness = 1 - DARKEST * (1 - np.asarray(resized) / 255)
+    return Image.fromarray(np.rint(np.asarray(seen) * brightness[:, :, None]).astype(np.uint8))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
+from exemplar_ray.report.pictures import TILES, reduced_to_tile
 from exemplar_ray.report.writer import ReportWriter
+from exemplar_ray.results.choice import may_hold
+from exemplar_ray.results.stored_table import statistics_of
 from exemplar_ray.results.visualization import Visualizations
 
 PICTURES = "visualizations"
@@ -33,6 +37,8 @@ class ShownPicture:
     title: str
     name: str | None
     """Below the report's folder; None on pages without images."""
+    tile: str | None
+    """The name of a small copy for the overview, which a channel's first picture has."""
     worth: str
     """What it is worth, in words."""
     warning: str | None
@@ -63,22 +69,31 @@ class ShownVisualizations:
         with self._visualizations.open() as parquet:
             names = parquet.schema_arrow.names
             columns = names if self._writer else [name for name in names if name != "image"]
+            known = statistics_of(parquet, "layer")
             rows = (
                 row
                 for group in range(parquet.num_row_groups)
+                if may_hold(known[group], [layer])
                 for row in parquet.read_row_group(group, columns=columns).to_pylist()
                 if row["layer"] == layer
             )
             for channel, of_channel in groupby(rows, key=lambda row: int(row["channel"])):
-                yield channel, [self._shown(row, folder) for row in of_channel]
+                yield channel, [self._shown(row, folder, number == 0) for number, row in enumerate(of_channel)]
 
-    def _shown(self, row: dict[str, Any], folder: str) -> ShownPicture:
-        name, image = None, row.pop("image", None)
+    def _shown(self, row: dict[str, Any], folder: str, first: bool) -> ShownPicture:
+        name, tile, image = None, None, row.pop("image", None)
         if self._writer and image:
             name = f"{PICTURES}/{folder}/{row['channel']}{row['objective']}.png"
             self._writer.write(name, image["bytes"])
-        title = _TITLES.get(row["objective"]) or f"Another way, {row['objective'].rpartition('-')[2]}"
-        return ShownPicture(row, title, name, worth_of(row), warning_of(row))
+            if first:
+                tile = f"{TILES}/{folder}/{PICTURES}/{row['channel']}.jpg"
+                self._writer.write(tile, partial(reduced_to_tile, image["bytes"]))
+        return ShownPicture(row, title_of(row), name, tile, worth_of(row), warning_of(row))
+
+
+def title_of(row: dict[str, Any]) -> str:
+    """Say what a picture is."""
+    return _TITLES.get(row["objective"]) or f"Another way, {row['objective'].rpartition('-')[2]}"
 
 
 def worth_of(row: dict[str, Any]) -> str:

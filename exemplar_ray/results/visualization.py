@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import pyarrow.parquet as pq
 from PIL import Image
 
+from exemplar_ray.errors import UsageError
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 from exemplar_ray.visualize.job_names import FOLDER, RESULT
 
@@ -16,8 +18,20 @@ class Visualization(dict):
 
     @property
     def picture(self) -> Image.Image:
-        """The picture, RGB."""
+        """The picture, RGB.
+
+        Raises:
+            UsageError: the run was published without images.
+        """
+        if self["image"] is None:
+            raise UsageError("this result was published without its images")
         return Image.open(io.BytesIO(self["image"]["bytes"])).convert("RGB")
+
+    @property
+    def how_made(self) -> str:
+        """How it was made, in words."""
+        how = f"{self['objective']}, {self['parameterization']}"
+        return f"{how}, {self['size']} pixels, {self['steps']} steps, seed {self['seed']}"
 
 
 class Visualizations:
@@ -42,8 +56,15 @@ class Visualizations:
 
     def of_channel(self, layer: str, channel: int, statistic: str) -> list[Visualization]:
         """Return a channel's pictures; none where they are made for another statistic."""
+        return self.of_channels(layer, [channel], statistic).get(channel, [])
+
+    def of_channels(self, layer: str, channels: Sequence[int], statistic: str) -> dict[int, list[Visualization]]:
+        """Return {channel: its pictures} of those that have any; see `of_channel`."""
+        found: dict[int, list[Visualization]] = {}
         if statistic != self.statistic:
-            return []
+            return found
         with self._folder.open(RESULT) as file:
-            which = [("layer", "=", layer), ("channel", "=", channel)]
-            return [Visualization(row) for row in pq.read_table(file, filters=which).to_pylist()]
+            which = [("layer", "=", layer), ("channel", "in", list(channels))]
+            for row in pq.read_table(file, filters=which).to_pylist():
+                found.setdefault(row["channel"], []).append(Visualization(row))
+        return found

@@ -2,6 +2,9 @@
 "use strict";
 
 const MEASURES = ["selectivity", "active", "skew"];
+// What tiles show of their channels; the first as the page comes.
+const SHOWN = ["exemplars", "visualization", "both"];
+const isShown = (name) => SHOWN.includes(name);
 const form = document.getElementById("controls");
 const list = document.getElementById("tiles");
 const classes = [...(document.getElementById("classes")?.options ?? [])].map((option) => ({
@@ -16,6 +19,7 @@ const tiles = [...list.children].map((element) => ({
   topLabel: element.dataset.top,
   class: nameOfClass.get(element.dataset.top) ?? "",
   labels: element.dataset.labels.split(" "),
+  visualized: element.querySelector("img.made") !== null,
   // A dash is no number, and comes last in any order.
   ...Object.fromEntries(MEASURES.map((name) => [name, Number.parseFloat(element.dataset[name])])),
 }));
@@ -28,6 +32,8 @@ function stateOfForm() {
     state[field.name] = field.type === "checkbox" ? (field.checked ? "1" : "") : field.value.trim();
   }
   if (state.sort === "channel") state.sort = "";
+  // Who has chosen once sends links that say so, whatever is usual elsewhere.
+  if (state.show === SHOWN[0] && !recall("tiles")) state.show = "";
   return state;
 }
 
@@ -38,7 +44,9 @@ function fillForm(state) {
     else field.value = state[field.name] ?? (field.name === "sort" ? "channel" : "");
   }
   if (!form.elements.sort.value) form.elements.sort.value = "channel";
-  if (MEASURES.concat("channel").some((name) => state[name] || state[`${name}-from`] || state[`${name}-to`])) {
+  if (form.elements.show) form.elements.show.value = [state.show, recall("tiles")].find(isShown) ?? SHOWN[0];
+  const filters = MEASURES.concat("channel", "visualized");
+  if (filters.some((name) => state[name] || state[`${name}-from`] || state[`${name}-to`])) {
     form.querySelector(".filters").open = true;
   }
 }
@@ -62,6 +70,7 @@ function filterOf(state) {
     if (from) tests.push((tile) => tile[name] >= Number(from));
     if (to) tests.push((tile) => tile[name] <= Number(to));
   }
+  if (state.visualized) tests.push((tile) => tile.visualized);
   if (state.class) {
     const wanted = state.class.toLowerCase();
     const labels = new Set(classes.filter((one) => one.searched.includes(wanted)).map((one) => one.label));
@@ -85,6 +94,7 @@ function orderOf(state) {
 }
 
 function show(state) {
+  if (form.elements.show) list.dataset.show = state.show || SHOWN[0];
   const passes = filterOf(state);
   let shown = 0;
   for (const tile of tiles) {
@@ -110,8 +120,14 @@ function change() {
 
 form.addEventListener("input", change);
 form.addEventListener("submit", (event) => event.preventDefault());
-// The fields are reset after the event.
-form.addEventListener("reset", () => setTimeout(change));
+form.elements.show?.addEventListener("input", () => remember("tiles", form.elements.show.value));
+// The fields are reset after the event. All channels are shown then, as they were.
+form.addEventListener("reset", () =>
+  setTimeout(() => {
+    if (form.elements.show) form.elements.show.value = list.dataset.show;
+    change();
+  }),
+);
 addEventListener("hashchange", () => {
   fillForm(readState());
   change();
