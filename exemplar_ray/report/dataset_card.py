@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from huggingface_hub import DatasetCardData
 
 from exemplar_ray._version import __version__
 from exemplar_ray.exemplars.plan import EXEMPLARS, Plan
-from exemplar_ray.report.dataset_folder import REPORT, RUN_ON_PAGES, TABLES
+from exemplar_ray.report.dataset_folder import REPORT, RUN_ON_PAGES, TABLES, VISUALIZATIONS, subset_of
 from exemplar_ray.report.pages import INDEX
 from exemplar_ray.report.provenance import provenance_of
 from exemplar_ray.results.run import Run, open_run
@@ -46,7 +45,7 @@ def title_of(plan: Plan) -> str:
 
 def _card(run: Run, repository: str, rows: dict[str, int], images: bool, licence: str | None) -> str:
     # The Hub's viewer cannot show a table without rows.
-    subsets = {posixpath.splitext(table)[0]: table for table, count in rows.items() if count}
+    subsets = {subset_of(table): table for table, count in rows.items() if count}
     head = DatasetCardData(
         pretty_name=title_of(run.plan),
         license=licence or "other",
@@ -80,6 +79,7 @@ def _card(run: Run, repository: str, rows: dict[str, int], images: bool, licence
         provenance=provenance_of(run, RUN_ON_PAGES),
         tables=[(subset, table, rows[table], TABLES[table]) for subset, table in subsets.items()],
         with_images=images,
+        with_visualizations=VISUALIZATIONS in rows,
         licence=licence,
         index=f"{REPORT}/{INDEX}",
         version=__version__,

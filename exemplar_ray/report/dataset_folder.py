@@ -19,14 +19,16 @@ import pyarrow.parquet as pq
 from exemplar_ray.check.findings import CHECK
 from exemplar_ray.exemplars.plan import CHANNELS, CLASS_EXEMPLARS, CLASSES, EXEMPLARS, HISTOGRAMS, IMAGES, Plan
 from exemplar_ray.exemplars.spec import ExemplarsSpec
-from exemplar_ray.network.spec import split_model
+from exemplar_ray.network.spec import NetworkSpec, split_model
 from exemplar_ray.report.pages import write_report
 from exemplar_ray.report.provenance import without_secrets
 from exemplar_ray.results.run import Run
 from exemplar_ray.runs.manifest import RUN
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
+from exemplar_ray.visualize.job_names import FOLDER, RESULT
 
 REPORT = "report"
+VISUALIZATIONS = f"{FOLDER}/{RESULT}"
 TABLES = {
     EXEMPLARS: "the images of every channel, by rank: activation, where the image is, its class, what the network saw",
     CHANNELS: "how every channel is distributed over all images searched",
@@ -34,11 +36,20 @@ TABLES = {
     CLASS_EXEMPLARS: "the strongest images of every class for every channel, numbers only",
     HISTOGRAMS: "the histogram of every channel over all images searched",
     IMAGES: "the images of all samples but `top`, each once, by `shard` and `row`",
+    VISUALIZATIONS: "the picture that an optimiser made for every channel, with what it is worth beside the images",
 }
-"""The tables that a result may consist of, and what they are. Each is a subset of the data set, under its name without
-ending."""
+"""The tables that a result may consist of, and what they are. Each is a subset of the data set, see `subset_of`."""
 RUN_ON_PAGES = "RUN"
 """What commands on pages and card call the run folder."""
+
+
+def subset_of(table: str) -> str:
+    """Return what a table's subset of the data set is called.
+
+    >>> subset_of("exemplars.parquet"), subset_of(VISUALIZATIONS)
+    ('exemplars', 'visualizations')
+    """
+    return posixpath.splitext(posixpath.basename(table))[0]
 
 
 def write_folder(run: Run, folder: Path, images: bool) -> dict[str, int]:
@@ -52,10 +63,13 @@ def write_folder(run: Run, folder: Path, images: bool) -> dict[str, int]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     source = RunFolder(run.uri)
-    tables = [table for table in TABLES if source.exists(table) and (images or table != IMAGES)]
+    # Those of another result are none of this run's, and nobody would see them.
+    left_out = {*([] if images else [IMAGES]), *([] if run.visualizations.exist else [VISUALIZATIONS])}
+    tables = [table for table in TABLES if table not in left_out and source.exists(table)]
     for table in tables:
+        (folder / table).parent.mkdir(exist_ok=True)
         with source.open(table) as file, open(folder / table, "wb") as copy:
-            if table == EXEMPLARS and not images:
+            if table in (EXEMPLARS, VISUALIZATIONS) and not images:
                 _copy_without_images(file, copy)
             else:
                 shutil.copyfileobj(file, copy)
@@ -66,12 +80,15 @@ def write_folder(run: Run, folder: Path, images: bool) -> dict[str, int]:
         title = public_plan(run.plan).spec.network.weights_title
         # Reasons name machines and files.
         public.write_json(CHECK, replace(check, weights_title=title, failed={}).to_json())
+    if VISUALIZATIONS in tables:
+        beside = RunFolder(f"{source.uri.rstrip('/')}/{FOLDER}")
+        _write_whose_visualizations(beside, RunFolder(str(folder / FOLDER)))
     write_report(str(folder), str(folder / REPORT), images=images, run_folder=RUN_ON_PAGES)
     return {table: pq.read_metadata(folder / table).num_rows for table in tables}
 
 
 def _copy_without_images(source: Any, target: Any) -> None:
-    """Copy `exemplars.parquet`. Columns and metadata stay the same; every image is null."""
+    """Copy a table with images. Columns and metadata stay the same; every image is null."""
     parquet = pq.ParquetFile(source)
     schema = parquet.schema_arrow
     index = schema.get_field_index("image")
@@ -81,6 +98,14 @@ def _copy_without_images(source: Any, target: Any) -> None:
             table = parquet.read_row_group(group, columns=others)
             nothing = pa.nulls(len(table), schema.field("image").type)
             writer.write_table(table.add_column(index, schema.field("image"), nothing))
+
+
+def _write_whose_visualizations(source: RunFolder, public: RunFolder) -> None:
+    """Write what says of which network and result visualisations are."""
+    values = source.read_run()
+    network = _public_network(NetworkSpec.from_json(values["spec"]))
+    public.write_json(RUN, {**values, "spec": {**values["spec"], **network.to_json()}})
+    public.write_json(SUMMARY, source.read_json(SUMMARY) or {})
 
 
 def public_plan(plan: Plan) -> Plan:
@@ -126,13 +151,17 @@ def public_model(model: str) -> str:
 
 
 def _public_spec(spec: ExemplarsSpec) -> ExemplarsSpec:
-    network = spec.network.kept_in("")
+    return replace(spec, network=_public_network(spec.network))
+
+
+def _public_network(network: NetworkSpec) -> NetworkSpec:
+    network = network.kept_in("")
     model, weights = public_model(network.model), network.weights
     if weights != "pretrained" and not weights.startswith("random:"):
         weights = public_uri(weights)
     # A title ends in the file's name as it was given, with everything that came after it.
     title = re.split(r"[?#]", network.weights_title, maxsplit=1)[0]
-    return replace(spec, network=replace(network, model=model, weights=weights, weights_title=title))
+    return replace(network, model=model, weights=weights, weights_title=title)
 
 
 def _public_summary(run: Run) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def channel_html(
         statistics: its row of `channels.parquet`.
         exemplars: of all samples, by rank within each.
         classes: its rows of `classes.parquet`, the strongest class first.
-        visualizations: its feature visualisations, of which the first is shown.
+        visualizations: its feature visualisations, the first of which is shown large.
     """
     part = f", A PART OF THE DATA: {plan.subset.words}" if plan.subset else ""
     facts = [f"active on {statistics['active_fraction']:.1%} of {statistics['images']:,} images{part}"]
@@ -71,7 +71,8 @@ def channel_html(
         strongest_classes = classes.slice(0, _MOST_CLASSES).to_pylist()
         names = (f"{_class_of(row) or row['label']} {_number(row['mean'])}" for row in strongest_classes)
         parts.append(f'<div style="{_FAINT}">strongest classes: {_text("; ".join(names))}</div>')
-    parts += [_visualised(row) for row in visualizations[:1]]
+    if visualizations:
+        parts.append(_visualised(visualizations))
     strongest, *others = plan.spec.shown_samples
     parts.append(_pictures(exemplars, strongest, _MOST_EXEMPLARS))
     for sample in others:
@@ -104,12 +105,28 @@ def _picture(row: Exemplar) -> str:
     )
 
 
-def _visualised(row: Visualization) -> str:
-    size = f'width="{2 * _THUMBNAIL}" height="{2 * _THUMBNAIL}"'
-    picture = base64.b64encode(row["image"]["bytes"]).decode()
+def _visualised(rows: Sequence[Visualization]) -> str:
+    """Show a channel's visualisations: the first as it is, of the others small copies."""
+    figures = "".join(_made(row, _THUMBNAIL * (1 if number else 2)) for number, row in enumerate(rows))
+    return f'<div style="display:flex;flex-wrap:wrap;gap:8px;margin:.5em 0">{figures}</div>'
+
+
+def _made(row: Visualization, side: int) -> str:
     said = f"feature visualisation ({row['objective']}), activation {_number(row['activation'])}"
-    shown = f'<img {size} style="margin:0" src="data:image/png;base64,{picture}" alt="{_text(said)}">'
-    return f'<div style="margin:.5em 0">{shown}<div style="{_FAINT}">{_text(said)}</div></div>'
+    if row["image"] is None:
+        shown = f'<div style="height:{side}px;border:1px solid;opacity:.5">no image</div>'
+    else:
+        whole = "data:image/png;base64," + base64.b64encode(row["image"]["bytes"]).decode()
+        source = whole if side > _THUMBNAIL else _thumbnail(row.picture)
+        size = f'width="{side}" height="{side}"'
+        shown = f'<img {size} style="display:block;margin:0" src="{source}" alt="{_text(said)}">'
+    best = row["ratio_to_top"]
+    worth = f", {best:.1f} times the strongest image" if best is not None and not row["objective"].endswith("-") else ""
+    words = f"{_text(row['objective'])}{worth}"
+    return (
+        f'<div style="width:{side}px;overflow-wrap:anywhere" title="{_text(row.how_made)}">{shown}'
+        f'<div>{_number(row["activation"])}</div><div style="{_FAINT};line-height:1.2">{words}</div></div>'
+    )
 
 
 def run_html(plan: Plan, summary: Summary) -> str:
