@@ -18,6 +18,7 @@ from conftest import TINY_FLAGS, TINY_NETWORK, write_tiny_data
 from PIL import Image
 from pypdf import PdfReader
 
+from exemplar_ray import open_run
 from exemplar_ray.cli import main
 from exemplar_ray.data.decode import decode_and_crop
 from exemplar_ray.exemplars.plan import Plan
@@ -36,6 +37,8 @@ def run(tmp_path_factory, ray_cluster):
     write_tiny_data(folder / "data")
     flags = [*TINY_FLAGS, "--channels", "0-3,7,9-11", "--sample", "bottom"]
     assert main(["run", "--data", str(folder / "data"), "--out", str(folder / "run"), *flags]) == 0
+    made = ["--channels", "0-3", "--negative", "--size", "32", "--steps", "2"]
+    assert main(["visualize", str(folder / "run"), *made]) == 0
     return folder / "run"
 
 
@@ -61,6 +64,96 @@ def test_pictures_lie_where_their_channel_and_rank_are(run, tmp_path, cli):
             y, x = i * (side + figure._GAP), figure._LABELS + j * (side + figure._GAP)
             expected = np.asarray(Image.fromarray(seen).resize((side, side), Image.Resampling.LANCZOS))
             np.testing.assert_array_equal(pixels[y : y + side, x : x + side], expected)
+
+
+def made_of(run, channel):
+    """A channel's visualisations: {objective: its row}."""
+    rows = pq.read_table(run / "visualizations" / "visualizations.parquet").to_pylist()
+    return {row["objective"]: row for row in rows if row["channel"] == channel}
+
+
+def pixels_of(row):
+    """uint8 [size, size, 3]"""
+    return np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))
+
+
+def test_visualisations_are_the_first_column_and_all_else_moves_aside(run, tmp_path, cli):
+    flags = ["--figure", "mixed:0,2", "--ranks", "1-2", "--with", "visualization", "--out", tmp_path / "figure.png"]
+    assert cli("report", run, *flags)[0] == 0
+    with Image.open(tmp_path / "figure.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+    side = figure._picture_side(3)
+    left = figure._LABELS + side + 2 * figure._GAP
+    for i, (channel, of_channel) in enumerate(zip((0, 2), seen_by_the_network(run, (0, 2), (1, 2)), strict=True)):
+        y = i * (side + figure._GAP)
+        places = [figure._LABELS, left, left + side + figure._GAP]
+        for x, seen in zip(places, [pixels_of(made_of(run, channel)["channel"]), *of_channel], strict=True):
+            expected = np.asarray(Image.fromarray(seen).resize((side, side), Image.Resampling.LANCZOS))
+            np.testing.assert_array_equal(pixels[y : y + side, x : x + side], expected)
+    assert pixels.shape[1] == places[-1] + side
+
+
+def darkened_by_hand(seen, row):
+    """The pages' map view of a crop of 32 pixels, whose units are centred on every other pixel from 0.5 on."""
+    values = np.array(row["activation_map"], np.float64).reshape(16, 16)
+    lowest = min(0.0, values.min())
+    share = (values - lowest) / (values.max() - lowest)
+    place = np.clip(np.arange(32) / 2, 0, 15)
+    along = [np.interp(place, np.arange(16), line) for line in share]
+    share = np.stack([np.interp(place, np.arange(16), line) for line in np.transpose(along)], axis=1)
+    return seen * (1 - 0.75 * (1 - share))[:, :, None]
+
+
+def pictures_and_texts(path):
+    """What stands in an SVG, in the order of drawing: pictures as uint8 arrays with their (x, y), and texts."""
+    root = ElementTree.parse(path).getroot()
+    pictures = []
+    for image in root.iter(f"{SVG}image"):
+        [data] = [value for key, value in image.attrib.items() if key.endswith("href")]
+        matrix = re.fullmatch(r"matrix\((.*)\)", image.get("transform"))[1].split()
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data.split(",")[1]))).convert("RGB"))
+        pictures.append((pixels, tuple(map(float, matrix[4:]))))
+    return pictures, [text.text for text in root.iter(f"{SVG}text")]
+
+
+def test_the_figure_of_a_neuron_is_its_visualisations_then_each_exemplar_beside_its_map(run, tmp_path, cli):
+    flags = ["--figure", "mixed:3", "--with", "visualization,maps", "--captions", "--out", tmp_path / "neuron.svg"]
+    assert cli("report", run, *flags)[0] == 0
+    made, rows = made_of(run, 3), open_run(str(run)).exemplars(channel=3, sample="top")
+    pictures, texts = pictures_and_texts(tmp_path / "neuron.svg")
+    [seen] = seen_by_the_network(run, (3,), (1, 2, 3))
+    expected = [pixels_of(made["channel"]), pixels_of(made["channel-"])]
+    for crop, row in zip(seen, rows, strict=True):
+        expected += [crop, darkened_by_hand(crop, row)]
+    for (pixels, _), wanted in zip(pictures, expected, strict=True):
+        # A map has 256 levels.
+        assert np.abs(pixels - wanted.astype(np.float64)).max() <= (1.5 if wanted.dtype == np.float64 else 0)
+    (first, negative, *exemplars) = [place for _, place in pictures]
+    assert first == pytest.approx((0, 0), abs=1e-3)
+    assert first[1] < negative[1] < exemplars[0][1]
+    assert len({round(y, 3) for _, y in exemplars}) == 1
+    across = [x for x, _ in exemplars]
+    assert across == sorted(across)
+    # A map is closer to its exemplar than to the next.
+    assert across[1] - across[0] < across[2] - across[1]
+    said = " ".join(texts)
+    worth = made["channel"]
+    for part in ("mixed:3", f"activation {worth['activation']:.4g}", "once moved and turned", "What it says no to"):
+        assert part in said
+    assert f"{worth['ratio_to_top']:.1f} times" in said or "% of the strongest image" in said
+    for row in rows:
+        assert f"{row['rank']}: {row['activation']:.4g}, {row['class_name']}" in said
+    says, _ = described(run, tmp_path, cli, "--figure", "mixed:3", "--with", "visualization,maps")
+    for of_file in says.values():
+        assert "with: visualization, maps" in of_file
+        assert "visualisations: channel, fourier, 32 pixels, 2 steps, seed 0" in of_file
+
+
+def test_the_figure_of_a_neuron_with_maps_only_or_visualisations_only(run, tmp_path, cli):
+    for extras, pictures in (("maps", 3 * 2), ("visualization", 2 + 3)):
+        flags = ["--figure", "mixed:3", "--with", extras, "--out", tmp_path / "neuron.svg"]
+        assert cli("report", run, *flags)[0] == 0
+        assert len(pictures_and_texts(tmp_path / "neuron.svg")[0]) == pictures
 
 
 def points(pixels):
@@ -108,6 +201,7 @@ def test_pdf_and_svg_hold_every_pixel_and_text_as_text(run, tmp_path, cli):
 
 def described(run, tmp_path, cli, *flags):
     """{ending: what the file says of itself}; and the texts that stand in the picture."""
+    tmp_path.mkdir(exist_ok=True)
     for ending in ("png", "pdf", "svg"):
         assert cli("report", run, "--out", tmp_path / f"f.{ending}", *flags)[0] == 0
     root = ElementTree.parse(tmp_path / "f.svg").getroot()
@@ -145,13 +239,15 @@ def test_untrained_and_partial_stand_in_the_picture(tmp_path, cli):
     cli("merge", tmp_path / "run", "--allow-partial")
     says, texts = described(tmp_path / "run", tmp_path, cli, "--figure", "mixed:0")
     assert texts == ["UNTRAINED NETWORK", "PARTIAL: only 1 of 2 shards", "0"]
+    _, texts = described(tmp_path / "run", tmp_path / "neuron", cli, "--figure", "mixed:0", "--with", "maps")
+    assert texts[:3] == ["UNTRAINED NETWORK", "PARTIAL: only 1 of 2 shards", "mixed:0"]
     for of_file in says.values():
         assert "UNTRAINED" in of_file
         assert "PARTIAL: only 1 of 2 shards" in of_file
         assert "10 images in 1 shards" in of_file
-    alarm = tuple(int(figure._ALARM[i : i + 2], 16) for i in (1, 3, 5))
+    alarm = tuple(int(figure.ALARM[i : i + 2], 16) for i in (1, 3, 5))
     with Image.open(tmp_path / "f.png") as image:
-        top = np.asarray(image.convert("RGB"))[: 2 * figure._WARNING]
+        top = np.asarray(image.convert("RGB"))[: 2 * figure.WARNING]
     inked = np.argwhere((top == alarm).all(axis=2))
     assert len(inked) > 500
     assert inked.max(axis=0)[1] < top.shape[1] - 10  # not cut off at the edge
@@ -165,6 +261,8 @@ def test_rankings_in_doubt_say_so(run, tmp_path, cli):
     (tmp_path / "run" / SUMMARY).write_text(json.dumps(summary))
     says, texts = described(tmp_path / "run", tmp_path, cli, "--figure", "mixed:1-3")
     assert texts == ["1", "2", "not settled", "3"]
+    _, texts = described(tmp_path / "run", tmp_path, cli, "--figure", "mixed:2", "--with", "maps")
+    assert any("not settled" in text for text in texts)
     assert "NOT SETTLED" in says["pdf"]
 
 
@@ -176,20 +274,29 @@ def test_channels_without_finite_activations_are_still_there(tmp_path, cli):
     assert "NaN or infinite activations on 1 channels" in text
     assert json.loads((tmp_path / "run" / SUMMARY).read_text())["exemplars"] == 0
     assert described(tmp_path / "run", tmp_path, cli, "--figure", "conv1:all")[1] == ["1", "no exemplar"]
+    assert "no exemplar" in described(tmp_path / "run", tmp_path, cli, "--figure", "conv1:all", "--with", "maps")[1]
 
 
 def test_equal_figures_are_equal_bytes(run, tmp_path):
     """Also in another process, later, under another name."""
     draw = (
-        "import sys; from exemplar_ray.report.figure import write_figure\n"
+        "import sys; from exemplar_ray.report.figure import FigureOptions, write_figure\n"
         "for ending in ('.pdf', '.png', '.svg'):\n"
-        "    write_figure(sys.argv[1], 'mixed:0-3', sys.argv[2] + ending, sample='bottom', captions=True)"
+        "    options = FigureOptions(sample='bottom', captions=True)\n"
+        "    write_figure(sys.argv[1], 'mixed:0-3', sys.argv[2] + ending, options)\n"
+        "    options = FigureOptions(extras=('visualization', 'maps'))\n"
+        "    write_figure(sys.argv[1], 'mixed:3', sys.argv[2] + '-neuron' + ending, options)"
     )
     for ending in figure.ENDINGS:
-        figure.write_figure(str(run), "mixed:0-3", f"{tmp_path}/one{ending}", sample="bottom", captions=True)
+        options = figure.FigureOptions(sample="bottom", captions=True)
+        figure.write_figure(str(run), "mixed:0-3", f"{tmp_path}/one{ending}", options)
+        options = figure.FigureOptions(extras=("visualization", "maps"))
+        figure.write_figure(str(run), "mixed:3", f"{tmp_path}/one-neuron{ending}", options)
     subprocess.run([sys.executable, "-c", draw, str(run), f"{tmp_path}/two"], check=True)
     for ending in figure.ENDINGS:
-        assert (tmp_path / f"one{ending}").read_bytes() == (tmp_path / f"two{ending}").read_bytes(), ending
+        for kind in ("", "-neuron"):
+            one, two = ((tmp_path / f"{name}{kind}{ending}").read_bytes() for name in ("one", "two"))
+            assert one == two, (kind, ending)
 
 
 def test_captions_are_texts_whatever_stands_in_them(run, tmp_path, cli):
@@ -237,6 +344,10 @@ def test_characters_that_the_font_lacks_are_named(run, tmp_path, cli):
         (["--figure", "mixed:0", "--out", "hf://datasets/user/name/figure.pdf"], "not written"),
         (["--figure", "mixed:0", "--without-images"], "leave out --without-images"),
         (["--captions"], "--captions is of a figure"),
+        (["--figure", "mixed:0", "--with", "map"], "drawn with visualization or maps, not 'map'; did you mean 'maps'?"),
+        (["--figure", "mixed:0-1", "--with", "maps"], "beside the exemplars of one channel, such as mixed:0, not of 2"),
+        (["--figure", "mixed:2-3,9-10", "--with", "visualization"], "no visualisation of mixed:9-10"),
+        (["--with", "maps"], "--with is of a figure"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_in_a_line(run, tmp_path, cli, monkeypatch, flags, said):
@@ -245,6 +356,30 @@ def test_what_cannot_be_drawn_is_said_in_a_line(run, tmp_path, cli, monkeypatch,
     assert status == 2
     assert said in text
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_run_has_no_pictures_of_is_said(run, tmp_path, cli):
+    flags = ["--figure", "mixed:0", "--out", tmp_path / "figure.png", "--with"]
+    summary = "visualizations/summary.json"
+    shutil.copytree(run, tmp_path / "run")
+    values = json.loads((run / summary).read_text())
+    for change, said in (
+        ({"statistic": "max"}, "are made for max, not mean; choose --statistic max"),
+        # Of an earlier result.
+        ({"of_run": "0" * 64}, "has no visualisations; exemplar-ray visualize"),
+    ):
+        (tmp_path / "run" / summary).write_text(json.dumps({**values, **change}))
+        status, text = cli("report", tmp_path / "run", *flags, "visualization")
+        assert (status, said in text, text.count("\n")) == (2, True, 1), text
+    plan = json.loads((tmp_path / "run" / RUN).read_text())
+    plan["spec"]["layers"][0]["map_size"] = None
+    (tmp_path / "run" / RUN).write_text(json.dumps(plan))
+    values = json.loads((run / SUMMARY).read_text())
+    values["fingerprint"] = Plan.read(RunFolder(str(tmp_path / "run"))).fingerprint
+    (tmp_path / "run" / SUMMARY).write_text(json.dumps(values))
+    status, text = cli("report", tmp_path / "run", *flags, "maps")
+    assert (status, "the channels of mixed have no activation maps; leave out maps" in text) == (2, True), text
+    assert not (tmp_path / "figure.png").exists()
 
 
 def test_a_figure_needs_a_file(run, cli):
@@ -275,6 +410,7 @@ def test_no_more_is_drawn_than_a_page_holds(run, tmp_path, cli):
     for flags, said in (
         (["mixed:all"], "at most 100 channels, not 200"),
         (["mixed:0", "--ranks", "1-40"], "40 pictures side by side are too small"),
+        (["mixed:0-1", "--ranks", "1-30", "--with", "visualization"], "31 pictures side by side are too small"),
     ):
         status, text = cli("report", tmp_path / "run", "--out", tmp_path / "figure.pdf", "--figure", *flags)
         assert (status, said in text) == (2, True)

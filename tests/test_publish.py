@@ -22,7 +22,7 @@ from exemplar_ray.cli import main
 from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars.plan import Plan
 from exemplar_ray.network.models import load_network
-from exemplar_ray.report.dataset_folder import TABLES, public_uri
+from exemplar_ray.report.dataset_folder import TABLES, VISUALIZATIONS, public_uri, subset_of
 from exemplar_ray.runs.manifest import RUN
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 
@@ -52,6 +52,8 @@ def run(tmp_path_factory, ray_cluster):
     flags = [*TINY_FLAGS, "--sample", "bottom", "--class-top-k", "1", "--weights", str(folder / "tiny.pth")]
     flags[1] = f"{folder / 'net.py'}:trained"
     assert main(["run", "--data", str(folder / "data"), "--out", str(folder / "run"), *flags]) == 0
+    made = ["--channels", "0-2", "--negative", "--size", "32", "--steps", "2"]
+    assert main(["visualize", str(folder / "run"), *made]) == 0
     assert main(["report", str(folder / "run")]) == 0
     (folder / "run" / "failed").mkdir(exist_ok=True)
     (folder / "run" / "failed" / "000009.json").write_text("{}")
@@ -105,7 +107,8 @@ def edited(run, folder, name, change):
 def test_it_holds_result_pages_and_card_and_nothing_else(run, dry):
     names = {path.relative_to(dry).as_posix() for path in dry.rglob("*") if path.is_file()}
     pages = {f"report/{path.relative_to(run / 'report').as_posix()}" for path in (run / "report").rglob("*.*")}
-    assert names == pages | set(TABLES) | {"README.md", RUN, SUMMARY}
+    of_visualizations = {f"visualizations/{name}" for name in (RUN, SUMMARY)}
+    assert names == pages | set(TABLES) | {"README.md", RUN, SUMMARY} | of_visualizations
     for name in TABLES:
         assert (dry / name).read_bytes() == (run / name).read_bytes()
 
@@ -116,12 +119,14 @@ def test_it_is_a_run_that_can_be_read(run, dry):
     assert there.plan.fingerprint == here.plan.fingerprint
     for one, other in zip(there.exemplars(channel=3), here.exemplars(channel=3), strict=True):
         assert one.image.tobytes() == other.image.tobytes()
+    assert there.channel("mixed", 2).visualizations == here.channel("mixed", 2).visualizations != []
 
 
 def test_it_says_nothing_of_this_machine(run, dry):
     home = str(run.parent).encode()
     assert home in (run / RUN).read_bytes()
     assert home in (run / "report" / "index.html").read_bytes()
+    assert home in (run / "visualizations" / RUN).read_bytes()
     hosts = {shard["host"] for shard in json.loads((run / SUMMARY).read_text())["shards"]}
     assert hosts
     for name, content in contents(dry).items():
@@ -193,7 +198,7 @@ def test_without_images_no_file_holds_one(run, dry, without_images):
     def with_pictures(folder):
         return {name for name, content in contents(folder).items() if any(tell in content for tell in (*tells, *magic))}
 
-    assert {"exemplars.parquet", "images.parquet"} < with_pictures(dry)
+    assert {"exemplars.parquet", "images.parquet", VISUALIZATIONS} < with_pictures(dry)
     assert with_pictures(without_images) == set()
     assert not {"images.parquet"} & set(contents(without_images))
 
@@ -204,9 +209,17 @@ def test_without_images_everything_else_is_there(run, without_images):
     assert there.schema.equals(here.schema, check_metadata=True)
     assert there["image"].null_count == len(there) == len(here)
     assert there.drop_columns(["image"]).equals(here.drop_columns(["image"]))
+    here, there = (pq.read_table(folder / VISUALIZATIONS) for folder in (run, without_images))
+    assert there.schema.equals(here.schema, check_metadata=True)
+    assert there.drop_columns(["image"]).equals(here.drop_columns(["image"]))
     [first, *_] = open_run(str(without_images)).exemplars(channel=3, sample="bottom")
     with pytest.raises(UsageError, match="published without its images"):
         _ = first.image
+    channel = open_run(str(without_images)).channel("mixed", 2)
+    with pytest.raises(UsageError, match="published without its images"):
+        _ = channel.visualizations[0].picture
+    assert "feature visualisation" not in channel._repr_html_()
+    assert "channel-" in channel._repr_html_()
     assert "**Without images.**" in card_of(without_images)
     page = (without_images / "report" / "mixed" / "3.html").read_text()
     assert first["image_path"] in page
@@ -219,6 +232,15 @@ def test_a_published_run_without_images_can_be_reported_but_not_drawn(without_im
     assert (tmp_path / "pages" / "mixed" / "3.html").exists()
     status, text = cli("report", without_images, "--figure", "mixed:0", "--out", tmp_path / "figure.png")
     assert (status, "published without them" in text) == (2, True)
+
+
+def test_visualisations_of_another_result_stay_at_home(run, tmp_path):
+    stale = edited(run, tmp_path / "run", f"visualizations/{SUMMARY}", lambda summary: summary.update(of_run="0" * 64))
+    assert main(["publish", str(stale), "user/name", "--dry-run", str(tmp_path / "dry")]) == 0
+    assert not (tmp_path / "dry" / "visualizations").exists()
+    configs = {config["config_name"] for config in DatasetCard(card_of(tmp_path / "dry")).data.configs}
+    assert configs == {subset_of(name) for name in TABLES if name != VISUALIZATIONS}
+    assert "visualisation" not in card_of(tmp_path / "dry")
 
 
 def test_equal_runs_give_equal_folders(run, dry, tmp_path):
@@ -239,7 +261,7 @@ def test_the_cards_head_is_what_the_hub_documents(dry):
     assert head["size_categories"] == ["n<1K"]
     assert "task_categories" not in head
     assert all(isinstance(tag, str) for tag in head["tags"])
-    assert [config["config_name"] for config in head["configs"]] == [name.split(".")[0] for name in TABLES]
+    assert [config["config_name"] for config in head["configs"]] == [subset_of(name) for name in TABLES]
     assert [config["config_name"] for config in head["configs"] if config.get("default")] == ["exemplars"]
     for config in head["configs"]:
         [file] = config["data_files"]
@@ -307,12 +329,12 @@ def test_datasets_loads_every_subset(dry, without_images, tmp_path):
     command = [sys.executable, "-c", program, str(dry), str(without_images)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    rows = {name.split(".")[0]: pq.read_metadata(dry / name).num_rows for name in TABLES}
+    rows = {subset_of(name): pq.read_metadata(dry / name).num_rows for name in TABLES}
     lines = done.stdout.splitlines()
-    assert lines[:6] == [f"{config} {count} True" for config, count in rows.items()]
-    assert lines[7:12] == [f"{config} {count} True" for config, count in rows.items() if config != "images"]
+    assert lines[:7] == [f"{config} {count} True" for config, count in rows.items()]
+    assert lines[8:14] == [f"{config} {count} True" for config, count in rows.items() if config != "images"]
     name = pq.read_table(dry / "exemplars.parquet")["class_name"][0].as_py()
-    assert [lines[6], lines[12]] == [f"(48, 40) {name}", f"None {name}"]
+    assert [lines[7], lines[14]] == [f"(48, 40) {name}", f"None {name}"]
 
 
 def test_a_run_without_labels_has_no_subset_of_classes(run, tmp_path):
@@ -321,7 +343,7 @@ def test_a_run_without_labels_has_no_subset_of_classes(run, tmp_path):
         pq.write_table(pq.read_table(run / name).slice(0, 0), tmp_path / "run" / name)
     assert main(["publish", str(tmp_path / "run"), "user/name", "--dry-run", str(tmp_path / "dry")]) == 0
     configs = {config["config_name"] for config in DatasetCard(card_of(tmp_path / "dry")).data.configs}
-    assert configs == {"exemplars", "channels", "histograms", "images"}
+    assert configs == {"exemplars", "channels", "histograms", "images", "visualizations"}
     assert (tmp_path / "dry" / "classes.parquet").exists()
 
 
@@ -385,7 +407,7 @@ def test_publishing_again_replaces_what_was_there(run, hub, cli):
     repository = hub.repositories["user/name"]
     assert repository.private
     before = uploaded(hub)
-    stale = {"report/images/old.jpg": b"", "report/mixed/99.html": b""}
+    stale = {"report/images/old.jpg": b"", "report/mixed/99.html": b"", "visualizations/old.json": b""}
     repository.commit({**before, **stale, "notes.txt": b"mine"})
     assert cli("publish", run, "user/name")[0] == 0
     assert uploaded(hub) == {**before, "notes.txt": b"mine"}

@@ -76,13 +76,15 @@ def visit(chromium):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, ray_cluster):
-    """Two layers, one without maps; two statistics; samples; labels."""
+    """Two layers, one without maps; two statistics; samples; labels; visualisations of some channels for one of them."""
     from exemplar_ray.cli import main
 
     folder = tmp_path_factory.mktemp("browser")
     write_tiny_data(folder / "data")
     flags = [*TINY_FLAGS, "--layer", "mixed", "classifier", "--statistic", "mean", "max", "--sample", "bottom"]
     assert main(["run", "--data", str(folder / "data"), "--out", str(folder / "run"), *flags]) == 0
+    made = ["--statistic", "mean", "--channels", "1-3", "--negative", "--size", "32", "--steps", "2"]
+    assert main(["visualize", str(folder / "run"), *made]) == 0
     return folder / "run"
 
 
@@ -227,6 +229,63 @@ def test_tabs_keep_what_was_chosen(visit, address):
     assert page.input_value("select[name=sort]") == "skew"
 
 
+def test_tiles_show_visualisations_where_there_are_some(visit, address):
+    page = visit(f"{address}mixed/mean.html")
+    seen, made = (page.locator(f"#tiles li[data-channel='3'] {which}") for which in ("img:not(.made)", "img.made"))
+    lacking = page.locator("#tiles li[data-channel='4'] >> text=no visualisation")
+
+    def shown():
+        return seen.is_visible(), made.is_visible(), lacking.is_visible()
+
+    assert shown() == (True, False, False)
+    page.select_option("select[name=show]", "visualization")
+    assert (shown(), hash_of(page)) == ((False, True, True), "#show=visualization")
+    wait_for(page, "document.querySelector('img.made').naturalWidth === 32")
+    page.select_option("select[name=show]", "both")
+    assert shown() == (True, True, True)
+    left, right = (one.bounding_box() for one in (seen, made))
+    assert (left["y"], left["width"]) == (right["y"], right["width"])
+    assert left["x"] + left["width"] <= right["x"]
+    page.click("summary:has-text('Filter')")
+    page.check("text=only with a visualisation")
+    assert channels(page) == [1, 2, 3]
+    # All channels again, shown as they were; and so is the next page that says nothing, by the browser's memory.
+    page.click("text=Show all")
+    wait_for(page, "location.hash === '#show=both'")
+    assert channels(page) == list(range(12))
+    page.goto("about:blank")
+    page.goto(address.replace("!", "") + "classifier/mean.html")
+    assert page.input_value("select[name=show]") == "both"
+    # Who chose once what is usual sends links that say so.
+    page.select_option("select[name=show]", "exemplars")
+    assert hash_of(page) == "#show=exemplars"
+    again = visit(f"{address}mixed/mean.html#show=both&visualized=1")
+    assert channels(again) == [1, 2, 3]
+    assert again.is_visible("text=only with a visualisation")
+    assert again.locator("img.made >> nth=0").is_visible()
+
+
+def test_where_nothing_is_visualised_nothing_can_be_chosen(visit, address):
+    """They are made for the mean."""
+    page = visit(f"{address}mixed/max.html#show=visualization")
+    assert page.locator("select[name=show], .made").count() == 0
+    assert page.locator("#tiles img >> nth=0").is_visible()
+    assert visit(f"{address}mixed/mean.html#show=nonsense").input_value("select[name=show]") == "exemplars"
+
+
+def test_visualisations_stand_beside_the_exemplars_and_below(visit, address):
+    page = visit(f"{address}mixed/3.html#statistic=mean")
+    first, negative = (page.locator(f"#mean .visualizations img >> nth={number}") for number in (0, 1))
+    exemplars = page.locator("#mean .samples").bounding_box()
+    box = first.bounding_box()
+    assert box["x"] >= exemplars["x"] + exemplars["width"]
+    assert box["y"] < exemplars["y"] + exemplars["height"]
+    assert negative.bounding_box()["y"] > exemplars["y"] + exemplars["height"]
+    assert page.locator("#max .visualizations").count() == 0
+    page.set_viewport_size({"width": 390, "height": 900})
+    assert first.bounding_box()["y"] < page.locator("#mean figure.exemplar >> nth=0").bounding_box()["y"]
+
+
 def view_of(page):
     return page.inner_text("#views [aria-pressed=true]")
 
@@ -349,7 +408,8 @@ def test_without_scripts_everything_can_be_read(visit, address):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 390])
 def test_pages_are_accessible(visit, report, chromium, scheme, width):
-    for name in ("mixed/mean.html", "mixed/3.html#view=original"):
+    names = ("mixed/mean.html", "mixed/mean.html#show=both", "mixed/3.html#view=original&statistic=mean")
+    for name in names:
         # axe-core is put in past the policy of the page; that policy has tests of its own.
         page = visit(f"{report.as_uri()}/!{name}", width, color_scheme=scheme, bypass_csp=True)
         assert page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")

@@ -356,8 +356,18 @@ def test_the_pages_show_the_pictures_and_their_worth(run, tmp_path, cli):
     for row in rows_of(run):
         name = f"{row['channel']}{row['objective']}.png"
         assert (tmp_path / "pages" / "visualizations" / "mixed" / name).read_bytes() == row["image"]["bytes"]
+    overview = (tmp_path / "pages" / "mixed" / "mean.html").read_text()
+    tiles = sorted((tmp_path / "pages" / "tiles" / "mixed" / "visualizations").iterdir())
+    assert [path.name for path in tiles] == [f"{channel}.jpg" for channel in range(6)]
+    for channel, path in enumerate(tiles):
+        assert f"tiles/mixed/visualizations/{path.name}" in overview
+        of_channel = Image.open(tmp_path / "pages" / "visualizations" / "mixed" / f"{channel}channel.png")
+        one, other = (np.asarray(image.convert("RGB"), np.float64) for image in (of_channel, Image.open(path)))
+        assert np.abs(one - other).mean() < 8
+    assert "visualizations/" not in (tmp_path / "pages" / "index.html").read_text()
     assert cli("report", run, "--out", tmp_path / "bare", "--without-images")[0] == 0
     assert not (tmp_path / "bare" / "visualizations").exists()
+    assert not (tmp_path / "bare" / "tiles").exists()
     assert "What it looks for" in (tmp_path / "bare" / "mixed" / "2.html").read_text()
 
 
@@ -367,7 +377,9 @@ def test_a_channel_has_its_pictures_where_results_are_read(run):
     first = channel.visualizations[0]
     assert first == next(row for row in rows_of(run) if row["channel"] == 2)
     assert first.picture.size == (32, 32)
-    assert base64.b64encode(first["image"]["bytes"]).decode() in channel._repr_html_()
+    html = channel._repr_html_()
+    assert base64.b64encode(first["image"]["bytes"]).decode() in html
+    assert html.count("feature visualisation (") == 4
     # They are made for the mean.
     assert open_run(run).channel("mixed", 2, "max").visualizations == []
 

@@ -172,14 +172,16 @@ def _worth(row: Visualization) -> list[_Line]:
     beside += [f"before its ReLU {row['activation_pre_relu']:.4g}"]
     beside += [f"{row['robust_activation']:.4g} of that once moved and turned"]
     colours = ", ".join(f"{value:.0f}" for value in row["mean_rgb"])
-    looks = f"mean colour {colours}; contrast {row['contrast']:.0f}; spectral slope {row['spectral_slope']:.2g}"
-    looks += f"; {patterns}" if patterns else ""
+    looks = [f"mean colour {colours}", f"contrast {row['contrast']:.0f}"]
+    # There is none where there is nothing to be seen.
+    looks += [] if math.isnan(row["spectral_slope"]) else [f"spectral slope {row['spectral_slope']:.2g}"]
+    looks += [patterns] if patterns else []
     return [
         _Line(title_of(row), weight="bold"),
         _Line(f"activation {row['activation']:.4g}" + (f": {worth}" if worth else "")),
         *([_Line(warning, color=ALARM)] if warning else []),
         _Line("; ".join(beside)),
-        _Line(looks),
+        _Line("; ".join(looks)),
         _Line(row.how_made, color=FAINT),
     ]
 
