@@ -76,7 +76,7 @@ def visit(chromium):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, ray_cluster):
-    """Two layers, one without maps; two statistics; samples; labels; visualisations of some channels for one of them."""
+    """Two layers, one without maps; two statistics; samples; labels; visualisations of some channels, for one."""
     from exemplar_ray.cli import main
 
     folder = tmp_path_factory.mktemp("browser")
@@ -417,7 +417,7 @@ def test_pages_are_accessible(visit, report, chromium, scheme, width):
         states = ["as it comes"] + (["large"] if name.startswith("mixed/3") else [])
         for state in states:
             if state == "large":
-                page.locator("section:not([hidden]) button.frame").first.click()
+                page.locator("section.statistic:not([hidden]) button.frame").first.click()
             page.evaluate(AXE)
             found = page.evaluate("axe.run({ preload: false })")
             bad = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
