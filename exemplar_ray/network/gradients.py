@@ -1,8 +1,8 @@
 """A layer as a function that has gradients: what it is before its ReLU, for pictures of any size.
 
-The network's own arithmetic, but for three things that decide nothing forwards. A ReLU whose gradient somebody bent, as
-torch-lucent's class does, is a plain one. A ReLU that overwrites its input does not. Response normalisation is the fast
-form that the scan uses.
+The network's own arithmetic, but for what decides nothing forwards. A ReLU whose gradient somebody bent, as
+torch-lucent's class does, is a plain one. A ReLU that overwrites its input does not. Response normalisation is a faster
+form. And channels lie last in memory, as where the scan runs, which takes a fifth less time.
 """
 
 from __future__ import annotations
@@ -37,10 +37,21 @@ class DifferentiableLayer:
         module: the network, in eval mode; a copy of it is moved to the device.
         layer: which layer; of one that is named `..._pre_relu` it is the same.
         preprocess: from 0..255 to the network's input.
+        channels_last: whether the network runs so, see `spec.NetworkSpec`.
     """
 
-    def __init__(self, module: nn.Module, layer: Layer, preprocess: Preprocess, device: torch.device) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        layer: Layer,
+        preprocess: Preprocess,
+        device: torch.device,
+        channels_last: bool = True,
+    ) -> None:
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._module = with_true_gradients(copy.deepcopy(module)).to(device)
+        # Not one after the other: a foreign network's `to` may return nothing.
+        self._module.to(memory_format=self._memory_format)
         self._module.requires_grad_(False)
         self._layer, self._preprocess = layer, preprocess
         self._name = split_name(layer.name, [name for name, _ in module.named_modules()])[0]
@@ -60,7 +71,8 @@ class DifferentiableLayer:
 
         relus = _ReluInputs()
         with hooked(self._module, [self._name], seen), FastResponseNorm(), relus:
-            forward(self._module, Input(prepared(pictures, self._preprocess)))
+            x = prepared(pictures, self._preprocess).contiguous(memory_format=self._memory_format)
+            forward(self._module, Input(x))
         return read(found[0], self._layer)
 
 
@@ -107,7 +119,7 @@ class _ReluInputs(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _RELUS:
             before = args[0] if args else kwargs["input"]
-            return self._noted(torch.clamp_min(before, 0), before)
+            return self._noted(torch.relu(before), before)
         if func in (nn.functional.relu6, nn.functional.hardtanh):
             before, low, high = _bounds(func, args, kwargs)
             after = torch.clamp(before, low, high)

@@ -51,12 +51,13 @@ class VisualizationsJob(Job):
 
     def __init__(self, spec: PicturesSpec, run: RunFolder | None, use_gpu: bool) -> None:
         self.spec, self._run = spec, run
-        self.items: Sequence[Group] = spec.groups()
+        self.items: Sequence[Group] = spec.groups(use_gpu)
         self.settings = MakeSettings(spec, use_gpu)
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the pictures."""
-        return self.spec.identity()
+        # Not half of them by one arithmetic, half by another: nor are they made in the same groups.
+        return {**self.spec.identity(), **({"device": "gpu"} if self.settings.use_gpu else {})}
 
     def details(self) -> dict[str, Any]:
         """Return what else `run.json` keeps."""

@@ -47,7 +47,9 @@ def judge(
         colours: how many channels the network takes: of 1, a picture's colours are the same.
     """
     pixels = torch.tensor(np.stack([picture.pixels for picture in made]))
-    activations = trunk(pixels[..., :colours].contiguous()).activations[readout].numpy()
+    # One at a time, as exemplars are: in batches of other sizes, sums round otherwise.
+    alone = [trunk(one[None, ..., :colours].contiguous()).activations[readout] for one in pixels]
+    activations = torch.cat(alone).numpy()
     value_of = OBJECTIVES[readout[1]]
     judged = []
     with torch.no_grad(), reference_precision():

@@ -1,7 +1,8 @@
 """The optimisation of a group of pictures.
 
-Each picture is a function of its own key and of the network alone, to the last bit: no number of it depends on the
-others of its group, nor on how many there are, if one thread computes.
+Each picture is a function of its own key and of the network alone, to the last bit, if one thread of a CPU computes: no
+number of it depends on the others of its group. Convolutions and products of matrices do round otherwise in a batch of
+another size, so all batches have the same.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from exemplar_ray.network.gradients import DifferentiableLayer, greyed
 from exemplar_ray.network.reference_precision import reference_precision
 from exemplar_ray.visualize.objectives import OBJECTIVES, worth
 from exemplar_ray.visualize.parameterizations import PARAMETERIZATIONS
+from exemplar_ray.visualize.spec import AT_ONCE
 from exemplar_ray.visualize.transformations import matrices, transformed
 
 # The deviation, in levels of 255, below which a picture is grey: nothing came of it.
@@ -46,6 +48,10 @@ class Recipe:
     steps: int
     colourless: bool = False
     """Whether the network sees pictures without their colours, so that they have none."""
+    batch: int = AT_ONCE
+    """How many are computed at once, unless they are to differ from one another."""
+    bfloat16: bool = False
+    """Whether the network may compute in it where torch's autocast does. What a picture is worth is not judged so."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,20 @@ def is_grey(pixels: np.ndarray) -> bool:
 def _once(
     layer: DifferentiableLayer, group: Sequence[Wanted], recipe: Recipe, device: torch.device
 ) -> list[np.ndarray]:
+    if recipe.diverse:
+        # Together, as each depends on the others: there are as many of every channel.
+        return _together(layer, group, recipe, device)
+    made = []
+    for first in range(0, len(group), recipe.batch):
+        few = group[first : first + recipe.batch]
+        filled_up = [*few, *[few[-1]] * (recipe.batch - len(few))]
+        made += _together(layer, filled_up, recipe, device)[: len(few)]
+    return made
+
+
+def _together(
+    layer: DifferentiableLayer, group: Sequence[Wanted], recipe: Recipe, device: torch.device
+) -> list[np.ndarray]:
     keys, channels = [wanted.key for wanted in group], torch.tensor([wanted.channel for wanted in group], device=device)
     parameterized = PARAMETERIZATIONS[recipe.parameterization](keys, recipe.size, device)
     optimizer = parameterized.optimizer([parameterized.parameters])
@@ -95,7 +115,8 @@ def _once(
     with reference_precision():
         for step in range(recipe.steps):
             view = transformed(parameterized.pictures(parameterized.parameters), matrices(keys, f"step {step}"))
-            reading = layer(view)
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
+                reading = layer(view).copied()
             values = recipe.sign * value_of(reading)[own, channels]
             optimizer.zero_grad()
             (-worth(values, reading, recipe.diverse)).sum().backward()

@@ -14,7 +14,7 @@ from exemplar_ray.network.layers import Layer, format_channels
 from exemplar_ray.network.spec import NetworkSpec
 
 # Counted up when pictures come out otherwise than before.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 PARAMETERIZATIONS = ("fourier", "pixels")
 OBJECTIVES = ("mean", "center", "max", "cls")
@@ -25,7 +25,10 @@ _SMALLEST = 16
 CHANNEL, DIVERSE = "channel", "diverse"
 # What lucid calls the objective of one unit in the middle.
 _CALLED = {"center": "neuron"}
-_PICTURES_AT_ONCE = 4
+
+AT_ONCE, AT_ONCE_ON_GPU = 4, 64
+"""How many pictures are computed in one batch. Sums round otherwise in a batch of another size, so that every batch has
+this one: a smaller group is filled up."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,13 @@ class PicturesSpec:
         """Return what one picture of a channel is called: `channel`, or `neuron` for the unit in the middle."""
         return _CALLED.get(self.statistic, CHANNEL)
 
-    def groups(self) -> list[Group]:
+    def groups(self, on_gpu: bool = False) -> list[Group]:
         """Return what is made at a time: all of a few channels, before the next few."""
         groups = []
+        at_once = AT_ONCE_ON_GPU if on_gpu else AT_ONCE
         for layer in self.network.layers:
-            for first in range(0, len(layer.channels), _PICTURES_AT_ONCE):
-                few = layer.channels[first : first + _PICTURES_AT_ONCE]
+            for first in range(0, len(layer.channels), at_once):
+                few = layer.channels[first : first + at_once]
                 groups.append(Group(layer.name, self.objective, few))
                 if self.options.negative:
                     groups.append(Group(layer.name, f"{self.objective}-", few))

@@ -29,7 +29,7 @@ from exemplar_ray.visualize.describe import describe
 from exemplar_ray.visualize.judge import Judged, judge
 from exemplar_ray.visualize.optimise import Picture, Recipe, Wanted, optimise
 from exemplar_ray.visualize.pictures_table import PART_SCHEMA
-from exemplar_ray.visualize.spec import DIVERSE, Group, PicturesSpec
+from exemplar_ray.visualize.spec import AT_ONCE, AT_ONCE_ON_GPU, DIVERSE, Group, PicturesSpec
 
 __all__ = ["make", "resolve"]
 
@@ -61,6 +61,8 @@ def make(settings: MakeSettings, given: tuple[int, Group]) -> Made:
         size=spec.size,
         steps=spec.options.steps,
         colourless=spec.network.preprocess.channels == 1,
+        batch=AT_ONCE_ON_GPU if settings.use_gpu else AT_ONCE,
+        bfloat16=settings.use_gpu and torch.cuda.is_bf16_supported(including_emulation=False),
     )
     wanted = _wanted(spec, group)
     pictures = optimise(layer, wanted, recipe, torch.device(at))
@@ -95,7 +97,8 @@ def objective_of(group: Group, number: int) -> str:
 def _layer(spec: NetworkSpec, name: str, at: str) -> DifferentiableLayer:
     counts["trunks_loaded"] += 1
     layer = next(layer for layer in spec.layers if layer.name == name)
-    return DifferentiableLayer(network_of(spec).module, layer, spec.preprocess, torch.device(at))
+    module = network_of(spec).module
+    return DifferentiableLayer(module, layer, spec.preprocess, torch.device(at), spec.channels_last)
 
 
 @lru_cache(maxsize=2)

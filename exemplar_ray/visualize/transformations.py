@@ -59,6 +59,9 @@ LUCIDS: tuple[Transformation, ...] = (
     jitter(4),
 )
 
+# How far beyond its edges they look at a picture: a share of its side, from turning and making smaller, and pixels.
+_WIDENED, _MOVED = 0.145, 9
+
 
 def matrices(keys: Sequence[str], purpose: str, transformations: Sequence[Transformation] = LUCIDS) -> np.ndarray:
     """Return what each picture is transformed by: float64 [pictures, 3, 3].
@@ -83,15 +86,25 @@ def transformed(pictures: Tensor, by: np.ndarray) -> Tensor:
     Args:
         pictures: float [pictures, colours, size, size], periodic.
         by: see `matrices`.
+
+    Raises:
+        ValueError: a view looks farther beyond a picture than those of `LUCIDS` do.
     """
     size = pictures.shape[-1]
-    # More than these transformations reach, and the same for all: what one picture comes to must not depend on others.
-    margin = min(size, size // 2 + 8)
+    # The same for all, whatever they are moved by: what one picture comes to must not depend on others.
+    margin = min(size, math.ceil(_WIDENED * size) + _MOVED)
+    if _reach(by, size) > size / 2 + margin - 1:
+        raise ValueError(f"a transformation reaches more than {margin} pixels beyond a picture of {size}")
     wide = nn.functional.pad(pictures, (margin,) * 4, mode="circular")
-    # torch counts from -1 at the left edge to 1 at the right, of the wide picture and of the view.
-    theta = by[:, :2, :].copy()
-    theta[:, :, :2] *= size / (size + 2 * margin)
-    theta[:, :, 2] *= 2 / (size + 2 * margin)
-    where = torch.tensor(theta, dtype=pictures.dtype, device=pictures.device)
-    grid = nn.functional.affine_grid(where, list(pictures.shape), align_corners=False)
+    # torch counts from -1 at the left edge of the wide picture to 1 at its right.
+    scaled_by = by[:, :2] * (2 / (size + 2 * margin))
+    x_by, y_by, moved = torch.tensor(scaled_by, dtype=pictures.dtype, device=pictures.device)[:, None, None].unbind(-1)
+    place = torch.arange(size, dtype=pictures.dtype, device=pictures.device) - (size - 1) / 2
+    grid = x_by * place[None, None, :, None] + (y_by * place[None, :, None, None] + moved)
     return nn.functional.grid_sample(wide, grid, align_corners=False)
+
+
+def _reach(by: np.ndarray, size: int) -> float:
+    """Return how far from the picture's middle the views look, to the left, right, up or down."""
+    corners = np.array([[x, y, 1.0] for x in (-1, 1) for y in (-1, 1)]) * [(size - 1) / 2, (size - 1) / 2, 1.0]
+    return float(np.abs(by[:, :2] @ corners.T).max())
