@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,13 +23,16 @@ from exemplar_ray.errors import UsageError
 from exemplar_ray.network.describe import question_network
 from exemplar_ray.network.gradients import DifferentiableLayer
 from exemplar_ray.network.layers import Layer
+from exemplar_ray.network.response_norm import local_response_norm
+from exemplar_ray.network.spec import NetworkSpec
 from exemplar_ray.network.trunk import to_input
 from exemplar_ray.visualize.describe import describe
 from exemplar_ray.visualize.draws import normal, whole_numbers
+from exemplar_ray.visualize.job import VisualizationsJob
 from exemplar_ray.visualize.objectives import alikeness
 from exemplar_ray.visualize.optimise import Recipe, Wanted, optimise
 from exemplar_ray.visualize.parameterizations import COLOURS, fourier, frequencies, pixels
-from exemplar_ray.visualize.spec import PictureOptions
+from exemplar_ray.visualize.spec import PictureOptions, PicturesSpec
 from exemplar_ray.visualize.transformations import LUCIDS, jitter, matrices, rotated, scaled, transformed
 
 CPU = torch.device("cpu")
@@ -115,6 +119,10 @@ def test_a_view_is_what_stands_there_in_the_periodic_picture(size):
         assert np.abs(seen[number].reshape(3, -1) - expected).max() < 1e-9
     nothing = transformed(pictures, np.stack([np.eye(3)] * 2))
     assert float((nothing - pictures).abs().max()) < 1e-12
+    # As far as any picture of this size is looked beyond, and no farther.
+    transformed(pictures[:1].expand(3000, -1, -1, -1), matrices([str(i) for i in range(3000)], "step 0"))
+    with pytest.raises(ValueError, match="reaches more than"):
+        transformed(pictures, matrices(["a", "b"], "step 3", (scaled([0.3]),)))
 
 
 def test_pictures_that_are_alike_are_found_so():
@@ -158,6 +166,24 @@ def test_a_layer_is_what_the_networks_own_hook_sees_before_its_relu(kind, module
     assert (float(found.min()) < 0) == (kind != "none")
 
 
+@pytest.mark.parametrize("size", [4, 5, 9])
+@pytest.mark.parametrize("beta", [0.5, 0.6, 0.75])
+def test_response_normalisation_has_torchs_values_and_gradients(size, beta):
+    for channels in (3, 12):
+        x = (10 * torch.randn(2, channels, 3, 4, dtype=torch.float64)).requires_grad_(True)
+        weights = torch.randn(2, channels, 3, 4, dtype=torch.float64)
+        settings = size, 0.1, beta, 2.0
+        expected = nn.functional.local_response_norm(x, *settings)
+        found = local_response_norm(x, *settings)
+        assert torch.allclose(found, expected, rtol=1e-12)
+        wanted = torch.autograd.grad((expected * weights).sum(), x)[0]
+        assert torch.allclose(torch.autograd.grad((found * weights).sum(), x)[0], wanted, rtol=1e-10, atol=1e-12)
+        half = x.detach().bfloat16().requires_grad_(True)
+        (local_response_norm(half, *settings) * weights).sum().backward()
+        assert half.grad.dtype == torch.bfloat16
+        assert float((half.grad - wanted).abs().max()) < 0.05 * float(wanted.abs().max())
+
+
 def test_lucents_bent_relus_give_the_true_gradient():
     """Against finite differences; lucent's own lets a tenth through where a ReLU is shut."""
     torch.manual_seed(0)
@@ -192,6 +218,35 @@ def test_a_picture_is_the_same_bytes_alone_and_in_any_group_and_order():
     assert [sha256(picture) for picture in optimise(layer, wanted[::-1], recipe, CPU)] == together[::-1]
     other = optimise(layer, [Wanted(0, "0 1")], recipe, CPU)
     assert sha256(other[0]) != together[0]
+
+
+def test_nor_does_a_picture_depend_on_its_group_where_torch_rounds_by_the_size_of_a_batch():
+    torch.set_num_threads(1)
+    module = models.resnet18(weights=None).eval()
+    layer, recipe = tiny_layer(module, "layer3", 256, (4, 4)), Recipe("mean", 1, False, "fourier", 64, 8)
+    wanted = [Wanted(channel, f"{channel} 0") for channel in range(6)]
+    together = [sha256(picture) for picture in optimise(layer, wanted, recipe, CPU)]
+    assert [sha256(picture) for picture in optimise(layer, wanted[::-1], recipe, CPU)] == together[::-1]
+    assert sha256(optimise(layer, wanted[5:], recipe, CPU)[0]) == together[5]
+
+
+def test_a_gpus_groups_are_larger_and_in_bfloat16_a_picture_comes_to_as_much():
+    torch.set_num_threads(1)
+    layer, recipe = tiny_layer(PatchFinder(), "find", 2, (8, 8)), Recipe("mean", 1, False, "fourier", 32, 60)
+    wanted = [Wanted(0, "0")]
+
+    def reached(recipe):
+        made = optimise(layer, wanted, recipe, CPU)[0].pixels
+        with torch.no_grad():
+            return float(layer(torch.tensor(made[None]).permute(0, 3, 1, 2) / 255).maps[0, 0].mean())
+
+    assert reached(replace(recipe, bfloat16=True)) == pytest.approx(reached(recipe), rel=0.1)
+    layers = (Layer("a", 100, (8, 8), tuple(range(100))),)
+    network = NetworkSpec("m", "M", None, "w", "W", "0", False, layers, TINY)
+    spec = PicturesSpec(network, "mean", PictureOptions(negative=True), 32)
+    assert [len(group.channels) for group in spec.groups()] == [4] * 50
+    assert [len(group.channels) for group in spec.groups(on_gpu=True)] == [64, 64, 36, 36]
+    assert VisualizationsJob(spec, None, True).identity() == {**spec.identity(), "device": "gpu"}
 
 
 @pytest.mark.parametrize("parameterization", ["fourier", "pixels"])

@@ -48,6 +48,7 @@ class DifferentiableLayer:
         device: torch.device,
         channels_last: bool = True,
     ) -> None:
+        self.device = device
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._module = with_true_gradients(copy.deepcopy(module)).to(device)
         # Not one after the other: a foreign network's `to` may return nothing.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from exemplar_ray.network.gradients import DifferentiableLayer
+from exemplar_ray.network.layouts import Reading
 from exemplar_ray.network.reference_precision import reference_precision
 from exemplar_ray.network.trunk import Trunk
 from exemplar_ray.visualize.objectives import OBJECTIVES
@@ -37,6 +38,7 @@ def judge(
     group: Sequence[Wanted],
     made: Sequence[Picture],
     colours: int = 3,
+    moved_about: DifferentiableLayer | None = None,
 ) -> list[Judged]:
     """Judge some pictures.
 
@@ -45,6 +47,7 @@ def judge(
         readout: the layer's name and the statistic.
         made: the pictures, in the order of the group.
         colours: how many channels the network takes: of 1, a picture's colours are the same.
+        moved_about: what sees the many transformed ones, if not the same layer: it may be on a GPU.
     """
     pixels = torch.tensor(np.stack([picture.pixels for picture in made]))
     # One at a time, as exemplars are: in batches of other sizes, sums round otherwise.
@@ -56,10 +59,15 @@ def judge(
         for number, wanted in enumerate(group):
             picture = pixels[number : number + 1].permute(0, 3, 1, 2) / 255
             before = float(value_of(layer(picture))[0, wanted.channel])
-            views = _views(picture, wanted.key)
-            robust = torch.cat([value_of(layer(view[None]))[:, wanted.channel] for view in views])
+            robust = _of_views(moved_about or layer, value_of, _views(picture, wanted.key))[:, wanted.channel]
             judged.append(Judged(activations[number].copy(), before, float(robust.median())))
     return judged
+
+
+def _of_views(layer: DifferentiableLayer, value_of: Callable[[Reading], Tensor], views: Tensor) -> Tensor:
+    """Return [views, channels]. They always are as many; one core has less to move about if it takes one at a time."""
+    at_once = 1 if layer.device.type == "cpu" else len(views)
+    return torch.cat([value_of(layer(some.to(layer.device))).cpu() for some in views.split(at_once)])
 
 
 def _views(picture: Tensor, key: str) -> Tensor:

@@ -67,7 +67,7 @@ def make(settings: MakeSettings, given: tuple[int, Group]) -> Made:
     wanted = _wanted(spec, group)
     pictures = optimise(layer, wanted, recipe, torch.device(at))
     readout, colours = (group.layer, spec.statistic), spec.network.preprocess.channels
-    judged = judge(trunk, _layer(spec.network, group.layer, "cpu"), readout, wanted, pictures, colours)
+    judged = judge(trunk, _layer(spec.network, group.layer, "cpu"), readout, wanted, pictures, colours, layer)
     facts = {
         "scored": len(pictures),
         "grey": [one.channel for one, picture in zip(wanted, pictures, strict=True) if picture.grey],
