@@ -18,17 +18,24 @@ writes scaling.json. `cluster-model` holds what `exemplar-ray plan` foresees aga
 `gpu` measures one GPU: scans in processes that share it, their limits, and whether the answer is the CPU's; give it
 `--cores` and enough `--copies`. It needs no Ray, and writes gpu.json.
 
-The weights are random, which does not change the speed. Repetitions are interleaved; tables have medians, and
-minimum and maximum in brackets.
+`visualize` makes pictures of channels of a trained network, beside torch-lucent's `render_vis`. `visualize-gpu` makes
+those of a whole layer of InceptionV1 on one GPU, without Ray. They need no data. The first writes visualize.json and
+the pictures, the second visualize_gpu.json.
+
+Elsewhere the weights are random, which does not change the speed. Repetitions are interleaved; tables have medians,
+and minimum and maximum in brackets.
 """
 
 import argparse
 import importlib
+import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 import torch
+from benchmarking import pictures
 from benchmarking.measuring import allowed_cores, only_on
 
 from exemplar_ray.data.shards import discover
@@ -40,7 +47,12 @@ MODES = {
     "cluster-model": ("benchmarking.cluster_model", "cluster_model"),
     "gpu": ("benchmarking.gpu", "gpu"),
     "questions": ("benchmarking.questions", "questions"),
+    "visualize": ("benchmarking.pictures", "visualize"),
+    "visualize-gpu": ("benchmarking.pictures_gpu", "visualize_gpu"),
 }
+# What `visualize-gpu` has for the options of `visualize`.
+_OF_GPU = {"model": "inceptionv1", "layer": "mixed4a", "preprocess": "null", "channels": "all", "sizes": [224]}
+_OF_GPU |= {"steps": 512, "repeats": 1}
 
 
 def parse_options() -> argparse.Namespace:
@@ -49,7 +61,7 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("mode", nargs="?", choices=MODES, default="compare", help="default: compare")
-    parser.add_argument("--data", nargs="+", required=True, metavar="PATH", help="local parquet shards")
+    parser.add_argument("--data", nargs="+", metavar="PATH", help="local parquet shards")
     parser.add_argument("--out", metavar="FOLDER", help="where to write the figures and the picture")
     counts = {
         "repeats": (3, "how often to measure everything"),
@@ -66,17 +78,34 @@ def parse_options() -> argparse.Namespace:
     }
     for name, (default, text) in counts.items():
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="gpu: cpu tries the script out")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="gpus: cpu tries the script out")
+    _add_pictures(parser)
+    if "visualize-gpu" in sys.argv:
+        parser.set_defaults(**_OF_GPU)
     options = parser.parse_args()
-    if options.mode == "gpu" and options.device == "cuda" and not torch.cuda.is_available():
+    if not options.data and not options.mode.startswith("visualize"):
+        parser.error("--data is missing")
+    if options.mode.endswith("gpu") and options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no GPU here; --device cpu tries the script out without one")
     return options
+
+
+def _add_pictures(parser: argparse.ArgumentParser) -> None:
+    """Add what `visualize` and `visualize-gpu` are asked."""
+    group = parser.add_argument_group("visualize", "visualize-gpu: of InceptionV1, all channels, 224 pixels, 512 steps")
+    group.add_argument("--model", default=pictures.MODEL, help=f"default: {pictures.MODEL}")
+    group.add_argument("--layer", default=pictures.LAYER, help=f"default: {pictures.LAYER}")
+    group.add_argument("--preprocess", default=json.dumps(pictures.PREPROCESS), metavar="JSON", help="of the model")
+    group.add_argument("--channels", default=pictures.CHANNELS, help=f"default: {pictures.CHANNELS}")
+    group.add_argument("--sizes", type=int, nargs="+", default=[128, 224], metavar="PIXELS", help="default: 128 224")
+    group.add_argument("--steps", type=int, default=256, metavar="N", help="of the job's optimiser (default: 256)")
+    group.add_argument("--lucent-steps", type=int, default=512, metavar="N", help="default: 512, as lucent's")
 
 
 def main() -> None:
     """Restrict this process and what it starts to some cores, and measure."""
     options = parse_options()
-    shards = [shard.uri for shard in discover(options.data)]
+    shards = [shard.uri for shard in discover(options.data)] if options.data else []
     with only_on(allowed_cores()[: options.cores]), tempfile.TemporaryDirectory(prefix="exemplar_ray-data-") as work:
         # Compiled networks are kept for this run alone, which says what the first use of each costs.
         os.environ["EXEMPLAR_RAY_CACHE"] = f"{work}/cache"

@@ -1,10 +1,17 @@
 """What the benchmark's figures rest on: the right images, honest ratios. The benchmark itself is run by hand."""
 
+import json
+import os
+import subprocess
 import sys
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import PROJECT, write_tiny_data
+import torch
+from conftest import PROJECT, TINY_NETWORK, write_tiny_data
+from PIL import Image
+from tiny_network import trained
 
 sys.path.insert(0, str(PROJECT / "jobs"))
 
@@ -53,3 +60,42 @@ def test_ratios_are_of_the_same_repetition():
     assert ratios([10, 30], [5, 10]) == [2, 3]
     assert spread([2, 3, 7]) == "3.0 (2.0-7.0)"
     assert Rate(100, 4).per_second == 25
+
+
+def test_pictures_are_made_beside_lucents_and_judged_alike(ray_head, tmp_path):
+    figures = benchmarked("visualize", tmp_path, ray_head, "--lucent-steps", "2")["compared"]
+    assert len(figures) == 2
+    lucent, own = figures.values()
+    assert lucent["/ lucent"] == [1]
+    assert own["/ lucent"] == [own["pictures/h"][0] / lucent["pictures/h"][0]]
+    assert 0 < own["from start to end"][0] < own["pictures/h"][0]
+    network, seen = trained(), []
+    network.wide.register_forward_hook(lambda _module, _inputs, output: seen.append(float(output[0, 1].mean())))
+    # Lucent's as the network saw it while it was made.
+    for name in ("lucent-224-1.png", "job-32-1.png"):
+        pixels = np.array(Image.open(tmp_path / name))
+        with torch.no_grad():
+            network(torch.tensor(pixels[None]).permute(0, 3, 1, 2).float() - 117)
+    assert [*lucent["reached"], *own["reached"]] == pytest.approx(seen, rel=1e-4)
+
+
+def test_a_gpus_pictures_can_be_tried_out_without_one(ray_head, tmp_path):
+    found = benchmarked("visualize-gpu", tmp_path, ray_head, "--device", "cpu")
+    assert found["pictures"] == 1
+    assert len(found["measured"]) == 1
+    assert min(found["measured"][0].values()) > 0
+
+
+PREPARED = '{"resize": 36, "crop": 32, "mean": [117, 117, 117]}'
+
+
+def benchmarked(mode, out, ray_head, *flags):
+    """Run the script on the tiny network; return what it writes."""
+    command = [sys.executable, str(PROJECT / "jobs" / "benchmark.py"), mode, "--model", TINY_NETWORK]
+    command += ["--layer", "mixed", "--channels", "1", "--preprocess", PREPARED, "--sizes", "32", "--steps", "2"]
+    command += ["--repeats", "1", "--cores", "1", "--out", str(out), *flags]
+    finished = subprocess.run(
+        command, env={**os.environ, "RAY_ADDRESS": ray_head["address"]}, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return json.loads((out / f"{mode.replace('-', '_')}.json").read_text())
