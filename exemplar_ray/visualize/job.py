@@ -57,7 +57,7 @@ class VisualizationsJob(Job):
     def identity(self) -> dict[str, Any]:
         """Return what decides the pictures."""
         # Not half of them by one arithmetic, half by another: nor are they made in the same groups.
-        return {**self.spec.identity(), **({"device": "gpu"} if self.settings.use_gpu else {})}
+        return {**self.spec.identity(), "device": "gpu" if self.settings.use_gpu else "cpu"}
 
     def details(self) -> dict[str, Any]:
         """Return what else `run.json` keeps."""
