@@ -4,13 +4,13 @@ Both make them for the mean of a channel, of the same network with the same inpu
 pixels, Adam, 512 steps and transformations, after which it enlarges what the network sees to 224; a process, and so a
 network, of its own for each, as it never takes its hooks off again; and every core for it. Its time is that of
 `render_vis` alone. All are judged alike: from 8-bit pixels by `visualize.judge`, before the ReLU, each at the size that
-the network saw while it was made.
+the network saw while it was made. Lucent optimises what comes after the ReLU, where a picture that a channel gives 0
+for has no gradient: some stay grey.
 """
 
 import io
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -79,8 +79,9 @@ def visualize(_shards: Sequence[str], _work: Path, options: Namespace) -> None:
                 raise RuntimeError(f"{name}: other pictures than in the repetition before")
     print()
     compared = _compared(making, whole, reached)
-    heads = ("", "pictures/h", "/ lucent", "from start to end", "reached, median", "reached / lucent, by channel")
-    print_table(heads, [_row(name, figures) for name, figures in compared.items()])
+    heads = ("", "pictures/h", "/ lucent", "from start to end", "reached", "more than lucent's")
+    of_lucent = compared[LUCENT]["reached"]
+    print_table(heads, [_row(name, figures, of_lucent) for name, figures in compared.items()])
     print(f"{options.layer}, channels {options.channels}; {options.steps} steps, lucent {options.lucent_steps}.")
     print("Starting Ray and questioning the network is small change where there are hundreds of channels.")
     if options.out:
@@ -105,20 +106,19 @@ def _compared(
             "/ lucent": ratios(per_hour[name], per_hour[LUCENT]),
             "from start to end": whole.get(name, []),
             "reached": [reached[name][channel] for channel in of_lucent],
-            "reached / lucent": [reached[name][channel] / value for channel, value in of_lucent.items()],
         }
         for name in making
     }
 
 
-def _row(name: str, figures: dict[str, list[float]]) -> tuple[str, ...]:
+def _row(name: str, figures: dict[str, list[float]], of_lucent: list[float]) -> tuple[str, ...]:
     return (
         name,
         spread(figures["pictures/h"]),
         spread(figures["/ lucent"]),
         spread(figures["from start to end"]) if figures["from start to end"] else "",
-        f"{statistics.median(figures['reached']):.1f}",
-        spread(figures["reached / lucent"], 2),
+        spread(figures["reached"]),
+        f"{sum(own > other for own, other in zip(figures['reached'], of_lucent, strict=True))} of {len(of_lucent)}",
     )
 
 
