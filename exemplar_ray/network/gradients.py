@@ -8,6 +8,8 @@ form. And channels lie last in memory, as where the scan runs, which takes a fif
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -75,6 +77,24 @@ class DifferentiableLayer:
             x = prepared(pictures, self._preprocess).contiguous(memory_format=self._memory_format)
             forward(self._module, Input(x))
         return read(found[0], self._layer)
+
+    @contextmanager
+    def watching(self, before: Layer) -> Iterator[list[Tensor]]:
+        """While inside, every call also notes what another layer, which runs before this one, answers on average.
+
+        Returns:
+            A list that holds, after a call, [pictures, channels of that layer]: means over their maps, with gradients.
+        """
+        noted: list[Tensor] = []
+
+        def note(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            noted[:] = [read(output, before).maps.float().mean(dim=(2, 3))]
+
+        handle = self._module.get_submodule(before.name).register_forward_hook(note)
+        try:
+            yield noted
+        finally:
+            handle.remove()
 
 
 def prepared(pictures: Tensor, preprocess: Preprocess) -> Tensor:

@@ -13,3 +13,5 @@ class MakeSettings:
 
     spec: PicturesSpec
     use_gpu: bool
+    run: str | None = None
+    """The folder of the finished run that the pictures are of, wherever a task runs."""

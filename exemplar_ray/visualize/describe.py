@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +54,47 @@ def describe(pixels: np.ndarray) -> Description:
         _spectral_slope(grey),
         orientation,
         coherence,
+    )
+
+
+def together(descriptions: Sequence[Description]) -> Description:
+    """Return the mean of descriptions; of orientations each counts by its coherence."""
+    mean = [np.nanmean([of[at] for of in descriptions], axis=0) for at in range(3)]
+    slopes = [of.spectral_slope for of in descriptions if not np.isnan(of.spectral_slope)]
+    # Twice the angle: lines at 1 and at 179 degrees lie alike.
+    turned = [of.coherence * np.exp(2j * np.radians(of.orientation)) for of in descriptions if of.coherence > 0]
+    direction = complex(np.sum(turned)) / len(descriptions)
+    return Description(
+        tuple(mean[0].tolist()),
+        tuple(mean[1].tolist()),
+        float(mean[2]),
+        float(np.mean(slopes)) if slopes else float("nan"),
+        float(np.degrees(np.angle(direction)) / 2) % 180 if turned else float("nan"),
+        abs(direction),
+    )
+
+
+class Apart(NamedTuple):
+    """How far a picture's looks are from those of others: 0 for the same."""
+
+    rgb: float
+    """Between mean colours, in levels of 255: the root of the sum of squares."""
+    contrast: float
+    """What it has more, in levels of 255."""
+    spectral_slope: float
+    """By how much its power falls less with frequency."""
+    orientation: float
+    """Between the directions of lines, 0..90 degrees."""
+
+
+def apart(picture: Description, others: Description) -> Apart:
+    """Compare a picture's looks with others'."""
+    turned = abs(picture.orientation - others.orientation) % 180
+    return Apart(
+        float(np.linalg.norm(np.subtract(picture.mean_rgb, others.mean_rgb))),
+        picture.contrast - others.contrast,
+        picture.spectral_slope - others.spectral_slope,
+        min(turned, 180 - turned),
     )
 
 

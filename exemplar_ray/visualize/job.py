@@ -15,13 +15,14 @@ from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.driver import JobOutcome, run_job
 from exemplar_ray.executor.job import Context, Job, Reduced
-from exemplar_ray.network.layers import parse_channels
+from exemplar_ray.network.layers import Layer, parse_channels
 from exemplar_ray.network.spec import NetworkRequest, NetworkSpec
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 from exemplar_ray.runs.versions import versions
 from exemplar_ray.visualize.asked import MakeSettings
 from exemplar_ray.visualize.job_names import FOLDER, RESULT
 from exemplar_ray.visualize.pictures_table import SCHEMA, RealImages, real_images, rows_of
+from exemplar_ray.visualize.ranked import digests
 from exemplar_ray.visualize.spec import DEFAULT_SIZE, OBJECTIVES, Group, PictureOptions, PicturesSpec
 
 JOB = "visualizations"
@@ -51,8 +52,11 @@ class VisualizationsJob(Job):
 
     def __init__(self, spec: PicturesSpec, run: RunFolder | None, use_gpu: bool) -> None:
         self.spec, self._run = spec, run
-        self.items: Sequence[Group] = spec.groups(use_gpu)
-        self.settings = MakeSettings(spec, use_gpu)
+        exemplars = {}
+        if run is not None and spec.options.facets:
+            exemplars = {layer.name: _exemplars(run, layer, spec) for layer in spec.network.layers}
+        self.items: Sequence[Group] = spec.groups(use_gpu, exemplars)
+        self.settings = MakeSettings(spec, use_gpu, None if run is None else run.full_uri)
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the pictures."""
@@ -117,6 +121,23 @@ class VisualizationsJob(Job):
         ]
 
 
+def _exemplars(run: RunFolder, layer: Layer, spec: PicturesSpec) -> dict[int, str]:
+    """Return {channel: what tells its exemplars from others}.
+
+    Raises:
+        UsageError: a channel has fewer exemplars than facets.
+    """
+    known = digests(run, layer.name, spec.statistic)
+    for channel in layer.channels:
+        count, _ = known.get(channel, (0, ""))
+        if count < spec.options.facets:
+            raise UsageError(
+                f"channel {channel} of '{layer.name}' has {count} exemplars, which make no {spec.options.facets} "
+                "facets; give fewer facets, or leave it out of --channels"
+            )
+    return {channel: digest for channel, (_, digest) in known.items()}
+
+
 def _place(row: Mapping[str, Any]) -> tuple[str, int]:
     # Within a channel the order is that of the groups: sorting keeps it.
     return row["layer"], row["channel"]
@@ -165,7 +186,10 @@ def _settled(subject: Subject, options: PictureOptions, statistic: str | None, c
         raise UsageError(
             f"the network takes images of {crop} x {crop} pixels only ({subject.other_size}); leave out --size"
         )
-    return PicturesSpec(network, statistic, options, size)
+    if options.facets and subject.run is None:
+        raise UsageError("facets are found among the exemplars of a finished run; give RUN in place of --model")
+    of_run = None if subject.run is None else subject.run.read_run()["fingerprint"]
+    return PicturesSpec(network, statistic, options, size, of_run if options.facets else None)
 
 
 def _of_channels(layer: Any, channels: str) -> Any:

@@ -24,7 +24,7 @@ class Judged(NamedTuple):
     """What came of a picture."""
 
     activations: np.ndarray
-    """float32 [wanted channels of the layer]: of all, by the run's statistic."""
+    """float32 [channels]: of all of the layer's, by the run's statistic."""
     activation_pre_relu: float
     """Of its own channel, before the ReLU."""
     robust_activation: float
@@ -43,7 +43,7 @@ def judge(
     """Judge some pictures.
 
     Args:
-        trunk: the reference, of the layer's wanted channels.
+        trunk: the reference, of all of the layer's channels.
         readout: the layer's name and the statistic.
         made: the pictures, in the order of the group.
         colours: how many channels the network takes: of 1, a picture's colours are the same.
@@ -68,6 +68,23 @@ def _of_views(layer: DifferentiableLayer, value_of: Callable[[Reading], Tensor],
     """Return [views, channels]. They always are as many; one core has less to move about if it takes one at a time."""
     at_once = 1 if layer.device.type == "cpu" else len(views)
     return torch.cat([value_of(layer(some.to(layer.device))).cpu() for some in views.split(at_once)])
+
+
+def agreements(channels: Sequence[int], judged: Sequence[Judged]) -> dict[int, float]:
+    """Return {channel: how much its pictures agree}: the mean cosine, over pairs of them, of what all of the layer's
+    channels answer to each. Only of channels with several pictures.
+
+    Args:
+        channels: of each picture.
+    """
+    found = {}
+    for channel in set(channels):
+        answers = np.stack([of.activations for one, of in zip(channels, judged, strict=True) if one == channel])
+        lengths = np.linalg.norm(answers.astype(np.float64), axis=1, keepdims=True)
+        if len(answers) > 1 and (lengths > 0).all():
+            cosines = (answers / lengths) @ (answers / lengths).T
+            found[channel] = float(cosines[np.triu_indices(len(answers), 1)].mean())
+    return found
 
 
 def _views(picture: Tensor, key: str) -> Tensor:

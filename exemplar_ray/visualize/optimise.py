@@ -8,16 +8,19 @@ another size, so all batches have the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from exemplar_ray.network.gradients import DifferentiableLayer, greyed
 from exemplar_ray.network.reference_precision import reference_precision
+from exemplar_ray.visualize.facets import Facet, Held
 from exemplar_ray.visualize.objectives import OBJECTIVES, worth
 from exemplar_ray.visualize.parameterizations import PARAMETERIZATIONS
 from exemplar_ray.visualize.spec import AT_ONCE
+from exemplar_ray.visualize.starts import started
 from exemplar_ray.visualize.transformations import matrices, transformed
 
 # The deviation, in levels of 255, below which a picture is grey: nothing came of it.
@@ -32,6 +35,13 @@ class Wanted:
     channel: int
     key: str
     """What its random numbers go by: unlike that of every other picture."""
+    facet: Facet | None = field(default=None, compare=False)
+    """What it begins as and is held near; of a group all have one, or none."""
+
+    def anew(self, start: int) -> Wanted:
+        """Return the same for another start, which is from noise."""
+        facet = None if self.facet is None else replace(self.facet, start=None)
+        return Wanted(self.channel, f"{self.key} start {start}", facet)
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ def optimise(
             break
         # The others of a diverse group are needed beside it.
         beside = list(group) if recipe.diverse else again
-        anew = [Wanted(wanted.channel, f"{wanted.key} start {start}") for wanted in beside]
+        anew = [wanted.anew(start) for wanted in beside]
         for wanted, pixels in zip(beside, _once(layer, anew, recipe, device), strict=True):
             if wanted in again:
                 made[wanted], starts[wanted] = pixels, start
@@ -109,15 +119,23 @@ def _together(
 ) -> list[np.ndarray]:
     keys, channels = [wanted.key for wanted in group], torch.tensor([wanted.channel for wanted in group], device=device)
     parameterized = PARAMETERIZATIONS[recipe.parameterization](keys, recipe.size, device)
+    facets = [wanted.facet for wanted in group if wanted.facet is not None]
+    if facets:
+        starts = [facet.start for facet in facets]
+        parameterized.parameters = started(parameterized.parameters, starts, recipe.parameterization)
+    held = Held(facets, device) if facets else None
     optimizer = parameterized.optimizer([parameterized.parameters])
     value_of = OBJECTIVES[recipe.statistic]
     own = torch.arange(len(group), device=device)
-    with reference_precision():
+    watching: AbstractContextManager[list[torch.Tensor]] = layer.watching(held.layer) if held else nullcontext([])
+    with reference_precision(), watching as answers:
         for step in range(recipe.steps):
             view = transformed(parameterized.pictures(parameterized.parameters), matrices(keys, f"step {step}"))
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
                 reading = layer(view).copied()
             values = recipe.sign * value_of(reading)[own, channels]
+            if held:
+                values = held.worth(values, answers[-1])
             optimizer.zero_grad()
             (-worth(values, reading, recipe.diverse)).sum().backward()
             optimizer.step()

@@ -22,7 +22,7 @@ COLOURS = _COLOUR_CORRELATION / np.linalg.norm(_COLOUR_CORRELATION, axis=0).max(
 """From decorrelated colours to red, green and blue: float64 [3, 3], rows are red, green and blue."""
 
 # Lucid's (optvis/param/spatial.py: fft_image): a spectrum's deviation, and its decay with frequency.
-_DEVIATION, _DECAY_POWER, _DIVISOR = 0.01, 1.0, 4.0
+_DEVIATION, _DECAY_POWER, FOURIER_DIVISOR = 0.01, 1.0, 4.0
 
 
 @dataclass
@@ -63,7 +63,7 @@ def fourier(keys: Sequence[str], size: int, device: torch.device) -> Parameteriz
 
     def pictures(parameters: Tensor) -> Tensor:
         spectrum = torch.view_as_complex(parameters) * scale
-        return torch.sigmoid(recorrelated(torch.fft.irfft2(spectrum, s=(size, size)) / _DIVISOR))
+        return torch.sigmoid(recorrelated(torch.fft.irfft2(spectrum, s=(size, size)) / FOURIER_DIVISOR))
 
     return Parameterized(_with_gradients(start, device), pictures, _adam)
 

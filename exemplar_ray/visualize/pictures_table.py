@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from exemplar_ray.runs.run_folder import RunFolder
+from exemplar_ray.visualize.ranked import digests
 from exemplar_ray.visualize.spec import PicturesSpec
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -22,19 +23,35 @@ _LOOKS = [
     ("orientation", pa.float32()),
     ("coherence", pa.float32()),
     ("patterns", pa.list_(pa.string())),
-    ("starts", pa.int32()),
-    ("grey", pa.bool_()),
 ]
+_ATTEMPTS = [("starts", pa.int32()), ("grey", pa.bool_())]
+_BESIDE = [
+    ("path_similarity", pa.float64()),
+    ("path_layers", pa.list_(pa.string())),
+    ("path_similarities", pa.list_(pa.float64())),
+    *((f"exemplars_{name}", kind) for name, kind in _LOOKS),
+    ("apart_rgb", pa.float32()),
+    ("apart_contrast", pa.float32()),
+    ("apart_spectral_slope", pa.float32()),
+    ("apart_orientation", pa.float32()),
+]
+_MADE = [("seed_agreement", pa.float64()), ("facet_ranks", pa.list_(pa.int32()))]
 PART_SCHEMA = pa.schema(
     [
         ("layer", pa.string()),
         ("channel", pa.int32()),
         ("objective", pa.string()),
+        ("seed", pa.int64()),
         ("image", _IMAGE),
         ("activations", pa.list_(pa.float32())),
         ("activation_pre_relu", pa.float32()),
         ("robust_activation", pa.float32()),
         *_LOOKS,
+        *_ATTEMPTS,
+        *_MADE,
+        *_BESIDE,
+        # What tells the exemplars that it was held against from others.
+        ("of_exemplars", pa.string()),
     ]
 )
 SCHEMA = pa.schema(
@@ -55,6 +72,9 @@ SCHEMA = pa.schema(
         ("robust_activation", pa.float32()),
         ("target_rank", pa.int32()),
         *_LOOKS,
+        *_ATTEMPTS,
+        *_MADE,
+        *_BESIDE,
     ],
     # So that the Hub and `datasets` show pictures.
     metadata={"huggingface": '{"info": {"features": {"image": {"_type": "Image"}}}}'},
@@ -73,6 +93,8 @@ class RealImages(NamedTuple):
     std: np.ndarray
     bins: Mapping[int, tuple[np.ndarray, np.ndarray]]
     """{channel: upper edges of its histogram's bins, ascending, and the images in each}"""
+    exemplars: Mapping[int, tuple[int, str]]
+    """See `ranked.digests`."""
 
 
 def real_images(run: RunFolder, layer: str, statistic: str) -> RealImages:
@@ -91,7 +113,7 @@ def real_images(run: RunFolder, layer: str, statistic: str) -> RealImages:
         for row in pq.read_table(file, filters=which, columns=["channel", "high", "images"]).to_pylist():
             bins[row["channel"]] = np.array(row["high"]), np.array(row["images"])
     channel, top, q99, mean, variance = (known[name].to_numpy() for name in known.column_names)
-    return RealImages(channel.astype(np.int64), top, q99, mean, np.sqrt(variance), bins)
+    return RealImages(channel.astype(np.int64), top, q99, mean, np.sqrt(variance), bins, digests(run, layer, statistic))
 
 
 def rows_of(part: bytes, spec: PicturesSpec, real: Mapping[str, RealImages]) -> Iterator[dict[str, Any]]:
@@ -105,14 +127,18 @@ def rows_of(part: bytes, spec: PicturesSpec, real: Mapping[str, RealImages]) -> 
         layer = spec.layer(row["layer"])
         activations = np.array(row.pop("activations"), np.float64)
         own = layer.channels.index(row["channel"])
+        known = real.get(layer.name)
+        _, exemplars = known.exemplars.get(row["channel"], (0, None)) if known else (0, None)
+        if row.pop("of_exemplars") != exemplars:
+            # It was held against others than the run has now.
+            row |= dict.fromkeys(name for name, _ in _BESIDE)
         yield {
             **row,
             "parameterization": options.parameterization,
-            "seed": options.picture_seed,
             "size": spec.size,
             "steps": options.steps,
             "activation": activations[own],
-            **_beside(real.get(layer.name), np.array(layer.channels), activations, own, row["objective"]),
+            **_beside(known, np.array(layer.channels), activations, own, row["objective"]),
         }
 
 

@@ -22,7 +22,7 @@ OBJECTIVES = ("mean", "center", "max", "cls")
 DEFAULT_SIZE = 128
 _SMALLEST = 16
 
-CHANNEL, DIVERSE = "channel", "diverse"
+CHANNEL, DIVERSE, FACET = "channel", "diverse", "facet"
 # What lucid calls the objective of one unit in the middle.
 _CALLED = {"center": "neuron"}
 
@@ -41,6 +41,10 @@ class PictureOptions:
 
     negative: bool = key(False, "", "also a picture of what each channel says no to")
     diverse: int = key(0, "N", "also N pictures of each channel that differ from one another (default: 0)")
+    facets: int = key(
+        0, "N", "also N pictures of each channel, of the several things that its exemplars show (default: 0)"
+    )
+    seeds: int = key(1, "N", "N pictures of what excites each channel, from picture-seed on (default: 1)")
     parameterization: str = key(
         PARAMETERIZATIONS[0], "HOW", f"what is optimised: {', '.join(PARAMETERIZATIONS)} (default: fourier)"
     )
@@ -56,7 +60,14 @@ class PictureOptions:
         if self.parameterization not in PARAMETERIZATIONS:
             hint = near_matches(str(self.parameterization), PARAMETERIZATIONS)
             raise UsageError(f"unknown parameterization '{self.parameterization}'; {hint}")
-        for name, least in (("diverse", 0), ("size", _SMALLEST), ("steps", 1), ("picture_seed", 0)):
+        for name, least in (
+            ("diverse", 0),
+            ("facets", 0),
+            ("seeds", 1),
+            ("size", _SMALLEST),
+            ("steps", 1),
+            ("picture_seed", 0),
+        ):
             value = getattr(self, name)
             if name == "size" and value is None:
                 continue
@@ -64,6 +75,8 @@ class PictureOptions:
                 raise UsageError(f"{name} is a whole number from {least}, not {value!r}")
         if self.diverse == 1:
             raise UsageError("diverse is how many pictures are to differ from one another: 0, or from 2")
+        if self.facets == 1:
+            raise UsageError("facets is into how many a channel's exemplars are divided: 0, or from 2")
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,8 @@ class PicturesSpec:
     statistic: str
     options: PictureOptions
     size: int
+    run: str | None = None
+    """The fingerprint of the run that pictures are of, where these depend on its result."""
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the pictures, under the user's key names."""
@@ -88,6 +103,9 @@ class PicturesSpec:
             "size": self.size,
             "steps": options.steps,
             "picture_seed": options.picture_seed,
+            # Pictures of one thing and one seed are older than these keys.
+            **({"seeds": options.seeds} if options.seeds > 1 else {}),
+            **({"facets": options.facets, "run": self.run} if options.facets else {}),
         }
         # As it reads back from a file, where tuples are lists.
         return json.loads(json.dumps(identity))
@@ -97,10 +115,14 @@ class PicturesSpec:
         """Return what one picture of a channel is called: `channel`, or `neuron` for the unit in the middle."""
         return _CALLED.get(self.statistic, CHANNEL)
 
-    def groups(self, on_gpu: bool = False) -> list[Group]:
-        """Return what is made at a time: all of a few channels, before the next few."""
+    def groups(self, on_gpu: bool = False, exemplars: Mapping[str, Mapping[int, str]] | None = None) -> list[Group]:
+        """Return what is made at a time: all of a few channels, before the next few.
+
+        Args:
+            exemplars: {layer: {channel: what tells its exemplars from others}}, of which facets are.
+        """
         groups = []
-        at_once = AT_ONCE_ON_GPU if on_gpu else AT_ONCE
+        at_once = max(1, (AT_ONCE_ON_GPU if on_gpu else AT_ONCE) // self.options.seeds)
         for layer in self.network.layers:
             for first in range(0, len(layer.channels), at_once):
                 few = layer.channels[first : first + at_once]
@@ -109,6 +131,9 @@ class PicturesSpec:
                     groups.append(Group(layer.name, f"{self.objective}-", few))
                 if self.options.diverse:
                     groups += [Group(layer.name, DIVERSE, (channel,)) for channel in few]
+                if self.options.facets:
+                    known = (exemplars or {}).get(layer.name, {})
+                    groups += [Group(layer.name, FACET, (channel,), known.get(channel)) for channel in few]
         return groups
 
     def layer(self, name: str) -> Layer:
@@ -123,6 +148,8 @@ class Group:
     layer: str
     objective: str
     channels: tuple[int, ...]
+    exemplars: str | None = None
+    """What tells the exemplars that the pictures are of from others; None of pictures that are of none."""
 
     @property
     def kind(self) -> str:
@@ -145,11 +172,12 @@ class Group:
             "layer": self.layer,
             "objective": self.objective,
             "channels": list(self.channels),
+            **({"exemplars": self.exemplars} if self.exemplars else {}),
         }
 
     def change_since(self, recorded: Mapping[str, Any]) -> str | None:
-        """Nothing of it can change: it is all in the run's identity."""
-        return None
+        """Say whether the channel's exemplars are others now; all else is in the run's identity."""
+        return None if self.exemplars == recorded.get("exemplars") else "the channel's exemplars are others now"
 
     def may_differ(self, recorded: Mapping[str, Any]) -> bool:
         """Nor can that be in doubt."""
