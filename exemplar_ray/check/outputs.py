@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from exemplar_ray.check.counts import SIGNIFICANCE, mcnemar
-from exemplar_ray.data.imagenet_names import name_of_synset
 from exemplar_ray.data.labels import ClassLabels, read_json
 from exemplar_ray.errors import UsageError
 
@@ -43,11 +42,6 @@ class Readings:
     """Why there is none, in a line."""
 
 
-def class_count(labels: ClassLabels) -> int | None:
-    """Return how many classes the data have, None where they do not say."""
-    return max(len(labels.names or ()), *(int(label) + 1 for label in labels.table), 0) or None
-
-
 def readings(outputs: int, labels: ClassLabels, names: Sequence[str | None] | None) -> Readings:
     """Find the ways in which the outputs can be the data's classes.
 
@@ -58,7 +52,7 @@ def readings(outputs: int, labels: ClassLabels, names: Sequence[str | None] | No
     Raises:
         UsageError: the user's file does not fit network or data.
     """
-    classes = class_count(labels)
+    classes = labels.count
     if names is not None:
         return Readings((_by_names(outputs, labels, names),))
     if classes is None:
@@ -101,7 +95,7 @@ def read_outputs(uri: str) -> list[str | None]:
 def _by_names(outputs: int, labels: ClassLabels, names: Sequence[str | None]) -> Reading:
     if len(names) != outputs:
         raise UsageError(f"--outputs names {len(names):,} outputs, the network has {outputs:,}")
-    known = _labels_by_name(labels)
+    known = labels.by_name()
     if not known:
         raise UsageError("--outputs names classes, and the data name none; give --class-labels, too")
     classes: list[int | None] = []
@@ -121,17 +115,6 @@ def _by_names(outputs: int, labels: ClassLabels, names: Sequence[str | None]) ->
         raise UsageError("--outputs names none of the data's classes; they are named as in the data, or by synset id")
     words = f"{outputs:,} outputs, of which --outputs says the class: {len(taken):,} are of the data's classes"
     return Reading(words, tuple(classes), whole=False)
-
-
-def _labels_by_name(labels: ClassLabels) -> Mapping[str, list[int]]:
-    """Return {a class's name or synset id: the labels that have it}."""
-    known: dict[str, list[int]] = {}
-    for label in range(class_count(labels) or 0):
-        synset_id = labels.synset_id(label, None)
-        for text in {labels.class_name(label), synset_id, name_of_synset(synset_id)}:
-            if text:
-                known.setdefault(text.strip().casefold(), []).append(label)
-    return known
 
 
 def _listed(labels: Sequence[int]) -> str:

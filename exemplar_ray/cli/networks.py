@@ -18,6 +18,7 @@ from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.spec import RunOptions, RunSpec, columns_chosen
 from exemplar_ray.keys import keys_of
 from exemplar_ray.network.spec import NetworkRequest
+from exemplar_ray.visualize.classes import are_names
 from exemplar_ray.visualize.spec import PictureOptions
 
 # What a run folder says to `check`.
@@ -116,10 +117,17 @@ def _visualize(options: argparse.Namespace, console: Console) -> int:
             statistic = asked.statistic[0] if "statistic" in settings else None
             channels = asked.channels if "channels" in settings else None
         else:
+            # Names of classes are for the driver to read, which knows how many channels there are only then.
+            named = asked.channels if are_names(asked.channels) else None
             network = NetworkRequest(
-                asked.model, asked.weights, asked.layer, asked.channels, asked.preprocess, asked.layout
+                asked.model,
+                asked.weights,
+                asked.layer,
+                "all" if named else asked.channels,
+                asked.preprocess,
+                asked.layout,
             )
             subject, out = job.of_model(network, asked.statistic, cluster), settings["out"]
-            statistic = channels = None
+            statistic, channels = None, named
         outcome = job.visualize(subject, out, picture_options, cluster, console, statistic, channels)
     return finish(outcome, out, options.invocation.again, options.invocation, console)

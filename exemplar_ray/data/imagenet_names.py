@@ -31,6 +31,11 @@ def spelled_out(class_name: str) -> str:
     return f"{class_name} ({called})" if called else class_name
 
 
+def synset_ids() -> list[str]:
+    """Return ImageNet's 1,000 synset ids, in the order of its labels."""
+    return list(_names())
+
+
 @cache
 def _names() -> dict[str, str]:
     return dict(line.split("\t") for line in _FILE.read_text(encoding="utf-8").splitlines())

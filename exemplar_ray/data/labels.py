@@ -11,6 +11,7 @@ from typing import Any
 
 import fsspec
 
+from exemplar_ray.data.imagenet_names import name_of_synset
 from exemplar_ray.errors import UsageError
 
 # n01440764_18.JPEG, n02105855_2933_n02105855.JPEG, train_000_n01440764.JPEG
@@ -103,10 +104,24 @@ class ClassLabels:
 
     def all_names(self) -> list[str] | None:
         """Return every class's name, index = label, or None where they are not all known."""
-        count = max(len(self.names or ()), *(int(label) + 1 for label in self.table), 0)
-        names = [name for label in range(count) if (name := self.class_name(label))]
+        names = [name for label in range(self.count or 0) if (name := self.class_name(label))]
         # Hugging Face's ClassLabel refuses names that stand twice ("crane" is two classes).
-        return names if names and len(set(names)) == count else None
+        return names if names and len(set(names)) == self.count else None
+
+    @property
+    def count(self) -> int | None:
+        """Return how many classes there are, None where nothing says so."""
+        return max(len(self.names or ()), *(int(label) + 1 for label in self.table), 0) or None
+
+    def by_name(self) -> dict[str, list[int]]:
+        """Return {a class's name or synset id, in lower case: the labels that have it}."""
+        known: dict[str, list[int]] = {}
+        for label in range(self.count or 0):
+            synset_id = self.synset_id(label, None)
+            for text in {self.class_name(label), synset_id, name_of_synset(synset_id)}:
+                if text:
+                    known.setdefault(text.strip().casefold(), []).append(label)
+        return known
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` reads them back."""

@@ -78,7 +78,9 @@ def _between(module: nn.Module, layer: str, preprocess: Preprocess) -> list[tupl
         # Of a container and the last of what is in it, the container: it has run later.
         if name != target and len(nodes) == 1 and nodes[0] is not end and graph.is_passed_by_all(nodes[0]):
             found[nodes[0]] = name
-    return [(name, graph.depth[node] / graph.depth[end]) for node, name in found.items()]
+    # Of a block that is one, not what is inside it.
+    outer = [name for name in found.values() if not any(name.startswith(f"{other}.") for other in found.values())]
+    return [(name, graph.depth[node] / graph.depth[end]) for node, name in found.items() if name in outer]
 
 
 class _Graph:

@@ -13,6 +13,7 @@ from exemplar_ray.report.writer import ReportWriter
 from exemplar_ray.results.choice import may_hold
 from exemplar_ray.results.stored_table import statistics_of
 from exemplar_ray.results.visualization import Visualizations
+from exemplar_ray.results.worth import explained, warning_of, worth_of
 
 PICTURES = "visualizations"
 """The folder of the pages that they are in."""
@@ -23,9 +24,7 @@ _TITLES = {
     "channel-": "What it says no to",
     "neuron-": "What its middle unit says no to",
 }
-# Below that, a picture does not hold what it promises.
-_LEAST_ROBUST = 0.5
-_FIRST = 1
+_NUMBERED = {"diverse": "Another way, {}", "facet": "One thing it is about, {}"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,8 @@ class ShownPicture:
     """What it is worth, in words."""
     warning: str | None
     """Why it is not to be trusted."""
+    explained: list[str]
+    """What else is known of it, in sentences."""
 
 
 class ShownVisualizations:
@@ -83,41 +84,20 @@ class ShownVisualizations:
     def _shown(self, row: dict[str, Any], folder: str, first: bool) -> ShownPicture:
         name, tile, image = None, None, row.pop("image", None)
         if self._writer and image:
-            name = f"{PICTURES}/{folder}/{row['channel']}{row['objective']}.png"
+            name = f"{PICTURES}/{folder}/{row['channel']}{row['objective']}{self._seed(row)}.png"
             self._writer.write(name, image["bytes"])
             if first:
                 tile = f"{TILES}/{folder}/{PICTURES}/{row['channel']}.jpg"
                 self._writer.write(tile, partial(reduced_to_tile, image["bytes"]))
-        return ShownPicture(row, title_of(row), name, tile, worth_of(row), warning_of(row))
+        warning = warning_of(row, self._visualizations.trained)
+        return ShownPicture(row, title_of(row), name, tile, worth_of(row), warning, explained(row))
+
+    def _seed(self, row: dict[str, Any]) -> str:
+        """Return what tells a picture's file from that of another seed."""
+        return "" if row["seed"] == self._visualizations.seed else f"-seed{row['seed']}"
 
 
 def title_of(row: dict[str, Any]) -> str:
     """Say what a picture is."""
-    return _TITLES.get(row["objective"]) or f"Another way, {row['objective'].rpartition('-')[2]}"
-
-
-def worth_of(row: dict[str, Any]) -> str:
-    """Say what a picture is worth beside real images."""
-    if row["ratio_to_top"] is None:
-        return ""
-    if row["objective"].endswith("-"):
-        return f"of {row['percentile']:.0f} % of the images the channel makes less"
-    best = row["ratio_to_top"]
-    said = f"{best:.1f} times the strongest image" if best >= 1 else f"{100 * best:.0f} % of the strongest image"
-    rank = row["target_rank"]
-    return f"{said}; {'no channel answers more' if rank == _FIRST else f'{rank - 1} channels answer more'}"
-
-
-def warning_of(row: dict[str, Any]) -> str | None:
-    """Say why a picture is not to be trusted; None if nothing speaks against it."""
-    if row["grey"]:
-        return "it stayed grey, from whatever start: nothing is known of what excites this channel"
-    if row["objective"].endswith("-"):
-        return None
-    if row["ratio_to_top"] is not None and row["ratio_to_top"] < 1:
-        return "real images excite the channel more"
-    if row["activation_pre_relu"] > 0 and row["robust_activation"] < _LEAST_ROBUST * row["activation_pre_relu"]:
-        return "little of it is left once it is moved or turned a little"
-    if row["target_rank"] is not None and row["target_rank"] > _FIRST:
-        return "other channels answer more to it than this one does"
-    return None
+    kind, _, number = row["objective"].rpartition("-")
+    return _TITLES.get(row["objective"]) or _NUMBERED[kind].format(number)

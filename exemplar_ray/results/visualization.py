@@ -9,12 +9,19 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from exemplar_ray.errors import UsageError
+from exemplar_ray.results.worth import explained, warning_of, worth_of
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 from exemplar_ray.visualize.job_names import FOLDER, RESULT
 
 
 class Visualization(dict):
-    """One row of `visualizations.parquet`, with its picture."""
+    """One row of `visualizations.parquet`, with its picture.
+
+    Attributes:
+        trained: whether the network is.
+    """
+
+    trained = True
 
     @property
     def picture(self) -> Image.Image:
@@ -33,6 +40,21 @@ class Visualization(dict):
         how = f"{self['objective']}, {self['parameterization']}"
         return f"{how}, {self['size']} pixels, {self['steps']} steps, seed {self['seed']}"
 
+    @property
+    def worth(self) -> str:
+        """What it is worth beside real images, in a line; "" without a run."""
+        return worth_of(self)
+
+    @property
+    def explained(self) -> list[str]:
+        """What else is known of it, in sentences."""
+        return explained(self)
+
+    @property
+    def warning(self) -> str | None:
+        """Why it is not to be trusted; None if nothing speaks against it."""
+        return warning_of(self, self.trained)
+
 
 class Visualizations:
     """The pictures of a run, if there are any of this very result.
@@ -49,6 +71,11 @@ class Visualizations:
         """Whether there are any."""
         self.statistic: str | None = summary.get("statistic") if self.exist else None
         """What they are made for."""
+        made = self._folder.read_run() if self.exist else {}
+        self.trained: bool = made.get("spec", {}).get("trained", True)
+        """Whether the network is."""
+        self.seed: int = made.get("identity", {}).get("picture_seed", 0)
+        """The first one."""
 
     def open(self) -> pq.ParquetFile:
         """Open the table."""
@@ -65,6 +92,8 @@ class Visualizations:
             return found
         with self._folder.open(RESULT) as file:
             which = [("layer", "=", layer), ("channel", "in", list(channels))]
-            for row in pq.read_table(file, filters=which).to_pylist():
-                found.setdefault(row["channel"], []).append(Visualization(row))
+            rows = [Visualization(row) for row in pq.read_table(file, filters=which).to_pylist()]
+        for row in rows:
+            row.trained = self.trained
+            found.setdefault(row["channel"], []).append(row)
         return found

@@ -11,15 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from exemplar_ray.data.labels import ClassLabels
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.driver import JobOutcome, run_job
 from exemplar_ray.executor.job import Context, Job, Reduced
-from exemplar_ray.network.layers import Layer, parse_channels
+from exemplar_ray.network.layers import Layer
 from exemplar_ray.network.spec import NetworkRequest, NetworkSpec
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 from exemplar_ray.runs.versions import versions
 from exemplar_ray.visualize.asked import MakeSettings
+from exemplar_ray.visualize.classes import channels_of, known_classes
 from exemplar_ray.visualize.job_names import FOLDER, RESULT
 from exemplar_ray.visualize.pictures_table import SCHEMA, RealImages, real_images, rows_of
 from exemplar_ray.visualize.ranked import digests
@@ -40,6 +42,8 @@ class Subject:
     """Why the network refuses images of another size than its own; None if it takes them."""
     run: RunFolder | None = None
     """The finished run that it is of."""
+    classes: ClassLabels | None = None
+    """What the network's outputs may be, channel i class i; None where nothing tells."""
 
 
 class VisualizationsJob(Job):
@@ -180,7 +184,7 @@ def _settled(subject: Subject, options: PictureOptions, statistic: str | None, c
     if network.takes_labels:
         raise UsageError("there are no pictures for a network that is given labels: which, would have to be chosen")
     if channels is not None:
-        network = replace(network, layers=tuple(_of_channels(layer, channels) for layer in network.layers))
+        network = replace(network, layers=tuple(_of_channels(layer, channels, subject) for layer in network.layers))
     size = options.size or (crop if subject.other_size else min(DEFAULT_SIZE, crop))
     if subject.other_size and size != crop:
         raise UsageError(
@@ -192,8 +196,8 @@ def _settled(subject: Subject, options: PictureOptions, statistic: str | None, c
     return PicturesSpec(network, statistic, options, size, of_run if options.facets else None)
 
 
-def _of_channels(layer: Any, channels: str) -> Any:
-    wanted = parse_channels(channels, layer.channel_count)
+def _of_channels(layer: Layer, channels: str, subject: Subject) -> Layer:
+    wanted = channels_of(channels, layer, subject.classes)
     lacking = sorted({*wanted} - {*layer.channels})
     if lacking:
         raise UsageError(f"channel {lacking[0]} of '{layer.name}' is not in the run; leave it out of --channels")
@@ -217,7 +221,9 @@ def of_run(uri: str) -> Subject:
         )
     network = NetworkSpec.from_json(spec).kept_in(folder.full_uri)
     other_size = (values.get("questions") or {}).get("other_size")
-    return Subject(network, tuple(spec["statistics"]), other_size, folder)
+    labels = values.get("class_labels")
+    classes = ClassLabels.from_json(labels) if labels else None
+    return Subject(network, tuple(spec["statistics"]), other_size, folder, classes)
 
 
 def of_model(asked: NetworkRequest, statistics: tuple[str, ...], cluster: Cluster) -> Subject:
@@ -229,7 +235,7 @@ def of_model(asked: NetworkRequest, statistics: tuple[str, ...], cluster: Cluste
     if not cluster.brings_working_folder:
         asked = asked.with_whole_paths()
     known = cluster.call(f"{TASKS}:resolve", asked, "the model cannot be built")
-    return Subject(known.spec, statistics, known.answers.other_size)
+    return Subject(known.spec, statistics, known.answers.other_size, classes=known_classes(asked.model, asked.weights))
 
 
 def below(run: str) -> str:

@@ -22,8 +22,8 @@ _WHICH = ["layer", "statistic", "sample", "channel"]
 _ROW = ["rank", "shard", "row", "activation"]
 _PEAK = ["peak_y", "peak_x", "map_height", "map_width"]
 # Where the images of other channels are taken from: a row group may hold megabytes.
-_ROW_GROUPS = 6
-_OF_EACH = 4
+_MOST_ROW_GROUPS = 6
+_OTHERS = 24
 
 
 class RankedImage(NamedTuple):
@@ -71,11 +71,12 @@ def of_others(run: RunFolder, layer: str, statistic: str) -> list[RankedImage]:
         parquet = _opened(file)
         groups = _groups(parquet, layer, statistic)
         found: dict[tuple[str, int], RankedImage] = {}
-        for group in sorted(groups, key=lambda group: _drawn(group))[:_ROW_GROUPS]:
+        chosen = sorted(groups, key=_drawn)[:_MOST_ROW_GROUPS]
+        for group in chosen:
             rows = _rows(parquet, [group], layer, statistic)
             places = list(zip(rows["shard"].to_pylist(), rows["row"].to_pylist(), strict=True))
             new = sorted({place: at for at, place in enumerate(places) if place not in found}.items(), key=_drawn)
-            for _, at in islice(new, _OF_EACH):
+            for _, at in islice(new, _OTHERS // len(chosen)):
                 [row] = rows.slice(at, 1).to_pylist()
                 if _has_bytes(row):
                     found[places[at]] = _image(row)
