@@ -56,7 +56,7 @@ NETWORKS = [
     (
         lambda: models.googlenet(weights=None, aux_logits=False, init_weights=False),
         "inception4a",
-        ["maxpool1", "conv3", "inception3a", "inception3b", "maxpool3"],
+        ["maxpool1", "maxpool2", "inception3a", "inception3b", "maxpool3"],
     ),
     (trained, "mixed", ["conv1"]),
     (trained, "conv1", []),
