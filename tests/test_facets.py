@@ -492,7 +492,7 @@ def test_what_a_picture_is_worth_is_said_and_what_speaks_against_it():
         ({"ratio_to_top": 0.9}, "real images excite the channel more"),
         ({"robust_activation": 1.9}, "little of it is left"),
         ({"target_rank": 2}, "other channels answer more"),
-        ({"path_similarity": -0.1}, "the layers before answer to it less"),
+        ({"path_similarity": -0.6}, "in the layers before it is less like"),
     ):
         assert words in warning_of({**good, **change})
     assert "untrained" in warning_of(good, trained=False)

@@ -12,8 +12,9 @@ LEAST_ROBUST = 0.5
 """Of what is left of it, before the ReLU, once it is moved and turned a little."""
 LAST_RANK = 1
 """Of its channel among those of the layer."""
-LEAST_PATH = 0.0
-"""Of the similarity of its path with that of the exemplars; 0 is a random image's."""
+LEAST_PATH = -0.5
+"""Of the similarity of its path with that of the exemplars: 0 is that of random images, of which a quarter are below
+-0.5, and noise. Pictures that show what exemplars show go down to -0.2: early layers tell them from photographs."""
 
 
 def worth_of(row: Mapping[str, Any]) -> str:
@@ -75,7 +76,7 @@ def warning_of(row: Mapping[str, Any], trained: bool = True) -> str | None:
     if row["target_rank"] is not None and row["target_rank"] > LAST_RANK:
         return "other channels answer more to it than this one does"
     if row.get("path_similarity") is not None and row["path_similarity"] < LEAST_PATH:
-        return "the layers before answer to it less as to the exemplars than they do to any image"
+        return "in the layers before it is less like the exemplars than most other images are"
     return None
 
 
