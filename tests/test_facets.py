@@ -28,6 +28,7 @@ from exemplar_ray.network.passages import passages
 from exemplar_ray.network.response_norm import FastResponseNorm
 from exemplar_ray.network.trunk import to_input
 from exemplar_ray.results.worth import explained, warning_of, worth_of
+from exemplar_ray.runs.run_folder import RunFolder
 from exemplar_ray.visualize.classes import channels_of, known_classes
 from exemplar_ray.visualize.describe import describe, together
 from exemplar_ray.visualize.facets import Held, clusters, facets
@@ -35,6 +36,7 @@ from exemplar_ray.visualize.natural import part_around
 from exemplar_ray.visualize.optimise import Recipe, Wanted, optimise
 from exemplar_ray.visualize.parameterizations import PARAMETERIZATIONS
 from exemplar_ray.visualize.path import paths, rank_correlations, ranks
+from exemplar_ray.visualize.ranked import of_others
 from exemplar_ray.visualize.starts import as_start, started
 
 CPU = torch.device("cpu")
@@ -341,16 +343,11 @@ def test_a_pictures_path_and_looks_are_those_of_a_plain_computation(run):
         if similarity is None:
             continue
         told += 1
-        # Which images are the random ones is the implementation's choice: one number, the same for all of a channel.
-        random = (picture - similarity * among) / (1 - similarity)
-        others = [profile(part_of(one)) for place, one in everything.items() if place not in own]
-        of_others = [np.mean([stats.spearmanr(of, one).statistic for one in top]) for of in others]
-        assert min(of_others) - 1e-9 <= random <= max(of_others) + 1e-9
-        assert among - random >= 0.05 - 1e-9
+        chosen = [of.place for of in of_others(RunFolder(str(run)), "mixed", "mean") if of.place not in own][:10]
+        random = [profile(part_of(everything[place])) for place in chosen]
+        of_random = np.mean([stats.spearmanr(a, b).statistic for a in random for b in top])
+        assert similarity == pytest.approx((picture - of_random) / (among - of_random), rel=1e-6)
         assert row["path_similarity"] == similarity
-        known = np.mean(of_others) if len(others) <= 10 else None
-        if known is not None:
-            assert random == pytest.approx(known, abs=1e-9)
     assert told
 
 
