@@ -57,10 +57,7 @@ def clusters(values: np.ndarray, count: int) -> list[list[int]]:
     """
     chosen = [0]
     while len(chosen) < count:
-        nearest = _squared(values, values[chosen]).min(axis=1)
-        # Where images stand several times, a row is no second middle.
-        nearest[chosen] = -1
-        chosen.append(int(nearest.argmax()))
+        chosen.append(int(_squared(values, values[chosen]).min(axis=1).argmax()))
     middles, of = values[chosen], np.full(len(values), -1)
     for _ in range(_ROUNDS):
         distances = _squared(values, middles)
