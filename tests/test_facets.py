@@ -482,7 +482,7 @@ def test_what_a_picture_is_worth_is_said_and_what_speaks_against_it():
     assert warning_of(good) is None
     assert worth_of(good) == "2.0 times the strongest image; no channel answers more"
     said = " ".join(explained(good))
-    for words in ("75 % of it is left", "0.50 like the exemplars'", "by 0.90", "Of exemplars 1, 4.", "+3 in contrast"):
+    for words in ("75 % of it left", "before: 0.50 (", "seeds: 0.90", "Of exemplars 1, 4.", "contrast +3"):
         assert words in said
     for change, words in (
         ({"grey": True}, "it stayed grey"),
@@ -505,6 +505,6 @@ def test_pages_and_channels_say_it(run, tmp_path, cli):
     assert "One thing it is about, 2" in page
     pictures = open_run(run).channel("mixed", 2).visualizations
     assert pictures[0].worth == worth_of(pictures[0])
-    assert any(said.startswith("Through the layers before") for said in pictures[0].explained)
-    assert "Through the layers before, its path is" in page
+    assert any(said.startswith("Path through the layers before") for said in pictures[0].explained)
+    assert "Path through the layers before: " in page
     assert pictures[0].warning == warning_of(pictures[0])

@@ -42,17 +42,17 @@ def explained(row: Mapping[str, Any]) -> list[str]:
     said = []
     if not _is_negative(row) and row["activation_pre_relu"] > 0:
         left = 100 * row["robust_activation"] / row["activation_pre_relu"]
-        said.append(f"Moved and turned a little, {left:.0f} % of it is left.")
-    path = row.get("path_similarity")
-    if path is not None:
-        said.append(f"Through the layers before, its path is {path:.2f} like the exemplars' (1 as they are, 0 as any).")
+        said.append(f"Moved and turned a little: {left:.0f} % of it left.")
+    if row.get("path_similarity") is not None:
+        path = round(row["path_similarity"], 2) + 0.0
+        said.append(f"Path through the layers before: {path:.2f} (1: as exemplars, 0: as any image).")
     if row.get("seed_agreement") is not None:
-        said.append(f"The channel's pictures from other seeds agree with it by {row['seed_agreement']:.2f}.")
+        said.append(f"Agreement of seeds: {row['seed_agreement']:.2f}.")
     if row.get("facet_ranks"):
         said.append(f"Of {'exemplar' if len(row['facet_ranks']) == 1 else 'exemplars'} {_listed(row['facet_ranks'])}.")
     if row.get("apart_rgb") is not None:
-        looks = f"{row['apart_rgb']:.0f} levels of 255 in colour, {row['apart_contrast']:+.0f} in contrast"
-        said.append(f"From the strongest exemplars it is apart by {looks}.")
+        colour, contrast = row["apart_rgb"], row["apart_contrast"]
+        said.append(f"From the strongest exemplars, of 255: colour {colour:.0f}, contrast {contrast:+.0f}.")
     return said
 
 
