@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from exemplar_ray.visualize.spec import PicturesSpec
 
 
@@ -13,3 +15,5 @@ class MakeSettings:
 
     spec: PicturesSpec
     use_gpu: bool
+    spectrum: np.ndarray | None = None
+    """Of the images that a run searched, see `spectrum.spectrum_of`; only where pictures keep to it."""

@@ -15,7 +15,7 @@ import torch
 from exemplar_ray.network.gradients import DifferentiableLayer, greyed
 from exemplar_ray.network.reference_precision import reference_precision
 from exemplar_ray.visualize.objectives import OBJECTIVES, worth
-from exemplar_ray.visualize.parameterizations import PARAMETERIZATIONS
+from exemplar_ray.visualize.parameterizations import PARAMETERIZATIONS, Canvas
 from exemplar_ray.visualize.transformations import matrices, transformed
 
 # The deviation, in levels of 255, below which a picture is grey: nothing came of it.
@@ -44,6 +44,8 @@ class Recipe:
     parameterization: str
     size: int
     steps: int
+    spectrum: np.ndarray | None = None
+    """Of natural images, see `parameterizations.Canvas`."""
     colourless: bool = False
     """Whether the network sees pictures without their colours, so that they have none."""
 
@@ -88,7 +90,8 @@ def _once(
     layer: DifferentiableLayer, group: Sequence[Wanted], recipe: Recipe, device: torch.device
 ) -> list[np.ndarray]:
     keys, channels = [wanted.key for wanted in group], torch.tensor([wanted.channel for wanted in group], device=device)
-    parameterized = PARAMETERIZATIONS[recipe.parameterization](keys, recipe.size, device)
+    canvas = Canvas(keys, recipe.size, device, recipe.spectrum)
+    parameterized = PARAMETERIZATIONS[recipe.parameterization](canvas)
     optimizer = parameterized.optimizer([parameterized.parameters])
     value_of = OBJECTIVES[recipe.statistic]
     own = torch.arange(len(group), device=device)

@@ -16,7 +16,8 @@ from exemplar_ray.network.spec import NetworkSpec
 # Counted up when pictures come out otherwise than before.
 FORMAT_VERSION = 1
 
-PARAMETERIZATIONS = ("fourier", "pixels")
+MACO = "maco"
+PARAMETERIZATIONS = ("fourier", MACO, "pixels")
 OBJECTIVES = ("mean", "center", "max", "cls")
 """Statistics that pictures can be made for, see `objectives`."""
 DEFAULT_SIZE = 128
@@ -71,6 +72,8 @@ class PicturesSpec:
     statistic: str
     options: PictureOptions
     size: int
+    spectrum_sha256: str | None = None
+    """Of the magnitudes that `maco` keeps to."""
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the pictures, under the user's key names."""
@@ -86,6 +89,8 @@ class PicturesSpec:
             "steps": options.steps,
             "picture_seed": options.picture_seed,
         }
+        if self.spectrum_sha256 is not None:
+            identity["spectrum"] = self.spectrum_sha256
         # As it reads back from a file, where tuples are lists.
         return json.loads(json.dumps(identity))
 

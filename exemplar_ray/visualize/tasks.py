@@ -60,6 +60,7 @@ def make(settings: MakeSettings, given: tuple[int, Group]) -> Made:
         parameterization=spec.options.parameterization,
         size=spec.size,
         steps=spec.options.steps,
+        spectrum=settings.spectrum,
         colourless=spec.network.preprocess.channels == 1,
     )
     wanted = _wanted(spec, group)
