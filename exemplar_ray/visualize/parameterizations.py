@@ -23,6 +23,9 @@ _DEVIATION, _DECAY_POWER, _DIVISOR = 0.01, 1.0, 4.0
 
 # MACO's: what keeps a deviation of 0 from being divided by.
 _LEAST_DEVIATION = 1e-4
+# Of phases; MACO's is 1. Phases that are near one another add up in the picture's corner, to a bright frame: e^(-d^2/2) of
+# all magnitudes, 0.61 of them for 1 and 0.14 for 2. MACO looks at the middle of a large canvas, where none is seen.
+_PHASES_DEVIATION = 2.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Canvas:
     size: int
     device: torch.device
     spectrum: np.ndarray | None = None
-    """Of natural images, float [3, side, side // 2 + 1], of any side, see `spectrum.parquet`; only where it is needed."""
+    """Of natural images, float [3, side, side // 2 + 1], of any side: see `spectrum.parquet`. Only where it is needed."""
 
 
 @dataclass
@@ -91,7 +94,7 @@ def maco(canvas: Canvas) -> Parameterized:
 
     Fel et al., "Unlocking Feature Visualization for Deeper Networks with MAgnitude Constrained Optimization" (2023), as
     in its authors' code (serre-lab/Horama, horama/maco_fv.py: maco_preconditioner): phases and pictures are
-    standardised, all colours of a picture together.
+    standardised, all colours of a picture together. But phases are spread more widely.
 
     Raises:
         ValueError: there is no spectrum.
@@ -103,7 +106,7 @@ def maco(canvas: Canvas) -> Parameterized:
     magnitudes = torch.tensor(resampled(canvas.spectrum, size), dtype=torch.float32, device=canvas.device)
 
     def pictures(parameters: Tensor) -> Tensor:
-        spectrum = torch.polar(magnitudes.expand_as(parameters), standardised(parameters))
+        spectrum = torch.polar(magnitudes.expand_as(parameters), _PHASES_DEVIATION * standardised(parameters))
         return torch.sigmoid(recorrelated(standardised(torch.fft.irfft2(spectrum, s=(size, size)))))
 
     return Parameterized(start.requires_grad_(True), pictures, partial(torch.optim.NAdam, lr=1.0))
