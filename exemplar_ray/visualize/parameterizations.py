@@ -23,7 +23,7 @@ _DEVIATION, _DECAY_POWER, _DIVISOR = 0.01, 1.0, 4.0
 
 # MACO's: what keeps a deviation of 0 from being divided by.
 _LEAST_DEVIATION = 1e-4
-# Of phases; MACO's is 1. Phases that are near one another add up in the picture's corner, to a bright frame: e^(-d^2/2) of
+# Of phases; MACO's is 1. Phases that are alike add up in the picture's corner, to a bright frame: e^(-d^2/2) of
 # all magnitudes, 0.61 of them for 1 and 0.14 for 2. MACO looks at the middle of a large canvas, where none is seen.
 _PHASES_DEVIATION = 2.0
 
@@ -37,7 +37,7 @@ class Canvas:
     size: int
     device: torch.device
     spectrum: np.ndarray | None = None
-    """Of natural images, float [3, side, side // 2 + 1], of any side: see `spectrum.parquet`. Only where it is needed."""
+    """Of natural images, float [3, side, side // 2 + 1], of any side, see `spectrum.parquet`; only where needed."""
 
 
 @dataclass
@@ -105,18 +105,21 @@ def maco(canvas: Canvas) -> Parameterized:
     start = _start(canvas, "phases", (3, size, size // 2 + 1))
     magnitudes = torch.tensor(resampled(canvas.spectrum, size), dtype=torch.float32, device=canvas.device)
 
+    def colours(phases: Tensor) -> Tensor:
+        spectrum = torch.polar(magnitudes, _PHASES_DEVIATION * standardised(phases))
+        return standardised(torch.fft.irfft2(spectrum, s=(size, size)))
+
     def pictures(parameters: Tensor) -> Tensor:
-        spectrum = torch.polar(magnitudes.expand_as(parameters), _PHASES_DEVIATION * standardised(parameters))
-        return torch.sigmoid(recorrelated(standardised(torch.fft.irfft2(spectrum, s=(size, size)))))
+        # One after another: sums over all of a picture are rounded otherwise where others stand beside it.
+        return torch.sigmoid(recorrelated(torch.stack([colours(phases) for phases in parameters])))
 
     return Parameterized(start.requires_grad_(True), pictures, partial(torch.optim.NAdam, lr=1.0))
 
 
 def standardised(values: Tensor) -> Tensor:
-    """Give what there is of each picture, [pictures, ...], a mean of 0 and a deviation of 1."""
-    every = tuple(range(1, values.dim()))
-    values = values - values.mean(dim=every, keepdim=True)
-    return values / (values.std(dim=every, keepdim=True) + _LEAST_DEVIATION)
+    """Give all there is of one picture a mean of 0 and a deviation of 1."""
+    values = values - values.mean()
+    return values / (values.std() + _LEAST_DEVIATION)
 
 
 def resampled(spectrum: np.ndarray, size: int) -> np.ndarray:
