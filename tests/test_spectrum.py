@@ -19,7 +19,7 @@ from exemplar_ray.data.decorrelated import COLOURS, decorrelating
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.data.write_shards import LabelledImage, write_images
 from exemplar_ray.exemplars.running_spectrum import RunningSpectrum
-from exemplar_ray.exemplars.tallies.spectrum import Spectrum
+from exemplar_ray.exemplars.tallies.spectrum import UNIT, Spectrum
 from exemplar_ray.network.gradients import DifferentiableLayer
 from exemplar_ray.network.layers import Layer
 from exemplar_ray.visualize.optimise import Recipe, Wanted, optimise
@@ -140,6 +140,8 @@ def test_that_of_grey_images_is_of_their_grey_as_red_green_and_blue():
     running.update(torch.tensor(crops))
     spectrum = running.result()
     assert_equal(spectrum.magnitudes / 5, by_numpy(crops.repeat(3, axis=-1)))
+    # Whole units, of which float64 holds any sum.
+    assert np.array_equal(spectrum.magnitudes / UNIT, np.round(spectrum.magnitudes / UNIT))
     assert np.allclose(COLOURS @ decorrelating(1), 1)
     with pytest.raises(ValueError, match="no images have no spectrum"):
         Spectrum.empty(17).mean_table()
