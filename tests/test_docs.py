@@ -112,7 +112,7 @@ def check_columns(run):
             documented |= dict(zip(names, kinds if len(kinds) == len(names) else kinds * len(names), strict=True))
         schema = pq.read_schema(run / f"{name}.parquet")
         assert documented == {field.name: type_in_words(field.type) for field in schema}
-    for title, name in (("Histograms", "histograms"), ("Classes", "classes")):
+    for title, name in (("Histograms", "histograms"), ("Classes", "classes"), ("Spectrum", "spectrum")):
         named = code_in(section("docs/result.md", title))
         assert [column for column in named if "/" not in column] == pq.read_schema(run / f"{name}.parquet").names
 

@@ -16,7 +16,14 @@ from session import session
 from exemplar_ray.data.shards import discover, inspect, open_shard
 
 FLAGS = [*TINY_FLAGS, "--sample", "bottom", "q50"]
-ANSWER = ("exemplars.parquet", "channels.parquet", "classes.parquet", "histograms.parquet", "images.parquet")
+ANSWER = (
+    "exemplars.parquet",
+    "channels.parquet",
+    "classes.parquet",
+    "histograms.parquet",
+    "images.parquet",
+    "spectrum.parquet",
+)
 
 
 @pytest.fixture(scope="module")

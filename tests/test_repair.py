@@ -17,7 +17,14 @@ from exemplar_ray.runs.run_folder import RunFolder
 
 SHARDS, ROWS, BROKEN = 4, 30, 2
 FLAGS = [*TINY_FLAGS, "--sample", "bottom"]
-ANSWER = ("exemplars.parquet", "channels.parquet", "classes.parquet", "histograms.parquet", "images.parquet")
+ANSWER = (
+    "exemplars.parquet",
+    "channels.parquet",
+    "classes.parquet",
+    "histograms.parquet",
+    "images.parquet",
+    "spectrum.parquet",
+)
 
 
 def photograph(seed):

@@ -18,6 +18,7 @@ from torch import nn
 from torchvision import models
 
 from exemplar_ray import open_run
+from exemplar_ray.data.decorrelated import COLOURS
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.errors import UsageError
 from exemplar_ray.network.describe import question_network
@@ -31,7 +32,7 @@ from exemplar_ray.visualize.draws import normal, whole_numbers
 from exemplar_ray.visualize.job import VisualizationsJob
 from exemplar_ray.visualize.objectives import alikeness
 from exemplar_ray.visualize.optimise import Recipe, Wanted, optimise
-from exemplar_ray.visualize.parameterizations import COLOURS, fourier, frequencies, pixels
+from exemplar_ray.visualize.parameterizations import Canvas, fourier, frequencies, pixels
 from exemplar_ray.visualize.spec import PictureOptions, PicturesSpec
 from exemplar_ray.visualize.transformations import LUCIDS, jitter, matrices, rotated, scaled, transformed
 
@@ -55,7 +56,7 @@ def test_colours_are_decorrelated_as_lucid_has_it():
 
 @pytest.mark.parametrize("size", [16, 31])
 def test_a_fourier_picture_is_the_formula_by_plain_numpy(size):
-    made = fourier(["a", "b"], size, CPU)
+    made = fourier(Canvas(["a", "b"], size, CPU))
     pictures = made.pictures(made.parameters).detach().numpy()
     for number in range(2):
         spectrum = made.parameters[number].detach().numpy().astype(np.float64)
@@ -71,7 +72,7 @@ def test_a_fourier_picture_is_the_formula_by_plain_numpy(size):
 
 
 def test_a_picture_of_pixels_is_the_formula():
-    made = pixels(["a"], 16, CPU)
+    made = pixels(Canvas(["a"], 16, CPU))
     values = made.parameters.detach().numpy()[0].astype(np.float64)
     expected = 1 / (1 + np.exp(-np.tensordot(COLOURS, values, axes=(1, 0))))
     assert np.abs(made.pictures(made.parameters).detach().numpy()[0] - expected).max() < 1e-6

@@ -21,6 +21,7 @@ from exemplar_ray.exemplars.plan import (
     EXEMPLARS,
     HISTOGRAMS,
     IMAGES,
+    SPECTRUM,
     Plan,
     ScannedShard,
 )
@@ -195,6 +196,8 @@ def _write_tables(plan: Plan, context: Context, merged: Part, selected: Selected
     tables = {CHANNELS: channels_table(plan, merged, selected.certainty), HISTOGRAMS: histograms_table(plan, merged)}
     if plan.spec.class_top_k:
         tables[CLASS_EXEMPLARS] = class_exemplars_table(plan, merged)
+    if merged.spectrum is not None and merged.spectrum.images:
+        tables[SPECTRUM] = merged.spectrum.mean_table()
     for name, table in tables.items():
         with context.folder.writing(name) as path:
             pq.write_table(table, path, compression="zstd")

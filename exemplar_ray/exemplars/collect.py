@@ -118,7 +118,7 @@ class PartCollector:
         if self._spec.class_top_k:
             scores = merge([scores, *self._of_classes(activations, labels, rows)], candidates_kept(self._spec))
         sampled = SampledImages.join([self._part.sampled, self._to_draw_from(activations, rows)])
-        self._part = Part(scores, self._part.tallies, sampled)
+        self._part = replace(self._part, scores=scores, sampled=sampled)
 
     def _of_classes(self, activations: list[np.ndarray], labels: np.ndarray, rows: np.ndarray) -> Iterator[Scores]:
         """Yield the strongest images of each class for every channel, one readout after another."""

@@ -97,6 +97,7 @@ def fold(parts: Iterable[tuple[int, Part]], spec: ExemplarsSpec) -> Folded:
                 scores=part.scores,
                 tallies=part.tallies,
                 sampled=part.sampled,
+                spectrum=part.spectrum,
                 shards=np.array([position], np.int32),
                 lasts=_lasts_of_full(part.scores, of_a_shard),
             )
@@ -120,7 +121,7 @@ def fold_all(several: Iterable[Folded], spec: ExemplarsSpec) -> Folded:
     kept = {ranking: n if ranking == OF_CLASS else _DEPTH * n for ranking, n in candidates_kept(spec).items()}
     nothing = Part.empty(spec)
     shards = np.empty(0, np.int32)
-    tallies = nothing.tallies
+    tallies, spectrum = nothing.tallies, nothing.spectrum
     waiting, lasts, sampled = [nothing.scores], [Scores.empty()], [nothing.sampled]
     for folded in several:
         again = np.isin(folded.shards, shards)
@@ -131,6 +132,7 @@ def fold_all(several: Iterable[Folded], spec: ExemplarsSpec) -> Folded:
         shards = np.union1d(shards, folded.shards)
         for name, of_readouts in tallies.items():
             tallies[name] = [all_.merge(more) for all_, more in zip(of_readouts, folded.tallies[name], strict=True)]
+        spectrum = spectrum.merge(folded.spectrum) if spectrum and folded.spectrum else None
         # In Ray's object store scores and tallies are one piece of memory: without a copy, waiting scores would keep
         # all of it.
         waiting.append(deepcopy(folded.scores))
@@ -139,7 +141,8 @@ def fold_all(several: Iterable[Folded], spec: ExemplarsSpec) -> Folded:
         if sum(len(scores.row) for scores in waiting) >= _CANDIDATES_PER_FOLD:
             waiting, lasts, sampled = [merge(waiting, kept)], [_strongest(lasts)], [_first_drawn(sampled, spec)]
     last = _strongest(lasts)
-    return Folded(_above(last, merge(waiting, kept)), tallies, _first_drawn(sampled, spec), shards, last)
+    scores, drawn = _above(last, merge(waiting, kept)), _first_drawn(sampled, spec)
+    return Folded(scores, tallies, drawn, shards, last, spectrum=spectrum)
 
 
 def _lasts_of_full(scores: Scores, kept: dict[int, int]) -> Scores:

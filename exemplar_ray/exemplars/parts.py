@@ -7,7 +7,7 @@ all its images. It is kept apart from `scan` so that the merge can read parts wi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from typing import cast
@@ -23,6 +23,7 @@ from exemplar_ray.exemplars.tallies import TALLIES, Tally, from_tables, tables_o
 from exemplar_ray.exemplars.tallies.classes import Classes
 from exemplar_ray.exemplars.tallies.histogram import Histogram
 from exemplar_ray.exemplars.tallies.moments import Moments
+from exemplar_ray.exemplars.tallies.spectrum import Spectrum
 from exemplar_ray.exemplars.topk import BOTTOM, NEAR_ZERO, OF_CLASS, TOP, Scores
 from exemplar_ray.runs.run_folder import RunFolder
 
@@ -33,6 +34,7 @@ _LEAST_DISTINCT_DEPTH = 50
 # How the names of a part's files end, after the shard's number and a dot.
 CANDIDATES = "parquet"
 SAMPLED = "sampled.parquet"
+SPECTRUM = "spectrum.parquet"
 
 # So much of a table stands in one row group, and is in memory at a time; its lists have far fewer than 2**31 values.
 _BYTES_PER_GROUP = 64 << 20
@@ -84,6 +86,8 @@ class Part:
     """name -> one tally for each of the run's readouts."""
     sampled: SampledImages
     """Images to draw from; none where the run draws no sample."""
+    spectrum: Spectrum | None = field(default=None, kw_only=True)
+    """Of the images; None if it was not taken of all of them: older versions took none."""
 
     @property
     def moments(self) -> list[Moments]:
@@ -105,7 +109,8 @@ class Part:
         """Return the part of no images."""
         counts = _channel_counts(spec)
         tallies = {name: [tally.empty(n) for n in counts] for name, tally in TALLIES.items()}
-        return cls(Scores.empty(), tallies, SampledImages.empty(counts))
+        spectrum = Spectrum.empty(spec.network.preprocess.crop)
+        return cls(Scores.empty(), tallies, SampledImages.empty(counts), spectrum=spectrum)
 
 
 def _channel_counts(spec: ExemplarsSpec) -> list[int]:
@@ -129,11 +134,14 @@ def to_files(part: Part, spec: ExemplarsSpec) -> dict[str, bytes]:
 
     Returns:
         {how the file's name ends: its content}: the candidates and a file a tally, each with
-        the layer, statistic and channel of every row; and the sampled images, where samples are drawn.
+        the layer, statistic and channel of every row; the spectrum, where it was taken; and the sampled images, where
+        samples are drawn.
     """
     files = {CANDIDATES: _to_parquet([_candidates_table(part.scores, spec.readouts)])}
     for name, tallies in part.tallies.items():
         files[f"{name}.parquet"] = _to_parquet(_tally_tables(tallies, spec.readouts))
+    if part.spectrum is not None:
+        files[SPECTRUM] = _to_parquet([part.spectrum.to_table()])
     if spec.drawn_samples:
         files[SAMPLED] = _to_parquet([_sampled_table(part.sampled, spec.readouts)])
     return files
@@ -155,7 +163,8 @@ def from_files(files: Mapping[str, bytes], shard: int, spec: ExemplarsSpec) -> P
     sampled = SampledImages.empty(counts)
     if spec.drawn_samples:
         sampled = _sampled(_from_parquet(files[SAMPLED]), shard, counts)
-    return Part(scores, tallies, sampled)
+    spectrum = Spectrum.from_table(_from_parquet(files[SPECTRUM])) if SPECTRUM in files else None
+    return Part(scores, tallies, sampled, spectrum=spectrum)
 
 
 def channel_names(readout: Readout) -> dict[str, pa.Array]:
@@ -213,7 +222,7 @@ def _to_parquet(tables: Iterable[pa.Table]) -> bytes:
 def _writer(sink: pa.BufferOutputStream, schema: pa.Schema) -> pq.ParquetWriter:
     # Long lists of measurements compress better where the first bytes of all numbers stand together, then the
     # second bytes, and so on.
-    measured = (pa.list_(pa.float32()), pa.list_(pa.int16()))
+    measured = (pa.list_(pa.float32()), pa.list_(pa.float64()), pa.list_(pa.int16()))
     split = [f"{field.name}.list.element" for field in schema if field.type in measured]
     others = [f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in schema]
     return pq.ParquetWriter(

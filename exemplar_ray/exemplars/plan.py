@@ -7,6 +7,7 @@ RUN/exemplars.parquet             the answer
 RUN/channels.parquet              the distribution of every channel
 RUN/histograms.parquet            and its histogram
 RUN/classes.parquet               how much each class excites it
+RUN/spectrum.parquet              the mean magnitude spectrum of the images
 RUN/class_exemplars.parquet       the strongest images of each class, if asked for
 RUN/images.parquet                the images of all samples but the top, if there are any
 RUN/settling-*/                   a run inside the run: exact scans of channels that screening left in doubt
@@ -41,6 +42,7 @@ HISTOGRAMS = "histograms.parquet"
 CLASSES = "classes.parquet"
 CLASS_EXEMPLARS = "class_exemplars.parquet"
 IMAGES = "images.parquet"
+SPECTRUM = "spectrum.parquet"
 RESCAN = "settling"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from exemplar_ray.data.batches import batches
@@ -14,6 +14,7 @@ from exemplar_ray.errors import ShardError
 from exemplar_ray.exemplars.collect import PartCollector
 from exemplar_ray.exemplars.parts import Part
 from exemplar_ray.exemplars.plan import row_of_skipped
+from exemplar_ray.exemplars.running_spectrum import RunningSpectrum
 from exemplar_ray.exemplars.settings import ScanSettings
 from exemplar_ray.network.compiled_trunk import CompiledTrunk
 from exemplar_ray.network.inputs import labels_for
@@ -57,6 +58,7 @@ def scan_shard(trunk: Trunk | CompiledTrunk, settings: ScanSettings, shard: Shar
     spec, max_skipped = settings.spec, settings.max_skipped
     skipped: list[dict[str, object]] = []
     scored = 0
+    spectrum = RunningSpectrum(spec.network.preprocess, trunk.device)
     with open_shard(shard) as reader, PartCollector(settings, position, trunk.device) as collector:
         images: Iterable[ImageRow] = islice(reader.images(), settings.most_rows)
         images = collector.prioritise(images) if spec.drawn_samples else images
@@ -74,10 +76,12 @@ def scan_shard(trunk: Trunk | CompiledTrunk, settings: ScanSettings, shard: Shar
             scored += len(batch.images)
             labels = labels_for(spec.network, shard.name, batch.images, len(batch.crops))
             collector.add(trunk(batch.crops, labels), batch.images)
+            spectrum.update(batch.crops[: len(batch.images)])
         rows = reader.rows if settings.most_rows is None else min(reader.rows, settings.most_rows)
         if len(skipped) > max_skipped:
             raise ShardError(_too_many_skipped(shard, skipped, max_skipped))
         part, not_finite = collector.result()
+        part = replace(part, spectrum=spectrum.result())
         contents, places = reader.contents, reader.places
     refuse_lost_rows(shard, rows, scored, len(skipped))
     return ScanResult(part, rows, scored, skipped, not_finite, contents, places)

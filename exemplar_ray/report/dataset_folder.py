@@ -17,7 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from exemplar_ray.check.findings import CHECK
-from exemplar_ray.exemplars.plan import CHANNELS, CLASS_EXEMPLARS, CLASSES, EXEMPLARS, HISTOGRAMS, IMAGES, Plan
+from exemplar_ray.exemplars.plan import (
+    CHANNELS,
+    CLASS_EXEMPLARS,
+    CLASSES,
+    EXEMPLARS,
+    HISTOGRAMS,
+    IMAGES,
+    SPECTRUM,
+    Plan,
+)
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.network.spec import NetworkSpec, split_model
 from exemplar_ray.report.pages import write_report
@@ -35,6 +44,7 @@ TABLES = {
     CLASSES: "how much every class excites every channel",
     CLASS_EXEMPLARS: "the strongest images of every class for every channel, numbers only",
     HISTOGRAMS: "the histogram of every channel over all images searched",
+    SPECTRUM: "the mean magnitude spectrum of all images searched, in decorrelated colours",
     IMAGES: "the images of all samples but `top`, each once, by `shard` and `row`",
     VISUALIZATIONS: "the picture that an optimiser made for every channel, with what it is worth beside the images",
 }

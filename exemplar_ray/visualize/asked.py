@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from exemplar_ray.visualize.spec import PicturesSpec
 
 
@@ -15,3 +17,5 @@ class MakeSettings:
     use_gpu: bool
     run: str | None = None
     """The folder of the finished run that the pictures are of, wherever a task runs."""
+    spectrum: np.ndarray | None = None
+    """Of the images that a run searched, see `spectrum.spectrum_of`; only where pictures keep to it."""

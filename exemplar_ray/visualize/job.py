@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -25,7 +26,8 @@ from exemplar_ray.visualize.classes import channels_of, known_classes
 from exemplar_ray.visualize.job_names import FOLDER, RESULT
 from exemplar_ray.visualize.pictures_table import SCHEMA, RealImages, real_images, rows_of
 from exemplar_ray.visualize.ranked import digests
-from exemplar_ray.visualize.spec import DEFAULT_SIZE, OBJECTIVES, Group, PictureOptions, PicturesSpec
+from exemplar_ray.visualize.spec import DEFAULT_SIZE, MACO, OBJECTIVES, Group, PictureOptions, PicturesSpec
+from exemplar_ray.visualize.spectrum import sha256_of, spectrum_of
 
 JOB = "visualizations"
 TASKS = "exemplar_ray.visualize.tasks"
@@ -54,13 +56,15 @@ class VisualizationsJob(Job):
     result = RESULT
     verb = "visualize"
 
-    def __init__(self, spec: PicturesSpec, run: RunFolder | None, use_gpu: bool) -> None:
+    def __init__(
+        self, spec: PicturesSpec, run: RunFolder | None, use_gpu: bool, spectrum: np.ndarray | None = None
+    ) -> None:
         self.spec, self._run = spec, run
         exemplars = {}
         if run is not None and spec.options.facets:
             exemplars = {layer.name: _exemplars(run, layer, spec) for layer in spec.network.layers}
         self.items: Sequence[Group] = spec.groups(use_gpu, exemplars)
-        self.settings = MakeSettings(spec, use_gpu, None if run is None else run.full_uri)
+        self.settings = MakeSettings(spec, use_gpu, None if run is None else run.full_uri, spectrum)
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the pictures."""
@@ -168,7 +172,11 @@ def visualize(
         UsageError: something that was asked for cannot be done; nothing was computed.
     """
     started = time.monotonic()
-    job = VisualizationsJob(_settled(subject, options, statistic, channels), subject.run, cluster.demand.gpus > 0)
+    spec, spectrum = _settled(subject, options, statistic, channels), None
+    if options.parameterization == MACO:
+        spectrum = spectrum_of(subject.run)
+        spec = replace(spec, spectrum_sha256=sha256_of(spectrum))
+    job = VisualizationsJob(spec, subject.run, cluster.demand.gpus > 0, spectrum)
     return run_job(job, out, cluster, console, started)
 
 

@@ -18,7 +18,7 @@ from exemplar_ray.network.gradients import DifferentiableLayer, greyed
 from exemplar_ray.network.reference_precision import reference_precision
 from exemplar_ray.visualize.facets import Facet, Held
 from exemplar_ray.visualize.objectives import OBJECTIVES, worth
-from exemplar_ray.visualize.parameterizations import PARAMETERIZATIONS
+from exemplar_ray.visualize.parameterizations import PARAMETERIZATIONS, Canvas
 from exemplar_ray.visualize.spec import AT_ONCE
 from exemplar_ray.visualize.starts import started
 from exemplar_ray.visualize.transformations import matrices, transformed
@@ -56,6 +56,8 @@ class Recipe:
     parameterization: str
     size: int
     steps: int
+    spectrum: np.ndarray | None = None
+    """Of natural images, see `parameterizations.Canvas`."""
     colourless: bool = False
     """Whether the network sees pictures without their colours, so that they have none."""
     batch: int = AT_ONCE
@@ -118,7 +120,8 @@ def _together(
     layer: DifferentiableLayer, group: Sequence[Wanted], recipe: Recipe, device: torch.device
 ) -> list[np.ndarray]:
     keys, channels = [wanted.key for wanted in group], torch.tensor([wanted.channel for wanted in group], device=device)
-    parameterized = PARAMETERIZATIONS[recipe.parameterization](keys, recipe.size, device)
+    canvas = Canvas(keys, recipe.size, device, recipe.spectrum)
+    parameterized = PARAMETERIZATIONS[recipe.parameterization](canvas)
     facets = [wanted.facet for wanted in group if wanted.facet is not None]
     if facets:
         starts = [facet.start for facet in facets]

@@ -16,7 +16,8 @@ from exemplar_ray.network.spec import NetworkSpec
 # Counted up when pictures come out otherwise than before.
 FORMAT_VERSION = 2
 
-PARAMETERIZATIONS = ("fourier", "pixels")
+MACO = "maco"
+PARAMETERIZATIONS = ("fourier", MACO, "pixels")
 OBJECTIVES = ("mean", "center", "max", "cls")
 """Statistics that pictures can be made for, see `objectives`."""
 DEFAULT_SIZE = 128
@@ -89,6 +90,8 @@ class PicturesSpec:
     size: int
     run: str | None = None
     """The fingerprint of the run that pictures are of, where these depend on its result."""
+    spectrum_sha256: str | None = None
+    """Of the magnitudes that `maco` keeps to."""
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the pictures, under the user's key names."""
@@ -107,6 +110,8 @@ class PicturesSpec:
             **({"seeds": options.seeds} if options.seeds > 1 else {}),
             **({"facets": options.facets, "run": self.run} if options.facets else {}),
         }
+        if self.spectrum_sha256 is not None:
+            identity["spectrum"] = self.spectrum_sha256
         # As it reads back from a file, where tuples are lists.
         return json.loads(json.dumps(identity))
 

@@ -74,6 +74,7 @@ def make(settings: MakeSettings, given: tuple[int, Group]) -> Made:
         parameterization=spec.options.parameterization,
         size=spec.size,
         steps=spec.options.steps,
+        spectrum=settings.spectrum,
         colourless=spec.network.preprocess.channels == 1,
         batch=AT_ONCE_ON_GPU if settings.use_gpu else AT_ONCE,
         bfloat16=settings.use_gpu and torch.cuda.is_bf16_supported(including_emulation=False),
