@@ -26,7 +26,7 @@ $(READY): requirements.lock requirements-dev.lock pyproject.toml
 	-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null  # every worker of every run imports all of it
 	touch $@
 
-demo: setup ## the main job on the embedded data set, and its pages: demo/run-*/report/index.html
+demo: setup ## the main job on the embedded data set, feature visualisations, their pages: demo/run-*/report/index.html
 	$(BIN)/python jobs/demo.py
 
 # A crashed test process is not replaced: the others would wait for ever.
