@@ -1,5 +1,7 @@
 """`visualize_channels`: of a run or a module in hand, in a program or a notebook; what it returns shows itself."""
 
+import base64
+import io
 import os
 import re
 import shutil
@@ -8,13 +10,15 @@ import nbformat
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import PROJECT, TINY_FLAGS, TINY_NETWORK, write_tiny_data
+from conftest import PROJECT, TESTS, TINY_FLAGS, TINY_NETWORK, write_tiny_data
 from nbclient import NotebookClient
+from PIL import Image
 from tiny_network import trained, trained_otherwise
 from torch import nn
 
-from exemplar_ray import IncompleteError, UsageError, find_exemplars, open_run, visualize_channels
-from exemplar_ray.pictures import PICTURE_KEYS
+from exemplar_ray import IncompleteError, UsageError, find_exemplars, visualize_channels
+from exemplar_ray.results.visualization import Visualizations
+from exemplar_ray.runs.run_folder import RunFolder
 
 PREPROCESS = {"resize": 36, "crop": 32, "mean": [117, 117, 117]}
 FEW_STEPS = {"size": 32, "steps": 6}
@@ -132,6 +136,61 @@ def test_what_cannot_be_without_one_is_one_line_and_nothing_is_written(keys, mes
     with pytest.raises(UsageError, match=message):
         visualize_channels(**keys)
     assert not (tmp_path / "out").exists()
+
+
+# In a notebook ----------------------------------------------------------------------------
+
+OF_A_NOTEBOOK = """
+import sys; sys.path[:0] = [{project!r}, {tests!r}]
+import ray; ray.init(address={address!r}, logging_level="ERROR", log_to_driver=False)
+from tiny_network import trained
+from exemplar_ray import visualize_channels
+keys = dict(layer="mixed", preprocess={preprocess}, size=32)
+"""
+
+
+def test_a_notebook_shows_how_many_pictures_are_finished_and_the_last_of_them(ray_head, tmp_path):
+    here = {"project": str(PROJECT), "tests": str(TESTS), "address": ray_head["address"], "preprocess": PREPROCESS}
+    call = "visualize_channels(model=trained(), out={!r}, steps=6, negative=True, diverse=2, **keys)"
+    cells = [
+        OF_A_NOTEBOOK.format(**here),
+        call.format(str(tmp_path / "out")),
+        # What is shown meanwhile is nothing that the job depends on.
+        "from exemplar_ray.visualize import job\njob.small_pictures = lambda part: [('x', None)]",
+        call.format(str(tmp_path / "again")),
+        "ray.is_initialized()",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    outputs = notebook.cells[1].outputs
+    line, glimpse = [one.data["text/html"] for one in outputs if one.output_type == "display_data"]
+    # 12 channels, each up, down and in two that differ: 18 groups.
+    assert '<progress value="48" max="48" aria-label="visualize">' in line
+    assert "48/48 pictures" in line
+    names = re.findall(r'alt="mixed:(\d+) (channel-?|diverse-[12])"', glimpse)
+    assert 1 <= len(names) <= 8
+    for content in re.findall(r"base64,([^\"]+)", glimpse):
+        assert Image.open(io.BytesIO(base64.b64decode(content))).size == (32, 32)
+    assert outputs[-1].output_type == "execute_result"
+    assert outputs[-1].data["text/html"] == Visualizations(RunFolder(str(tmp_path / "out")))._repr_html_()
+    again = notebook.cells[3].outputs
+    assert [one.data["text/html"][:5] for one in again if one.output_type == "display_data"] == ["visua"]
+    assert table_of(tmp_path / "again") == table_of(tmp_path / "out")
+    assert notebook.cells[4].outputs[0].data["text/plain"] == "True"
+
+
+def test_a_log_counts_pictures_too(tmp_path, cli, ray_cluster):
+    flags = [*TINY_FLAGS[:4], *TINY_FLAGS[6:], "--channels", "0-5", "--diverse", "3", "--size", "32", "--steps", "2"]
+    said = cli("visualize", *flags, "--out", tmp_path / "out")[1]
+    done = re.findall(r"^visualize (\d+)/24  mixed:\S+ (channel|diverse): (\d+) pictures on ", said, flags=re.M)
+    assert len(done) == 8
+    assert done[-1][0] == "24"
+    assert sum(int(number) for _, _, number in done) == 24
+    assert re.search(r"s, of which the pictures [\d.]+ s: [\d.]+ pictures/(s|min)$", said, flags=re.M)
+    assert "images" not in said
+
+
+# Groups that fail -------------------------------------------------------------------------
 
 
 class Fragile(nn.Module):

@@ -107,6 +107,10 @@ class PicturesSpec:
                     groups += [Group(layer.name, DIVERSE, (channel,)) for channel in few]
         return groups
 
+    def pictures_a_channel(self, group: Group) -> int:
+        """Return how many pictures of each of its channels a group is."""
+        return self.options.diverse if group.objective == DIVERSE else 1
+
     def layer(self, name: str) -> Layer:
         """Return a layer by its name."""
         return next(layer for layer in self.network.layers if layer.name == name)

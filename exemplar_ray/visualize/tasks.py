@@ -78,11 +78,10 @@ def make(settings: MakeSettings, given: tuple[int, Group]) -> Made:
 
 def _wanted(spec: PicturesSpec, group: Group) -> list[Wanted]:
     """Return the pictures of a group, each with the key that its random numbers go by."""
-    many = spec.options.diverse if group.objective == DIVERSE else 1
     return [
         Wanted(channel, "\n".join(map(str, (group.layer, channel, group.objective, number, spec.options.picture_seed))))
         for channel in group.channels
-        for number in range(many)
+        for number in range(spec.pictures_a_channel(group))
     ]
 
 
