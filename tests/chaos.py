@@ -3,11 +3,12 @@
     python tests/chaos.py --schedules 30 --data ../shared/data/imagenet-sample
     python tests/chaos.py --job visualize --schedules 6
 
-Each schedule runs the job, the main one or that of visualisations, on a real Ray cluster of several nodes, with data and run folder on the local disk or behind
-a fault-injecting proxy on a real S3 server. It kills drivers, workers and nodes at random times or at the worst ones
-(between a part and its completion record, between merge and gather, just before the answer), starts a second driver,
-lets storage fail, has a machine whose disk is full, and a shard silently wrong until it is restored. Then the same
-command is given again until it ends with 0, and the answer is held against an undisturbed one.
+Each schedule runs the job, the main one or that of visualisations, on a real Ray cluster of several nodes, with data
+and run folder on the local disk or behind a fault-injecting proxy on a real S3 server. It kills drivers, workers and
+nodes at random times or at the worst ones (between a part and its completion record, between merge and gather, just
+before the answer), starts a second driver, lets storage fail, has a machine whose disk is full, and a shard silently
+wrong until it is restored. Then the same command is given again until it ends with 0, and the answer is held against an
+undisturbed one.
 """
 
 import argparse
@@ -467,8 +468,12 @@ def s3_place(url, proxy, data_uri, name):
 def run_schedules(seeds, data, work=RUN):
     """Run schedules over a folder of shards; yield how each went."""
     logging.getLogger("ray").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory(prefix="xr-chaos-") as folder, object_store() as url, fault_proxy(url) as proxy:
-        here = Path(folder)
+    with (
+        tempfile.TemporaryDirectory(prefix="xr-chaos-") as work_folder,
+        object_store() as url,
+        fault_proxy(url) as proxy,
+    ):
+        here = Path(work_folder)
         NETWORK_FILE.parent.mkdir(exist_ok=True)
         NETWORK_FILE.write_text(NETWORK.format(tests=str(Path(__file__).parent), bad=BAD))
         os.environ.update({k: v for k, v in environment(proxy.url).items() if k.startswith("AWS_")})
@@ -484,7 +489,9 @@ def run_schedules(seeds, data, work=RUN):
                 raise RuntimeError("the undisturbed run has not written its whole answer")
             for seed in seeds:
                 storage, disturbances = schedule(seed, work)
-                place = local_place(data, here / str(seed)) if storage == "disk" else s3_place(url, proxy, uri, str(seed))
+                place = (
+                    local_place(data, here / str(seed)) if storage == "disk" else s3_place(url, proxy, uri, str(seed))
+                )
                 with machines.one_bad(any(one.fault == BAD_MACHINE for one in disturbances)):
                     survived = survive(seed, work, machines, place, undisturbed)
                 yield survived
