@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from torch import nn
 
 from exemplar_ray.executor.job import Made
 from exemplar_ray.executor.machine import cpus
@@ -90,11 +91,17 @@ def objective_of(group: Group, number: int) -> str:
     return f"{DIVERSE}-{number + 1}" if group.objective == DIVERSE else group.objective
 
 
+@lru_cache(maxsize=1)
+def _module(spec: NetworkSpec) -> nn.Module:
+    """Return the network, on the CPU. What is differentiated is a copy of it, what ranks images is itself."""
+    counts["trunks_loaded"] += 1
+    return network_of(spec).module
+
+
 @lru_cache(maxsize=2)
 def _layer(spec: NetworkSpec, name: str, at: str) -> DifferentiableLayer:
-    counts["trunks_loaded"] += 1
     layer = next(layer for layer in spec.layers if layer.name == name)
-    return DifferentiableLayer(network_of(spec).module, layer, spec.preprocess, torch.device(at))
+    return DifferentiableLayer(_module(spec), layer, spec.preprocess, torch.device(at))
 
 
 @lru_cache(maxsize=2)
@@ -102,7 +109,7 @@ def _trunk(spec: NetworkSpec, name: str, statistic: str) -> Trunk:
     """Return the path that ranks images, of one layer; on the CPU, which decides."""
     layers = [layer for layer in spec.layers if layer.name == name]
     kind = Trunk if spec.channels_last else ContiguousTrunk
-    return kind(network_of(spec).module, layers, (statistic,), spec.preprocess, torch.device("cpu"))
+    return kind(_module(spec), layers, (statistic,), spec.preprocess, torch.device("cpu"))
 
 
 def _part(group: Group, wanted: Sequence[Wanted], pictures: Sequence[Picture], judged: Sequence[Judged]) -> bytes:
