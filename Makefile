@@ -26,7 +26,7 @@ $(READY): requirements.lock requirements-dev.lock pyproject.toml
 	-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null  # every worker of every run imports all of it
 	touch $@
 
-demo: setup ## the main job on the embedded data set, and its pages: demo/run-*/report/index.html
+demo: setup ## the main job on the embedded data set, feature visualisations, their pages: demo/run-*/report/index.html
 	$(BIN)/python jobs/demo.py
 
 # A crashed test process is not replaced: the others would wait for ever.
@@ -43,8 +43,9 @@ exactness: setup ## compute the 800-image oracles anew (minutes), then compare w
 benchmark: setup ## the notebook's loop, others' ways and the job, side by side, in benchmark/
 	$(BIN)/python jobs/benchmark.py --data ../shared/data/imagenet-sample --out benchmark
 
-chaos: setup ## 34 schedules of faults of machines and storage; every answer must be the undisturbed one, byte for byte
+chaos: setup ## 40 schedules of faults of machines and storage; every answer must be the undisturbed one, byte for byte
 	$(BIN)/python tests/chaos.py --schedules 34 --data ../shared/data/imagenet-sample
+	$(BIN)/python tests/chaos.py --job visualize --schedules 6
 
 many-shards: setup ## merge the synthetic parts of 100,000 shards, hold them against numpy, tell time and memory
 	$(BIN)/python tests/many_shards.py

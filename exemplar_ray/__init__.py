@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from exemplar_ray._version import __version__
 
 if TYPE_CHECKING:
-    from exemplar_ray.api import find_exemplars
+    from exemplar_ray.api import find_exemplars, visualize_channels
     from exemplar_ray.data.preprocess import Preprocess
     from exemplar_ray.errors import IncompleteError, UsageError
     from exemplar_ray.executor.resources import Resources
@@ -27,6 +27,7 @@ __all__ = [
     "__version__",
     "find_exemplars",
     "open_run",
+    "visualize_channels",
 ]
 
 _WHERE = {
@@ -38,6 +39,7 @@ _WHERE = {
     "RunOptions": "exemplars.spec",
     "RunSpec": "exemplars.spec",
     "open_run": "results.run",
+    "visualize_channels": "api",
 }
 
 

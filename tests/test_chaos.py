@@ -15,6 +15,7 @@ from chaos import (
     KILL_DRIVER,
     KILL_NODE,
     KILL_WORKER,
+    PICTURES,
     SECOND_DRIVER,
     STORAGE,
     WRONG_DATA,
@@ -27,6 +28,9 @@ from conftest import TINY_FLAGS, write_tiny_data
 # Nodes, a worker and a driver lost, an interruption, storage that fails, two drivers at once, both storages, a shard
 # that is wrong, a machine that is bad.
 SEEDS = (80, 22)
+
+# Of the visualisations: a worker is killed in the middle of pictures, then the driver, as soon as a part is recorded.
+PICTURE_SEED = 137
 
 
 def test_the_seeds_are_of_every_kind_that_matters():
@@ -46,6 +50,15 @@ def test_whatever_breaks_the_answer_is_the_undisturbed_runs(tmp_path):
         injected += survived.struck + survived.storage_faults
     assert injected.keys() >= {KILL_DRIVER, KILL_NODE}
     assert sum(injected.values()) >= 5
+
+
+def test_pictures_are_the_undisturbed_ones_whatever_breaks():
+    [survived] = run_schedules([PICTURE_SEED], None, PICTURES)
+    print(describe(survived))
+    assert survived.wrong == []
+    assert survived.struck == {KILL_WORKER: 1, KILL_DRIVER: 1}
+    # Killed, and run again.
+    assert survived.attempts == [-signal.SIGKILL, 0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

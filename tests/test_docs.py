@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from exemplar_ray.cli import build_parser
 from exemplar_ray.config import RUN_KEYS, pick, settings_of
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.spec import RunOptions, RunSpec
+from exemplar_ray.network.layers import parse_channels
 
 README = (PROJECT / "README.md").read_text()
 DOCS = {str(path.relative_to(PROJECT)): path.read_text() for path in sorted((PROJECT / "docs").rglob("*.md"))}
@@ -240,6 +242,19 @@ def test_the_table_of_models_has_every_model():
     names = [code_in(row[0])[0] for row in table_of(section("docs/keys.md", "Models"))]
     libraries = ["torchvision:NAME", "timm:NAME", "open_clip:NAME", "transformers:ID"]
     assert names == [*_REGISTRY, *libraries, "path/to/file.py:factory"]
+
+
+def test_the_demo_shows_at_least_twelve_pictures_on_the_pages_that_it_names(tmp_path):
+    """Without running it, which `make demo` does: each command parses, and the pages are made last."""
+    demo = runpy.run_path(str(PROJECT / "jobs" / "demo.py"))
+    words = demo["commands"](tmp_path / "run", tmp_path / "data", ["--model", "inceptionv1", "--layer", "mixed4a"])
+    assert [one[0] for one in words] == ["sample-data", "run", "status", "visualize", "report"]
+    for one in words:
+        build_parser().parse_args(one)
+    shown = len(parse_channels(build_parser().parse_args(words[3]).channels, 16))
+    assert shown >= 12
+    for name in ("README.md", "docs/index.md"):
+        assert f"first {shown} channels" in TEXTS[name]
 
 
 def test_the_make_targets_that_are_named_exist():

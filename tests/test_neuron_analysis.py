@@ -33,7 +33,7 @@ def test_it_runs_and_shows_pictures_maps_words_and_the_figure(notebook, ray_head
     search = {"model": TINY_NETWORK, "layer": "mixed", "channels": [3], "preprocess": preprocess}
     search |= {"data": "data", "out": "run", "top_k": 6}
     [parameters] = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    parameters.source = f'search = {search!r}\nhow = "--negative --diverse 2 --size 32 --steps 4"'
+    parameters.source = f"search = {search!r}\nhow = dict(negative=True, diverse=2, size=32, steps=4)"
     # The package beside these tests, and the commands of this environment, whichever are installed.
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")

@@ -466,24 +466,6 @@ def test_a_run_without_a_result_and_no_run_at_all_are_refused(run, tmp_path, cli
     assert (status, "--layer is missing" in said) == (2, True), said
 
 
-@pytest.mark.parametrize(
-    ("model", "layer"),
-    [
-        ("torchvision:vgg11", "features.7"),
-        ("torchvision:swin_t", "features.1"),
-        ("torchvision:vit_b_16", "encoder.layers.encoder_layer_1"),
-    ],
-)
-def test_other_networks_have_pictures(model, layer, tmp_path, cli):
-    flags = ["--model", model, "--weights", "random:0", "--layer", layer, "--channels", "0-1", "--steps", "2"]
-    size = [] if "vit" in model or "swin" in model else ["--size", "64"]
-    status, said = cli("visualize", *flags, *size, "--out", tmp_path / "out")
-    assert (status, "UNTRAINED" in said) == (0, True), said
-    rows = pq.read_table(tmp_path / "out" / "visualizations.parquet").to_pylist()
-    assert len(rows) == 2
-    assert all(np.isfinite(row["activation"]) for row in rows)
-
-
 def test_options_are_checked_where_they_are_made():
     with pytest.raises(UsageError, match="size is a whole number from 16, not 8"):
         PictureOptions(size=8)

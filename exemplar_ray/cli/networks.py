@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,21 +11,14 @@ from rich.console import Console
 from exemplar_ray.check.options import CheckOptions
 from exemplar_ray.cli.common import COMPLETE, INCOMPLETE, add_command, finish, matplotlib_wanted
 from exemplar_ray.config import CHECK_KEYS, RUN_KEYS, VISUALIZE_KEYS, add_keys, pick, settings_of
-from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.progress import say
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.spec import RunOptions, RunSpec, columns_chosen
 from exemplar_ray.keys import keys_of
-from exemplar_ray.network.spec import NetworkRequest
-from exemplar_ray.visualize.classes import are_names
-from exemplar_ray.visualize.spec import PictureOptions
+from exemplar_ray.pictures import PICTURE_KEYS, make_pictures, refuse_said_already
 
 # What a run folder says to `check`.
-OF_NETWORK = ("data", "model", "weights", "preprocess", "class_labels", "image_column", "label_column", "split")
-
-
-# What of a run's keys says of which channels there are to be pictures.
-_OF_PICTURES = ("out", "model", "weights", "layer", "channels", "layout", "statistic", "preprocess")
+_OF_NETWORK = ("data", "model", "weights", "preprocess", "class_labels", "image_column", "label_column", "split")
 
 
 def add_layers(commands: Any) -> None:
@@ -42,7 +34,7 @@ def add_check(commands: Any) -> None:
     sub = add_command(commands, "check", _check, text)
     sub.add_argument("run", metavar="RUN", nargs="?", help="a run folder, instead of --model and --data")
     sub.add_argument("--config", metavar="FILE.yaml", help="a file with keys of a run, or of those below; a flag wins")
-    unused = keys_of(RunSpec).keys() - set(OF_NETWORK) | {"out", "max_skipped", "settle", "compile"}
+    unused = keys_of(RunSpec).keys() - set(_OF_NETWORK) | {"out", "max_skipped", "settle", "compile"}
     # What both have means something of its own here.
     unused -= keys_of(CheckOptions).keys()
     add_keys(sub, {key: value for key, value in CHECK_KEYS.items() if key not in unused})
@@ -54,8 +46,7 @@ def add_visualize(commands: Any) -> None:
     sub = add_command(commands, "visualize", _visualize, text)
     sub.add_argument("run", metavar="RUN", nargs="?", help="a finished run, instead of --model, --layer and --out")
     sub.add_argument("--config", metavar="FILE.yaml", help="a file with keys of a run, or of those below; a flag wins")
-    add_keys(sub, {key: VISUALIZE_KEYS[key] for key in (*_OF_PICTURES, *keys_of(PictureOptions), *keys_of(Resources))})
-    add_keys(sub, {"log_level": RUN_KEYS["log_level"]})
+    add_keys(sub, PICTURE_KEYS)
 
 
 def _layers(options: argparse.Namespace, console: Console) -> int:
@@ -84,7 +75,7 @@ def _check(options: argparse.Namespace, console: Console) -> int:
         network = AskedNetwork(asked.model, asked.weights, asked.preprocess)
         subject = job.of_model(network, settings["data"], columns_chosen(asked), run_options.class_labels)
     else:
-        _refuse_said_already(options.run, OF_NETWORK, settings)
+        refuse_said_already(options.run, _OF_NETWORK, settings)
         subject = job.of_run(options.run)
     with Cluster(pick(Resources, settings), run_options.log_level, partial(say, console)) as cluster:
         checked = job.check(subject, cluster, console, check_options)
@@ -94,40 +85,7 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     return INCOMPLETE if checked.findings.failed else COMPLETE
 
 
-def _refuse_said_already(run: str, keys: Iterable[str], settings: Mapping[str, Any]) -> None:
-    for key in keys:
-        if key in settings:
-            raise UsageError(f"{run} says already what {key} is; leave out --{key.replace('_', '-')}")
-
-
 def _visualize(options: argparse.Namespace, console: Console) -> int:
-    from exemplar_ray.executor.cluster import Cluster
-    from exemplar_ray.visualize import job
-
     settings = settings_of(options, required=() if options.run else ("layer", "out"), keys=VISUALIZE_KEYS)
-    picture_options, run_options = pick(PictureOptions, settings), pick(RunOptions, settings)
-    asked = pick(RunSpec, settings)
-    if options.run is not None:
-        _refuse_said_already(options.run, ("out", "model", "weights", "layer", "layout", "preprocess"), settings)
-        if len(settings.get("statistic", [])) > 1:
-            raise UsageError("pictures are made for one statistic at a time; name one with --statistic")
-    with Cluster(pick(Resources, settings), run_options.log_level, partial(say, console)) as cluster:
-        if options.run is not None:
-            subject, out = job.of_run(options.run), job.below(options.run)
-            statistic = asked.statistic[0] if "statistic" in settings else None
-            channels = asked.channels if "channels" in settings else None
-        else:
-            # Names of classes are for the driver to read, which knows how many channels there are only then.
-            named = asked.channels if are_names(asked.channels) else None
-            network = NetworkRequest(
-                asked.model,
-                asked.weights,
-                asked.layer,
-                "all" if named else asked.channels,
-                asked.preprocess,
-                asked.layout,
-            )
-            subject, out = job.of_model(network, asked.statistic, cluster), settings["out"]
-            statistic, channels = None, named
-        outcome = job.visualize(subject, out, picture_options, cluster, console, statistic, channels)
+    outcome, out = make_pictures(options.run, settings, console)
     return finish(outcome, out, options.invocation.again, options.invocation, console)

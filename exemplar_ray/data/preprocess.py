@@ -13,6 +13,8 @@ from exemplar_ray.errors import UsageError, near_matches
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming")
 
 RGB, BGR, GREY = "rgb", "bgr", "grey"
+# What red, green and blue are to grey: Rec. 601's, as Pillow's mode L has them.
+LUMA = (0.299, 0.587, 0.114)
 ORDERS = (RGB, BGR, GREY)
 
 ROUNDED, FLOORED = "rounded", "floored"

@@ -15,7 +15,7 @@ from exemplar_ray.executor import repair
 from exemplar_ray.executor.cluster import Cluster, Outcome
 from exemplar_ray.executor.item_task import ItemTask
 from exemplar_ray.executor.job import Context, Job, Reduced
-from exemplar_ray.executor.progress import ProgressDisplay, say
+from exemplar_ray.executor.progress import IMAGES, ProgressDisplay, rate_of, say
 from exemplar_ray.runs.manifest import Manifest
 from exemplar_ray.runs.records import CompletionRecord, FailureRecord, State, now
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
@@ -157,7 +157,7 @@ def map_items(job: Job, context: Context, positions: Sequence[int], title: str |
     notes: set[str] = set()
     task = ItemTask(job.task, folder.full_uri, manifest.fingerprint)
     todo = ((position, (position, manifest.items[position])) for position in positions)
-    with ProgressDisplay(context.console, title or job.verb, len(positions), manifest.items_name) as display:
+    with _display_of(job, context, positions, title or job.verb) as display:
         for outcome in context.cluster.map(
             _DO_ITEM,
             todo,
@@ -172,17 +172,33 @@ def map_items(job: Job, context: Context, positions: Sequence[int], title: str |
             if reason is not None:
                 failed[item.name] = reason
                 folder.fail(outcome.key, _failure_record(item, reason, outcome))
-                display.failed(item.name, reason)
+                display.failed(item.name, reason, job.steps(item) or 1)
                 continue
             record: CompletionRecord = outcome.value
             completed[outcome.key] = job.keep(record)
             scored, skipped = record.facts.get("scored", 0), record.facts.get("skipped", 0)
             images += scored
             notes.update(job.notes(record))
-            display.finished(item.name, scored, f"{skipped} skipped" if skipped else "", record.host)
+            notes_here = f"{skipped} skipped" if skipped else ""
+            display.finished(item.name, scored, notes_here, record.host, job.steps(item) or 1)
+            display.glimpse(partial(_glimpse, job, context, outcome.key))
     for note in sorted(notes):
         say(context.console, note)
     return Mapped(completed, failed, images)
+
+
+def _display_of(job: Job, context: Context, positions: Sequence[int], title: str) -> ProgressDisplay:
+    steps = [job.steps(context.manifest.items[position]) for position in positions]
+    known = [one for one in steps if one is not None]
+    if len(known) < len(steps) or not steps:
+        return ProgressDisplay(context.console, title, len(positions), context.manifest.items_name, job.counted)
+    return ProgressDisplay(context.console, title, sum(known), job.counted, job.counted)
+
+
+def _glimpse(job: Job, context: Context, position: int) -> list[tuple[str, bytes]]:
+    """Return what can be seen of a finished item."""
+    [(_, files)] = context.folder.read_parts([position], context.manifest.fingerprint)
+    return list(job.glimpse(files))
 
 
 def _not_seen(folder: RunFolder, outcome: Outcome[int]) -> str | None:
@@ -228,7 +244,7 @@ def _finish(job: Job, context: Context, reduced: Reduced, started: float, cost: 
     context.folder.write_json(SUMMARY, summary)
     for line in reduced.lines:
         say(context.console, line)
-    _report_cost(context, summary)
+    _report_cost(context, summary, job.counted)
     return _outcome(context.manifest, context.partial is None)
 
 
@@ -236,13 +252,14 @@ def _cost(images: int, seconds: float) -> dict[str, float]:
     return {"images_scanned": images, "scan_seconds": seconds, "images_per_second": images / seconds}
 
 
-def _report_cost(context: Context, summary: Mapping[str, Any]) -> None:
+def _report_cost(context: Context, summary: Mapping[str, Any], counted: str) -> None:
     if summary["partial"]:
         say(context.console, f"PARTIAL: {summary['partial']}")
     cost = summary["this_invocation"]
     rate = ""
     if cost.get("images_scanned"):
-        rate = f", of which scanning {cost['scan_seconds']:.1f} s: {cost['images_per_second']:.1f} images/s"
+        what = "scanning" if counted == IMAGES else f"the {counted}"
+        rate = f", of which {what} {cost['scan_seconds']:.1f} s: {rate_of(cost['images_per_second'], counted)}"
     say(context.console, f"{cost['seconds']:.1f} s{rate}")
     say(context.console, f"result: {context.folder.uri.rstrip('/')}/{summary['result']}")
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from exemplar_ray.executor.progress import IMAGES
 from exemplar_ray.runs.manifest import Item, Manifest
 from exemplar_ray.runs.records import CompletionRecord
 from exemplar_ray.runs.run_folder import RunFolder, whole_record
@@ -87,6 +88,7 @@ class Job(ABC):
             one such an item is done again.
         result: the file that the reduce writes last; with it the run is answered.
         verb: what its tasks do, for the progress line.
+        counted: what they do that to: what is `scored` in their facts.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Job(ABC):
     settings: Any = None
     compare: str | None = None
     verb: str = "map"
+    counted: str = IMAGES
     keep: Callable[[CompletionRecord], Any] = staticmethod(whole_record)
     """What the driver keeps of a completion record, of which there may be very many."""
 
@@ -129,6 +132,20 @@ class Job(ABC):
 
     def notes(self, record: CompletionRecord) -> Sequence[str]:
         """Return what an item's record says that is worth saying once a run."""
+        return ()
+
+    def steps(self, item: Any) -> int | None:
+        """Return how much of `counted` an item is, so that the progress line counts that; None to count items."""
+        return None
+
+    def glimpse(self, part: Mapping[str, bytes]) -> Sequence[tuple[str, bytes]]:
+        """Return what can be seen of a part: small pictures, JPEG, each with its name.
+
+        A notebook shows the last ones while the job goes on.
+
+        Args:
+            part: {how the file's name ends: its content}.
+        """
         return ()
 
     def announce(self, cluster: Cluster) -> Sequence[str]:

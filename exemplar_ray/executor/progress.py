@@ -6,26 +6,40 @@ log) one line a finished shard, with the time, the host that did it, images/s an
 
 from __future__ import annotations
 
+import base64
 import html
+import logging
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+IMAGES = "images"
+"""What most jobs count."""
+
+_log = logging.getLogger(__name__)
+
+_MOST_GLIMPSED = 8
+_GLIMPSE_PIXELS = 72
+# So long a glimpse stays at least; and it never takes more than a tenth of the time.
+_GLIMPSE_SECONDS, _GLIMPSE_SHARE = 1.0, 0.1
 
 
 class ProgressDisplay:
     """Shows one phase (scan, merge or gather) at a time; use as a context manager.
 
     Args:
-        steps: what is counted.
+        steps: what the line counts.
+        counted: what the speed is of.
     """
 
-    def __init__(self, console: Console, phase: str, total: int, steps: str = "shards") -> None:
+    def __init__(self, console: Console, phase: str, total: int, steps: str = "shards", counted: str = IMAGES) -> None:
         self._console = console
         self._phase = phase
-        self._steps = steps
+        self._steps, self._counted = steps, counted
         self._total = total
         self._done = 0
         self._images = 0
@@ -33,6 +47,9 @@ class ProgressDisplay:
         self._started = time.monotonic()
         self._live: Progress | None = None
         self._cell: Any = None
+        self._glimpsed: list[tuple[str, bytes]] = []
+        self._glimpses: Any = None
+        self._next_glimpse = 0.0
 
     def __enter__(self) -> ProgressDisplay:
         if self._console.is_terminal:
@@ -57,32 +74,65 @@ class ProgressDisplay:
         if self._live is not None:
             self._live.stop()
 
-    def finished(self, shard: str, images: int | None, notes: str = "", host: str | None = None) -> None:
+    def finished(
+        self, shard: str, images: int | None, notes: str = "", host: str | None = None, steps: int = 1
+    ) -> None:
         """A shard, or a group of them, is done.
 
         Args:
             shard: its name.
-            images: how many images that took; None where images are not counted.
+            images: how many images, or what else is counted, that took; None where nothing is.
             notes: anything else worth a word.
             host: where it was done.
+            steps: how many steps of the line it is.
         """
         self._images += images or 0
-        said = ", ".join(one for one in ("" if images is None else f"{images} images", notes) if one)
-        self._advance(f"{shard}: {said}{f' on {host}' if host else ''}")
+        said = ", ".join(one for one in ("" if images is None else f"{images} {self._counted}", notes) if one)
+        self._advance(f"{shard}: {said}{f' on {host}' if host else ''}", steps)
 
-    def failed(self, shard: str, reason: str) -> None:
+    def failed(self, shard: str, reason: str, steps: int = 1) -> None:
         """A shard failed for good."""
         self._failures += 1
         if self._live is not None:
             self._live.console.print(f"FAILED {shard}: {reason}", style="red", markup=False, highlight=False)
         if self._cell is not None:
             say(self._console, f"FAILED {shard}: {reason}")
-        self._advance(f"FAILED {shard}: {reason}")
+        self._advance(f"FAILED {shard}: {reason}", steps)
 
-    def _advance(self, line: str) -> None:
-        self._done += 1
+    def glimpse(self, pictures: Callable[[], Sequence[tuple[str, bytes]]]) -> None:
+        """Show, in a notebook, the last pictures that are finished. Whatever goes wrong there does not stop the job.
+
+        Args:
+            pictures: gives small pictures, JPEG, with their names; called only where they will be shown.
+        """
+        began = time.monotonic()
+        if self._cell is None or began < self._next_glimpse:
+            return
+        try:
+            self._show(pictures())
+        except Exception:  # what a part holds, and what a notebook can show, is nothing that a job depends on
+            _log.warning("finished pictures are not shown", exc_info=True)
+            self._next_glimpse = float("inf")
+            return
+        now = time.monotonic()
+        self._next_glimpse = now + max(_GLIMPSE_SECONDS, (now - began) / _GLIMPSE_SHARE)
+
+    def _show(self, pictures: Sequence[tuple[str, bytes]]) -> None:
+        if not pictures:
+            return
+        from IPython.display import HTML, display
+
+        self._glimpsed = [*self._glimpsed, *pictures][-_MOST_GLIMPSED:]
+        shown = HTML(f'<div style="display:flex;gap:4px">{"".join(map(_small, self._glimpsed))}</div>')
+        if self._glimpses is None:
+            self._glimpses = display(shown, display_id=True)
+        else:
+            self._glimpses.update(shown)
+
+    def _advance(self, line: str, steps: int) -> None:
+        self._done += steps
         seconds = time.monotonic() - self._started
-        rate = f"{self._images / max(seconds, 1e-9):.1f} images/s" if self._images else ""
+        rate = rate_of(self._images / max(seconds, 1e-9), self._counted) if self._images else ""
         failures = f"{self._failures} failed" if self._failures else ""
         left = self._total - self._done
         about = about_left(seconds / self._done * left) if left else ""
@@ -105,6 +155,22 @@ class ProgressDisplay:
         done = f"{self._done}/{self._total} {self._steps}" + (f", {facts}" if facts else "")
         bar = f'<progress value="{self._done}" max="{self._total}" aria-label="{html.escape(self._phase)}"></progress>'
         return HTML(f"{html.escape(self._phase)} {bar} {html.escape(done)}")
+
+
+def _small(named: tuple[str, bytes]) -> str:
+    """Return a picture with its name, for a notebook's cell."""
+    name, content = html.escape(named[0]), base64.b64encode(named[1]).decode()
+    size = f'width="{_GLIMPSE_PIXELS}" height="{_GLIMPSE_PIXELS}" style="margin:0"'
+    return f'<img {size} title="{name}" alt="{name}" src="data:image/jpeg;base64,{content}">'
+
+
+def rate_of(per_second: float, counted: str) -> str:
+    """Say how fast something goes.
+
+    >>> rate_of(86.23, "images"), rate_of(0.2, "pictures")
+    ('86.2 images/s', '12.0 pictures/min')
+    """
+    return f"{per_second:.1f} {counted}/s" if per_second >= 1 else f"{60 * per_second:.1f} {counted}/min"
 
 
 def console_here() -> Console:

@@ -16,17 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from exemplar_ray.data.preprocess import BGR, GREY, Preprocess
+from exemplar_ray.data.preprocess import BGR, GREY, LUMA, Preprocess
 from exemplar_ray.network.hooks import forward, hooked
 from exemplar_ray.network.inputs import Input
 from exemplar_ray.network.layers import Layer
 from exemplar_ray.network.layouts import Reading, read
-from exemplar_ray.network.pre_relu import split_name
+from exemplar_ray.network.pre_relu import Origins, split_name
 from exemplar_ray.network.response_norm import FastResponseNorm
 
 _RELUS = {nn.functional.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
-# Rec. 601's.
-_LUMA = (0.299, 0.587, 0.114)
 _CATS = {torch.cat, torch.concat, torch.concatenate}
 # Of modules whose gradient is not that of what they compute.
 _REDIRECTED = ("lucent.modelzoo.inceptionv1.helper_layers", "RedirectedReluLayer")
@@ -111,7 +109,7 @@ def prepared(pictures: Tensor, preprocess: Preprocess) -> Tensor:
 
 def greyed(pictures: Tensor) -> Tensor:
     """Return pictures as Pillow's mode L has them, but for its rounding: [pictures, 1, height, width]."""
-    weights = torch.tensor(_LUMA, dtype=pictures.dtype, device=pictures.device).view(3, 1, 1)
+    weights = torch.tensor(LUMA, dtype=pictures.dtype, device=pictures.device).view(3, 1, 1)
     return (pictures * weights).sum(dim=1, keepdim=True)
 
 
@@ -132,8 +130,9 @@ class _ReluInputs(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        # id of an output -> the output, kept alive so that the id stays its own; and what it was made of.
-        self._came_from: dict[int, tuple[Tensor, Any]] = {}
+        self._origins = Origins()
+        self.before = self._origins.before
+        """See `Origins.before`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a function and take notes; no ReLU overwrites its input."""
@@ -147,21 +146,12 @@ class _ReluInputs(TorchFunctionMode):
             return self._noted(after, before) if low == 0 else after
         output = func(*args, **kwargs)
         if func in _CATS:
-            pieces = args[0] if args else kwargs.get("tensors")
-            dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
-            self._came_from[id(output)] = output, (list(pieces), dim)
+            pieces = args[0] if args else kwargs["tensors"]
+            self._origins.cat(output, pieces, args[1] if len(args) > 1 else kwargs.get("dim", 0))
         return output
 
-    def before(self, output: Tensor) -> Tensor | None:
-        """Return what a ReLU's output was before it, or a concatenation of such; None of other tensors."""
-        _, source = self._came_from.get(id(output), (None, None))
-        if source is None or isinstance(source, Tensor):
-            return source
-        pieces = [before for piece in source[0] if (before := self.before(piece)) is not None]
-        return torch.cat(pieces, source[1]) if len(pieces) == len(source[0]) else None
-
     def _noted(self, output: Tensor, before: Tensor) -> Tensor:
-        self._came_from[id(output)] = output, before
+        self._origins.relu(output, before)
         return output
 
 

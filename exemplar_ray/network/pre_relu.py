@@ -33,13 +33,47 @@ def split_name(layer: str, modules: Sequence[str]) -> tuple[str, bool]:
     return (module, True) if layer not in modules and module != layer else (layer, False)
 
 
+class Origins:
+    """Where tensors come from, as far as that tells what they were before their ReLU."""
+
+    def __init__(self) -> None:
+        # id of a tensor -> the tensor, kept alive so that the id stays its own; and where it comes from. Plain data:
+        # what refers back to this object would keep all these tensors until Python looks for cycles.
+        self._known: dict[int, tuple[Tensor, tuple]] = {}
+
+    def relu(self, output: Tensor, before: Tensor) -> None:
+        """Note what went into a ReLU."""
+        self._known[id(output)] = output, ("relu", before)
+
+    def cat(self, output: Tensor, pieces: Sequence[Tensor], dim: int) -> None:
+        """Note what a concatenation is made of."""
+        self._known[id(output)] = output, ("cat", list(pieces), dim)
+
+    def same(self, output: Tensor, other: Tensor) -> None:
+        """Note that a tensor has another's values."""
+        self._known[id(output)] = output, ("same", other)
+
+    def before(self, output: Tensor) -> Tensor | None:
+        """Return what a ReLU's output was before it, or a concatenation of such; None of other tensors."""
+        _, source = self._known.get(id(output), (None, ("unknown",)))
+        if source[0] == "relu":
+            return source[1]
+        if source[0] == "same":
+            return self.before(source[1])
+        if source[0] != "cat":
+            return None
+        pieces = [before for piece in source[1] if (before := self.before(piece)) is not None]
+        return torch.cat(pieces, source[2]) if len(pieces) == len(source[1]) else None
+
+
 class ReluInputs(TorchDispatchMode):
     """While inside, remembers what went into every ReLU, and what concatenations are made of."""
 
     def __init__(self) -> None:
         super().__init__()
-        # id of an output -> the output, kept alive so that the id stays its own; and where it comes from.
-        self._came_from: dict[int, tuple[Tensor, Any]] = {}
+        self._origins = Origins()
+        self.before = self._origins.before
+        """See `Origins.before`."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and take notes."""
@@ -49,28 +83,13 @@ class ReluInputs(TorchDispatchMode):
         in_place = is_relu and func.__name__.split(".")[0].endswith("_")
         before = args[0].clone() if in_place else args[0] if is_relu else None
         output = func(*args, **kwargs)
-        if is_relu:
-            self._note(output, ("relu", before))
+        if before is not None:
+            self._origins.relu(output, before)
         elif operation is _aten.cat:
-            self._note(output, ("cat", args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0)))
+            self._origins.cat(output, args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0))
         elif operation in _SAME_VALUES:
-            self._note(output, ("same", args[0]))
+            self._origins.same(output, args[0])
         return output
-
-    def before(self, output: Tensor) -> Tensor | None:
-        """Return what a ReLU's output was before it, or a concatenation of such; None of other tensors."""
-        _, source = self._came_from.get(id(output), (None, None))
-        if source is None:
-            return None
-        if source[0] == "relu":
-            return source[1]
-        if source[0] == "same":
-            return self.before(source[1])
-        pieces = [before for piece in source[1] if (before := self.before(piece)) is not None]
-        return torch.cat(pieces, source[2]) if len(pieces) == len(source[1]) else None
-
-    def _note(self, output: Tensor, source: tuple) -> None:
-        self._came_from[id(output)] = (output, source)
 
 
 def _lower_bound(args: tuple, kwargs: dict[str, Any]) -> Any:

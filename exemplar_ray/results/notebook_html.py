@@ -8,7 +8,7 @@ import io
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from PIL import Image
@@ -18,7 +18,9 @@ from exemplar_ray.exemplars.plan import Plan
 from exemplar_ray.exemplars.summary import Summary
 from exemplar_ray.network.layers import format_channels
 from exemplar_ray.results.exemplar import Exemplar
-from exemplar_ray.results.visualization import Visualization
+
+if TYPE_CHECKING:
+    from exemplar_ray.results.visualization import Visualization
 
 _THUMBNAIL = 112
 _QUALITY = 80
@@ -29,6 +31,7 @@ _BOX = f"width:{_THUMBNAIL}px;overflow-wrap:anywhere"
 _FAINT = "opacity:.7;font-size:.85em"
 # The notebook's background is not known. This is readable on white and on black.
 _ALARM = "color:#e0432f;font-weight:bold"
+_UNTRAINED = "UNTRAINED NETWORK: random weights, these channels mean nothing"
 
 
 def channel_html(
@@ -129,6 +132,25 @@ def _made(row: Visualization, side: int) -> str:
     )
 
 
+def visualizations_html(title: str, trained: bool, shown: Sequence[Visualization], more: int) -> str:
+    """Return how feature visualisations show themselves: one of each channel.
+
+    Args:
+        title: what they are of.
+        shown: a picture of each of some channels.
+        more: how many more channels there are.
+    """
+    warnings = [] if trained else [_alarming(_UNTRAINED)]
+    tiles = "".join(_tile(row) for row in shown)
+    rest = [f'<div style="{_FAINT}">and {more} more channels</div>'] if more else []
+    row = f'<div style="display:flex;flex-wrap:wrap;gap:8px;margin:.5em 0">{tiles}</div>'
+    return _framed([f"<strong>{_text(title)}</strong>", *warnings, row, *rest])
+
+
+def _tile(row: Visualization) -> str:
+    return f'<div style="{_BOX}"><div>{_text(row["layer"])}:{row["channel"]}</div>{_made(row, _THUMBNAIL)}</div>'
+
+
 def run_html(plan: Plan, summary: Summary) -> str:
     """Return how a run shows itself: what was searched, with what, and which channels it has."""
     spec, network = plan.spec, plan.spec.network
@@ -158,11 +180,15 @@ def run_html(plan: Plan, summary: Summary) -> str:
 
 def _warnings(plan: Plan, summary: Summary, doubtful: Iterable[str]) -> list[str]:
     """Return what must be seen wherever a picture of the run is."""
-    said = [] if plan.spec.network.trained else ["UNTRAINED NETWORK: random weights, these channels mean nothing"]
+    said = [] if plan.spec.network.trained else [_UNTRAINED]
     said += [f"PARTIAL RESULT: only {summary.partial}"] if summary.partial else []
     samples = ", ".join(dict.fromkeys(doubtful))
     said += [f"NOT SETTLED: {samples}; the scan's error may hide an exemplar there"] if samples else []
-    return [f'<div style="{_ALARM}">{_text(warning)}</div>' for warning in said]
+    return [_alarming(warning) for warning in said]
+
+
+def _alarming(warning: str) -> str:
+    return f'<div style="{_ALARM}">{_text(warning)}</div>'
 
 
 def _class_of(row: dict[str, Any]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -106,10 +105,10 @@ class Run:
         """
         return Channel(self, layer, channel, statistic)
 
-    @cached_property
+    @property
     def visualizations(self) -> Visualizations:
-        """Its feature visualisations."""
-        return Visualizations(self._folder)
+        """Its feature visualisations, as they are now."""
+        return Visualizations.of_run(self._folder)
 
     def _repr_html_(self) -> str:
         return run_html(self.plan, self.summary)

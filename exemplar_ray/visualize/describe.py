@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from exemplar_ray.data.preprocess import LUMA
+
 # The words of a notebook that labelled pictures so, with its thresholds on levels of 255.
 _CONTRAST, _BRIGHT, _DARK = 50.0, 150.0, 100.0
-# Rec. 601, as Pillow's "L".
-_LUMA = np.array([0.299, 0.587, 0.114])
 
 
 class Description(NamedTuple):
@@ -42,7 +42,7 @@ class Description(NamedTuple):
 def describe(pixels: np.ndarray) -> Description:
     """Describe a picture, uint8 [height, width, 3]."""
     values = pixels.astype(np.float64)
-    grey = values @ _LUMA
+    grey = values @ np.array(LUMA)
     colours = values.reshape(-1, 3)
     orientation, coherence = _orientation(grey)
     red, green, blue = colours.mean(axis=0).tolist()

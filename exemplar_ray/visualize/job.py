@@ -24,7 +24,7 @@ from exemplar_ray.runs.versions import versions
 from exemplar_ray.visualize.asked import MakeSettings
 from exemplar_ray.visualize.classes import channels_of, known_classes
 from exemplar_ray.visualize.job_names import FOLDER, RESULT
-from exemplar_ray.visualize.pictures_table import SCHEMA, RealImages, real_images, rows_of
+from exemplar_ray.visualize.pictures_table import SCHEMA, RealImages, real_images, rows_of, small_pictures
 from exemplar_ray.visualize.ranked import digests
 from exemplar_ray.visualize.spec import DEFAULT_SIZE, MACO, OBJECTIVES, Group, PictureOptions, PicturesSpec
 from exemplar_ray.visualize.spectrum import sha256_of, spectrum_of
@@ -55,6 +55,7 @@ class VisualizationsJob(Job):
     task = f"{TASKS}:make"
     result = RESULT
     verb = "visualize"
+    counted = "pictures"
 
     def __init__(
         self, spec: PicturesSpec, run: RunFolder | None, use_gpu: bool, spectrum: np.ndarray | None = None
@@ -116,6 +117,14 @@ class VisualizationsJob(Job):
             of_few += rows_of(files["parquet"], self.spec, real)
         if of_few:
             yield sorted(of_few, key=_place)
+
+    def steps(self, item: Any) -> int:
+        """Return how many pictures a group is."""
+        return len(item.channels) * self.spec.pictures_a_channel(item)
+
+    def glimpse(self, part: Mapping[str, bytes]) -> Sequence[tuple[str, bytes]]:
+        """Return the pictures of a part, small."""
+        return small_pictures(part["parquet"])
 
     def announce(self, cluster: Cluster) -> Sequence[str]:
         """Say what is made."""

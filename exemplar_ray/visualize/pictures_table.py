@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from exemplar_ray.runs.run_folder import RunFolder
 from exemplar_ray.visualize.ranked import digests
 from exemplar_ray.visualize.spec import PicturesSpec
+
+# Pixels of a side, to be looked at while others are made.
+_SMALL = 96
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _RGB = pa.list_(pa.float32(), 3)
@@ -140,6 +145,19 @@ def rows_of(part: bytes, spec: PicturesSpec, real: Mapping[str, RealImages]) -> 
             "activation": activations[own],
             **_beside(known, np.array(layer.channels), activations, own, row["objective"]),
         }
+
+
+def small_pictures(part: bytes) -> list[tuple[str, bytes]]:
+    """Return the pictures of a part, small, as JPEG, each with its name."""
+    small = []
+    columns = ["layer", "channel", "objective", "image"]
+    for row in pq.read_table(pa.BufferReader(part), columns=columns).to_pylist():
+        picture = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
+        picture.thumbnail((_SMALL, _SMALL))
+        file = io.BytesIO()
+        picture.save(file, "JPEG")
+        small.append((f"{row['layer']}:{row['channel']} {row['objective']}", file.getvalue()))
+    return small
 
 
 def _beside(

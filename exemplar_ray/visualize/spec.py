@@ -141,6 +141,11 @@ class PicturesSpec:
                     groups += [Group(layer.name, FACET, (channel,), known.get(channel)) for channel in few]
         return groups
 
+    def pictures_a_channel(self, group: Group) -> int:
+        """Return how many pictures of each of its channels a group is."""
+        options = self.options
+        return {DIVERSE: options.diverse, FACET: options.facets, self.objective: options.seeds}.get(group.objective, 1)
+
     def layer(self, name: str) -> Layer:
         """Return a layer by its name."""
         return next(layer for layer in self.network.layers if layer.name == name)

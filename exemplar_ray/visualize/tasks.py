@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from torch import nn
 
 from exemplar_ray.executor.job import Made
 from exemplar_ray.executor.machine import cpus
@@ -118,12 +119,17 @@ def _asked(spec: PicturesSpec, group: Group, natural: NaturalImages | None) -> l
     return asked
 
 
+@lru_cache(maxsize=1)
+def _module(spec: NetworkSpec) -> nn.Module:
+    """Return the network, on the CPU. What is differentiated is a copy of it, what ranks images is itself."""
+    counts["trunks_loaded"] += 1
+    return network_of(spec).module
+
+
 @lru_cache(maxsize=2)
 def _layer(spec: NetworkSpec, name: str, at: str) -> DifferentiableLayer:
-    counts["trunks_loaded"] += 1
     layer = next(layer for layer in spec.layers if layer.name == name)
-    module = network_of(spec).module
-    return DifferentiableLayer(module, layer, spec.preprocess, torch.device(at), spec.channels_last)
+    return DifferentiableLayer(_module(spec), layer, spec.preprocess, torch.device(at), spec.channels_last)
 
 
 @lru_cache(maxsize=2)
@@ -131,7 +137,7 @@ def _trunk(spec: NetworkSpec, name: str, statistic: str) -> Trunk:
     """Return the path that ranks images, of all channels of one layer; on the CPU, which decides."""
     layers = [replace(one, channels=tuple(range(one.channel_count))) for one in spec.layers if one.name == name]
     kind = Trunk if spec.channels_last else ContiguousTrunk
-    return kind(network_of(spec).module, layers, (statistic,), spec.preprocess, torch.device("cpu"))
+    return kind(_module(spec), layers, (statistic,), spec.preprocess, torch.device("cpu"))
 
 
 @lru_cache(maxsize=2)
