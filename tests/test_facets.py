@@ -25,7 +25,6 @@ from exemplar_ray.errors import UsageError
 from exemplar_ray.network.gradients import DifferentiableLayer
 from exemplar_ray.network.layers import Layer
 from exemplar_ray.network.passages import passages
-from exemplar_ray.network.response_norm import FastResponseNorm
 from exemplar_ray.network.trunk import to_input
 from exemplar_ray.results.worth import explained, warning_of, worth_of
 from exemplar_ray.runs.run_folder import RunFolder
@@ -109,16 +108,6 @@ def answer_with(module, target, held, image, preprocess):
 def held_count(module, of, image, preprocess):
     shape = answer_with(module, of.name, None, image, preprocess).shape
     return shape[3] if of.layout == "nhwc" else shape[1]
-
-
-def test_gradients_go_through_what_was_normalised_in_a_scan():
-    x = torch.rand(1, 6, 5, 5)
-    with FastResponseNorm():
-        with torch.inference_mode():
-            torch.nn.functional.local_response_norm(x, 3)
-        wanted = x.clone().requires_grad_(True)
-        torch.nn.functional.local_response_norm(wanted, 3).sum().backward()
-    assert float(wanted.grad.abs().sum()) > 0
 
 
 # The path ----------------------------------------------------------------------------------
