@@ -33,7 +33,7 @@ from exemplar_ray.visualize.describe import describe, together
 from exemplar_ray.visualize.facets import Held, clusters, facets
 from exemplar_ray.visualize.natural import part_around
 from exemplar_ray.visualize.optimise import Recipe, Wanted, optimise
-from exemplar_ray.visualize.parameterizations import PARAMETERIZATIONS
+from exemplar_ray.visualize.parameterizations import PARAMETERIZATIONS, Canvas
 from exemplar_ray.visualize.path import paths, rank_correlations, ranks
 from exemplar_ray.visualize.ranked import of_others
 from exemplar_ray.visualize.starts import as_start, started
@@ -170,7 +170,7 @@ def test_planted_clusters_are_found_none_empty_and_the_best_first():
 def test_a_picture_begins_as_the_image(parameterization):
     image = np.asarray(random_picture(3, SIZE, SIZE))
     image = np.clip(image, 12, 243)
-    made = PARAMETERIZATIONS[parameterization](["a", "b"], SIZE, CPU)
+    made = PARAMETERIZATIONS[parameterization](Canvas(["a", "b"], SIZE, CPU))
     parameters = started(made.parameters, [None, image], parameterization)
     assert parameters.requires_grad
     pictures = made.pictures(parameters).detach()
