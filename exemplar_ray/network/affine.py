@@ -90,6 +90,8 @@ _LINEAR = {
     *("dropout", "dropout2d", "pad", "getitem", "chunk", "split", "squeeze", "unsqueeze", "identity", "to", "clone"),
     *("float", "detach", "channel_shuffle", "alpha_dropout", "feature_alpha_dropout"),
 }
+# These are given all sizes in numbers, of which the first is that of the images which the tape was recorded with.
+_SHAPED = {"view", "reshape"}
 # What works in place would overwrite a value that is wanted later.
 _FUNCTIONAL: dict[str, Callable[..., Any]] = {
     "add": torch.add,
@@ -129,6 +131,8 @@ class Piece:
         self.channels_after = [tape.shapes[value.number][1] for value in after]
         for step in steps:
             _refuse(step)
+            if step.name in _SHAPED and step.results[0] and tape.shapes[step.results[0].number][0] != tape.shapes[0][0]:
+                raise NotAffineError(f"there is '{step.name}', which takes images apart or together")
 
     def __call__(self, x: Tensor, gates: Gates) -> Tensor:
         """Run it: [images, ...] of its beginning -> [images, channels of its end, ...]."""
@@ -214,7 +218,13 @@ def _run(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any], gates: Gate
         signal, _ = _signal_and_factor(args)
         gate = gates.of(step, "factor", [args, kwargs])
         return signal * gate.slope if gate else signal
+    if name in _SHAPED:
+        return args[0].reshape(len(args[0]), *_sizes(args)[1:])
     return _FUNCTIONAL.get(name, step.function)(*args, **kwargs)
+
+
+def _sizes(args: Sequence[Any]) -> Sequence[int]:
+    return args[1] if len(args) == 2 and not isinstance(args[1], int) else args[1:]
 
 
 def _each(x: Tensor, gate: Gate | None) -> Tensor:
