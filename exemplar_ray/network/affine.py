@@ -160,9 +160,10 @@ def is_each_channel_by_itself(step: Step) -> bool:
     return by_constants or step.name in _EACH | pools | other
 
 
-def is_spatial(step: Step) -> bool:
-    """Whether a step changes the map: a pooling."""
-    return step.name in {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "local_response_norm", "pad"}
+def is_no_layer(step: Step) -> bool:
+    """Whether a step makes channels that are only those of what it is given: a pooling, a dropout."""
+    pools = {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "local_response_norm", "pad"}
+    return step.name in pools | {"dropout", "dropout2d", "identity"}
 
 
 def before_relu(tape: Tape, value: Value) -> tuple[Value, ...]:

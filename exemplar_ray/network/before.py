@@ -17,7 +17,7 @@ from exemplar_ray.network.affine import (
     before_relu,
     is_dense,
     is_each_channel_by_itself,
-    is_spatial,
+    is_no_layer,
 )
 from exemplar_ray.network.tape import Step, Tape, Value
 
@@ -113,9 +113,13 @@ def _made_densely(tape: Tape, value: Value) -> list[Step]:
 
 
 def after(tape: Tape, layer: str) -> tuple[str, Before] | None:
-    """Find the layer that is made of this one: the first behind it whose inputs it is, or None."""
-    names = list(tape.outputs)
-    depth = layer.count(".")
+    """Find the layer that is made of this one, or None.
+
+    It is the first whose inputs are this layer, and that everything goes through afterwards; if there is none, as for
+    what is inside a block, the first whose inputs it is.
+    """
+    names, last = list(tape.outputs), [one for one in tape.steps[-1].results if one is not None]
+    depth, aside = layer.count("."), None
     for name in names[names.index(layer) + 1 :]:
         if name.count(".") > depth or layer.startswith(f"{name}."):
             continue
@@ -124,8 +128,10 @@ def after(tape: Tape, layer: str) -> tuple[str, Before] | None:
         except UsageError:
             continue
         if found.layer == layer:
-            return name, found
-    return None
+            if tape.between(tape.outputs[name], last) is not None:
+                return name, found
+            aside = aside or (name, found)
+    return aside
 
 
 def _name(tape: Tape, value: Value, layer: str, known: Collection[str]) -> tuple[str, tuple[str, ...]] | None:
@@ -139,7 +145,7 @@ def _name(tape: Tape, value: Value, layer: str, known: Collection[str]) -> tuple
             if output == at:
                 # A pooling's own name is worse than that of what is pooled: it is the layer whose channels they are. Of
                 # as good ones the nearest is taken, and of its names the one at the layer's own depth.
-                pooling, depth = step is not None and is_spatial(step), abs(name.count(".") - layer.count("."))
+                pooling, depth = step is not None and is_no_layer(step), abs(name.count(".") - layer.count("."))
                 found.append(((name not in known, pooling, len(through), depth, len(name)), name, through))
         if step is None or not is_each_channel_by_itself(step):
             break
