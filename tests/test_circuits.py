@@ -105,7 +105,7 @@ def test_before_and_after_in_an_inception_network(lucents):
         (444, 64, 480),
     ]
     named = before(tape, "mixed4a", "mixed3b")
-    assert named.piece.steps[0].name == "max_pool2d"
+    assert [step.name for step in named.piece.steps].count("max_pool2d") == 2
 
 
 @pytest.mark.parametrize(
