@@ -81,6 +81,7 @@ def by_formula(one, bottleneck3, three, bottleneck5, five, pool):
         ("alexnet", "features.3", "features.1", ("max_pool2d",), 64),
         ("resnet18", "layer2.0", "layer1.1", (), 64),
         ("resnet18", "layer2.0.conv2", "layer2.0.bn1", ("relu",), 128),
+        ("resnet18", "conv1", "image", (), 3),
         ("resnet18", "fc", "layer4", ("adaptive_avg_pool2d",), 512),
         ("mobilenet_v2", "features.4", "features.3", (), 24),
         ("densenet121", "features.denseblock1.denselayer2.conv2", "features.denseblock1.denselayer2.relu2", (), 128),
@@ -112,7 +113,7 @@ def test_before_and_after_in_an_inception_network(lucents):
     ("name", "layer", "named", "says"),
     [
         ("vit_b_16", "encoder.layers.encoder_layer_3", None, "'layer_norm', which no linear map stands for"),
-        ("resnet18", "conv1", None, "it is the first"),
+        ("resnet18", "relu", "conv1", "there are no weights"),
         ("resnet18", "layer2.0", "layer2.0.bn1", "some of what it is given does not come from there"),
         ("resnet18", "layer2.0.bn1", "layer2.0.conv1", "there are no weights"),
         ("resnet18", "layer2.0.relu", None, "runs more than once"),

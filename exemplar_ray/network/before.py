@@ -1,7 +1,7 @@
 """What comes before a layer: where its inputs are, in the network's own graph.
 
 It is the last place that all paths from the image to the layer pass through, outside the layer's own module, with
-weights between that make each channel of several. Its channels are called by the module whose channels they are: that
+weights between that make each channel of several; of the first layer it is the image. Its channels are called by the module whose channels they are: that
 of a pooling's output is what is pooled.
 """
 
@@ -20,6 +20,10 @@ from exemplar_ray.network.affine import (
     is_no_layer,
 )
 from exemplar_ray.network.tape import Step, Tape, Value
+
+
+IMAGE = "image"
+"""What the channels of the network's input are called by."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +54,17 @@ def before(tape: Tape, layer: str, named: str | None = None, known: Collection[s
     after = before_relu(tape, _output(tape, layer))
     if named is not None:
         return Before(named, _output(tape, named), (), _piece(tape, layer, named, _output(tape, named), after))
-    candidates = range(min(value.number for value in after) - 1, 0, -1)
-    for number in candidates:
+    for number in range(min(value.number for value in after) - 1, -1, -1):
         value = Value(number)
         step = tape.made_by(value)
-        if step is None or _is_within(step.scope, layer) or not _has_channels(tape, value):
+        if (step is not None and _is_within(step.scope, layer)) or not _has_channels(tape, value):
             continue
         steps = tape.between(value, after)
         if steps is None or not any(is_dense(one) for one in steps) or value in after:
             continue
         if name := _name(tape, value, layer, known):
             return Before(name[0], value, name[1], _piece(tape, layer, name[0], value, after))
-    raise UsageError(f"before '{layer}' there is no layer that all of it is made of; it is the first, or name one: --from")
+    raise UsageError(f"before '{layer}' there are no weights, so that it is made of nothing")
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,8 @@ def _name(tape: Tape, value: Value, layer: str, known: Collection[str]) -> tuple
     at = value
     while True:
         step = tape.made_by(at)
+        if step is None:
+            found.append(((True, True, len(through), 0, 0), IMAGE, through))
         for name, output in tape.outputs.items():
             if output == at:
                 # A pooling's own name is worse than that of what is pooled: it is the layer whose channels they are. Of
@@ -177,6 +182,8 @@ def _is_flattened_map(tape: Tape, value: Value) -> bool:
 
 
 def _output(tape: Tape, layer: str) -> Value:
+    if layer == IMAGE and IMAGE not in tape.outputs:
+        return tape.image
     if layer not in tape.outputs:
         raise UsageError(
             f"'{layer}' gives no tensor that can be followed, or runs more than once; "
