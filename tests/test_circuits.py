@@ -1,14 +1,12 @@
 """Circuits: the linear map between layers, what contributes to a unit, and that it explains something."""
 
 import copy
-import shutil
 import sys
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import BVLC, TINY_FLAGS, TINY_NETWORK, needs_shared, write_tiny_data
+from conftest import BVLC, needs_shared
 from lucent.modelzoo import inceptionv1
 from scipy.stats import spearmanr
 from tiny_network import trained
@@ -134,7 +132,14 @@ def test_expanded_kernels_are_the_product_of_the_weights(bvlc):
     block = bvlc.mixed4a
     weights = [
         getattr(block, name).weight
-        for name in ("conv_1x1", "conv_3x3_bottleneck", "conv_3x3", "conv_5x5_bottleneck", "conv_5x5", "conv_pool_reduce")
+        for name in (
+            "conv_1x1",
+            "conv_3x3_bottleneck",
+            "conv_3x3",
+            "conv_5x5_bottleneck",
+            "conv_5x5",
+            "conv_pool_reduce",
+        )
     ]
     tape = record(bvlc, IMAGE)
     made = kernels(before(tape, "mixed4a").piece, Open())
@@ -393,7 +398,8 @@ def test_twins_are_found_however_they_are_turned():
     found = twins(made, 1)
     assert [(twin["channel"], twin["turned"]) for twin in found] == [(3, "a quarter turned"), (4, "mirrored")]
     assert all(twin["cosine"] == pytest.approx(1) for twin in found)
-    assert [(twin["channel"], twin["turned"]) for twin in twins(made, 3)][0] == (1, "three quarters turned")
+    nearest = twins(made, 3)[0]
+    assert (nearest["channel"], nearest["turned"]) == (1, "three quarters turned")
     assert twins(made, 5) == []
 
 

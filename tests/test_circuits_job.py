@@ -45,14 +45,13 @@ def test_every_channel_has_its_edges_of_each_kind(run):
         for layer, source in (("conv1", "image"), ("mixed", "conv1"))
         for kind in ("literal", "expanded", "gated", "exemplars")
     }
-    weights = {"conv1": module.conv1.weight, "mixed": None}
     for edge in edges:
         if edge["kind"] not in ("literal", "expanded"):
             continue
         channel, source = edge["channel"], edge["from_channel"]
         if edge["layer"] == "conv1":
-            # The network divides its input by 60; the kernel of the convolution itself does not know of it.
-            expected = weights["conv1"][channel, source] / (60 if edge["kind"] == "expanded" else 1)
+            # Of the image after it was divided by 60, as the channel's row says.
+            expected = module.conv1.weight[channel, source]
         else:
             expected = (module.wide.weight[channel] if channel < 8 else module.narrow.weight[channel - 8])[source]
         expected = expected.detach().numpy()
@@ -67,8 +66,7 @@ def test_every_channel_has_its_edges_of_each_kind(run):
 def test_what_it_comes_to_on_exemplars_is_what_a_plain_hook_sees(run):
     module, exemplars = trained(), rows(run / "circuits", "circuit_exemplars")
     strongest = {
-        (row["layer"], row["channel"], row["rank"]): row
-        for row in pq.read_table(run / "exemplars.parquet").to_pylist()
+        (row["layer"], row["channel"], row["rank"]): row for row in pq.read_table(run / "exemplars.parquet").to_pylist()
     }
     assert len(exemplars) == (8 + 12) * 4
     caught = {}
@@ -98,9 +96,9 @@ def test_channels_say_whether_their_inputs_explain_them(run):
         assert row["exemplars"] == 4
         # Between these layers nothing is not linear: what is foretold is what happens.
         predicts = dict(row["predicts"])
-        if row["layer"] == "mixed":
-            assert predicts["exemplars"] == pytest.approx(1)
-            assert row["through"] == ["relu"]
+        assert row["through"] == (["relu"] if row["layer"] == "mixed" else ["div"])
+        assert set(predicts) <= {"exemplars", "expanded", "gated"}
+        assert all(value == pytest.approx(1) for value in predicts.values())
     circuit = open_run(run).channel("mixed", 3).circuit
     assert [edge["from_channel"] for edge in circuit.inputs()] == [
         edge["from_channel"] for edge in circuit.inputs("literal")
@@ -168,7 +166,7 @@ def test_the_pages_show_circuits_whose_links_lead_somewhere(run, tmp_path, cli):
     assert page.count('class="edge"') >= 4 * 6
     assert len(page) < 400_000
     links = 0
-    for name in [path for path in (tmp_path / "pages").rglob("*.html")]:
+    for name in (tmp_path / "pages").rglob("*.html"):
         for target in re.findall(r'(?:href|src)="([^"#]+)"', name.read_text()):
             if not target.startswith(("data:", "http")):
                 links += 1

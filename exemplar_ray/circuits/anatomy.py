@@ -84,9 +84,7 @@ class Anatomy:
             for weights in self.directly_before(layer):
                 source = weights.before
                 channels = tuple(range(weights.first, weights.first + weights.channels))
-                found[layer] = Stretch(
-                    layer, channels, source.layer, source.piece.shape[0], source.through, (LITERAL,)
-                )
+                found[layer] = Stretch(layer, channels, source.layer, source.piece.shape[0], source.through, (LITERAL,))
                 if source.layer != whole.layer and source.value.number > whole.value.number:
                     waiting.append(source.layer)
         return sorted(found.values(), key=lambda stretch: stretch.layer)

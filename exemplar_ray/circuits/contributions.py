@@ -1,7 +1,7 @@
 """What each input contributes to a unit on an image: exactly, as from layer to layer a network is piecewise linear.
 
-Where every function is replaced by its tangent at the image, the unit is a sum: of each input times the gradient, and of
-what the biases come to. It adds up to the unit before its ReLU.
+Where every function is replaced by its tangent at the image, the unit is a sum: of each input times the gradient, and
+of what the biases come to. It adds up to the unit before its ReLU.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def contributions(piece: Piece, inputs: Tensor, units: Sequence[Unit]) -> Contri
         inputs: float32 [images, channels of the layer before, ...]: its values.
         units: which.
     """
-    found = [_few(piece, inputs, units[first : first + _UNITS_AT_ONCE]) for first in range(0, len(units), _UNITS_AT_ONCE)]
+    found = [
+        _few(piece, inputs, units[first : first + _UNITS_AT_ONCE]) for first in range(0, len(units), _UNITS_AT_ONCE)
+    ]
     return Contributions(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 

@@ -24,8 +24,8 @@ def factors(kernel: np.ndarray) -> list[dict[str, Any]]:
         kernel: float [inputs, height, width]
 
     Returns:
-        For each pattern `pattern`, float32 [height * width], with signs; `inputs`, those that have most of it; `share`, how
-        much of the squared weights is explained with it and those before it. Empty where so few do not explain
+        For each pattern `pattern`, float32 [height * width], with signs; `inputs`, those that have most of it; `share`,
+        how much of the squared weights is explained with it and those before it. Empty where so few do not explain
         enough, or kernels are but one number each.
     """
     inputs, places = len(kernel), kernel[0].size

@@ -66,7 +66,9 @@ class CircuitsJob(Job):
         with ExitStack() as stack:
             writers = {
                 table: stack.enter_context(
-                    pq.ParquetWriter(stack.enter_context(context.folder.writing(file)), SCHEMAS[table], compression="zstd")
+                    pq.ParquetWriter(
+                        stack.enter_context(context.folder.writing(file)), SCHEMAS[table], compression="zstd"
+                    )
                 )
                 # What is opened last is there first: the result, with which the run is answered, last.
                 for table, file in reversed(FILES.items())

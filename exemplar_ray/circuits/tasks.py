@@ -157,7 +157,8 @@ class _Circuits:
     def _exemplars(self, before: Before, channel: int, known: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return what a channel is on its exemplars, and keep what is to be said of each."""
         spec, options, group = self._spec, self._spec.options, self._group
-        assert spec.run is not None and spec.statistic is not None
+        assert spec.run is not None
+        assert spec.statistic is not None
         images = strongest(RunFolder(spec.run), group.layer, spec.statistic, channel, options.exemplars)
         seen = between(self._anatomy, before, images, spec.network.preprocess)
         if seen is None:
@@ -218,7 +219,8 @@ def _field(spec: CircuitsSpec, stretch: Stretch) -> tuple[Axis, Axis] | None:
 @lru_cache(maxsize=2)
 def _gates(spec: CircuitsSpec, stretch: Stretch) -> tuple[int, Gates] | None:
     """Return how often units between two layers fire, and on how many images that was measured."""
-    assert spec.run is not None and spec.statistic is not None
+    assert spec.run is not None
+    assert spec.statistic is not None
     anatomy = anatomy_of(spec.network)
     before = anatomy.before(stretch.layer, spec.options.from_layer)
     images = of_others(RunFolder(spec.run), stretch.layer, spec.statistic, _ROW_GROUPS_MEASURED)

@@ -1,8 +1,8 @@
 """What comes before a layer: where its inputs are, in the network's own graph.
 
 It is the last place that all paths from the image to the layer pass through, outside the layer's own module, with
-weights between that make each channel of several; of the first layer it is the image. Its channels are called by the module whose channels they are: that
-of a pooling's output is what is pooled.
+weights between that make each channel of several; of the first layer it is the image. Its channels are called by the
+module whose channels they are: that of a pooling's output is what is pooled.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from exemplar_ray.network.affine import (
     is_no_layer,
 )
 from exemplar_ray.network.tape import Step, Tape, Value
-
 
 IMAGE = "image"
 """What the channels of the network's input are called by."""
@@ -95,7 +94,7 @@ def directly_before(tape: Tape, layer: str, known: Collection[str] = ()) -> list
         for dense in _made_densely(tape, value):
             given = dense.inputs[0]
             if name := _name(tape, given, layer, known):
-                piece = Piece(tape, given, dense.results[:1] if dense.results[0] else ())
+                piece = Piece(tape, given, [one for one in dense.results if one is not None])
                 found.append(Kernels(first, channels, Before(name[0], given, name[1], piece)))
         first += channels
     return found

@@ -31,5 +31,7 @@ def coloured(kernel: np.ndarray, strongest: float) -> np.ndarray:
 def kernel_picture(kernel: np.ndarray, strongest: float) -> str:
     """Return a kernel as a picture of one pixel a weight: a `data:` address."""
     file = io.BytesIO()
-    Image.fromarray(coloured(kernel, strongest)).quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    Image.fromarray(coloured(kernel, strongest)).quantize(256, dither=Image.Dither.NONE).save(
+        file, "PNG", optimize=True
+    )
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -29,8 +29,8 @@ from exemplar_ray._version import __version__
 from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars.sample_names import TOP
 from exemplar_ray.network.layers import Layer
-from exemplar_ray.report.circuits import Neighbour, ShownCircuits
 from exemplar_ray.report.channel_page import ChannelPages, ShownStatistic
+from exemplar_ray.report.circuits import Neighbour, ShownCircuits
 from exemplar_ray.report.overview import Tile, known_classes, tile_of
 from exemplar_ray.report.pictures import LONGEST_SIDE, TILE_SIDE, TILES, Pictures
 from exemplar_ray.report.provenance import provenance_of

@@ -67,7 +67,10 @@ class Circuit:
                 f"{100 * left:.0f} % of the activation is left"
             )
         if agreement is not None and agreement < LEAST_AGREEMENT:
-            return f"the kernels foretell badly what happens without its strongest inputs (rank correlation {agreement:.2f})"
+            return (
+                "the kernels foretell badly what happens without its strongest inputs "
+                f"(rank correlation {agreement:.2f})"
+            )
         return None
 
 

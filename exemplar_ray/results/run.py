@@ -25,10 +25,10 @@ from exemplar_ray.exemplars.sample_names import TOP
 from exemplar_ray.exemplars.summary import Summary
 from exemplar_ray.network.layers import format_channels
 from exemplar_ray.results.choice import is_among, may_hold, names_of, one_of, values_of
+from exemplar_ray.results.circuit import Circuit, Circuits
 from exemplar_ray.results.exemplar import Exemplar
 from exemplar_ray.results.notebook_html import channel_html, run_html
 from exemplar_ray.results.stored_table import open_table, read_rows, statistics_of, with_plain_images
-from exemplar_ray.results.circuit import Circuit, Circuits
 from exemplar_ray.results.visualization import Visualization, Visualizations
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 

@@ -46,9 +46,7 @@ def digests(run: RunFolder, layer: str, statistic: str) -> dict[int, tuple[int, 
     found: dict[int, list[tuple]] = {}
     for channel, *row in zip(*(rows[name].to_pylist() for name in rows.column_names), strict=True):
         found.setdefault(channel, []).append(tuple(row))
-    return {
-        channel: (len(of), hashlib.sha256(repr(sorted(of)).encode()).hexdigest()) for channel, of in found.items()
-    }
+    return {channel: (len(of), hashlib.sha256(repr(sorted(of)).encode()).hexdigest()) for channel, of in found.items()}
 
 
 def strongest(run: RunFolder, layer: str, statistic: str, channel: int, most: int) -> list[RankedImage]:
@@ -108,9 +106,7 @@ def _rows(parquet: pq.ParquetFile, groups: Sequence[int], layer: str, statistic:
     # One by one: pyarrow reads but one dictionary inside a struct at a time.
     tables = [parquet.read_row_group(group, columns=columns) for group in groups]
     table = pa.concat_tables(tables) if tables else parquet.schema_arrow.empty_table().select(columns)
-    is_wanted = (
-        (pc.field("layer") == layer) & (pc.field("statistic") == statistic) & (pc.field("sample") == _STRONGEST)
-    )
+    is_wanted = (pc.field("layer") == layer) & (pc.field("statistic") == statistic) & (pc.field("sample") == _STRONGEST)
     return table.filter(is_wanted)
 
 
