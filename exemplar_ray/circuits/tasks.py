@@ -40,7 +40,8 @@ __all__ = ["find", "make", "resolve"]
 
 # With one thread numbers are the same, to the last bit, whatever is computed beside them.
 _THREADS = 1
-_ROW_GROUPS_MEASURED = 16
+# So many images, of so many row groups, are looked at to measure how often units fire.
+_MEASURED = (64, 16)
 # Kernels of a whole layer that are kept: twins are looked for among them.
 _MOST_NUMBERS = 1 << 27
 
@@ -159,7 +160,7 @@ class _Circuits:
         spec, options, group = self._spec, self._spec.options, self._group
         assert spec.run is not None
         assert spec.statistic is not None
-        images = strongest(RunFolder(spec.run), group.layer, spec.statistic, channel, options.exemplars)
+        _, images = strongest(RunFolder(spec.run), group.layer, spec.statistic, channel, options.exemplars)
         seen = between(self._anatomy, before, images, spec.network.preprocess)
         if seen is None:
             return {"exemplars": 0}
@@ -223,7 +224,7 @@ def _gates(spec: CircuitsSpec, stretch: Stretch) -> tuple[int, Gates] | None:
     assert spec.statistic is not None
     anatomy = anatomy_of(spec.network)
     before = anatomy.before(stretch.layer, spec.options.from_layer)
-    images = of_others(RunFolder(spec.run), stretch.layer, spec.statistic, _ROW_GROUPS_MEASURED)
+    images = of_others(RunFolder(spec.run), stretch.layer, spec.statistic, *_MEASURED)
     seen = between(anatomy, before, images, spec.network.preprocess)
     return None if seen is None else (len(seen.images), measured_gates(before.piece, seen.inputs))
 

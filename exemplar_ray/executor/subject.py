@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from exemplar_ray.data.labels import ClassLabels
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.cluster import Cluster
-from exemplar_ray.network.layers import Layer, parse_channels
+from exemplar_ray.network.classes import are_names, channels_of, known_classes
+from exemplar_ray.network.layers import Layer
 from exemplar_ray.network.spec import NetworkRequest, NetworkSpec
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 
@@ -24,21 +26,26 @@ class Subject:
     """Why the network refuses images of another size than its own; None if it takes them."""
     run: RunFolder | None = None
     """The finished run that it is of."""
+    classes: ClassLabels | None = None
+    """What the network's outputs may be, channel i class i; None where nothing tells."""
 
     def with_channels(self, channels: str | None) -> Subject:
         """Return the same of some channels only; None for all that there are.
+
+        Args:
+            channels: as `network.classes.channels_of` reads them.
 
         Raises:
             UsageError: one of them is not in the run.
         """
         if channels is None:
             return self
-        layers = tuple(_of_channels(layer, channels) for layer in self.network.layers)
+        layers = tuple(_of_channels(layer, channels, self.classes) for layer in self.network.layers)
         return replace(self, network=replace(self.network, layers=layers))
 
 
-def _of_channels(layer: Layer, channels: str) -> Layer:
-    wanted = parse_channels(channels, layer.channel_count)
+def _of_channels(layer: Layer, channels: str, classes: ClassLabels | None) -> Layer:
+    wanted = channels_of(channels, layer, classes)
     lacking = sorted({*wanted} - {*layer.channels})
     if lacking:
         raise UsageError(f"channel {lacking[0]} of '{layer.name}' is not in the run; leave it out of --channels")
@@ -60,7 +67,9 @@ def of_run(uri: str) -> Subject:
         raise UsageError(f"'{uri}' has no result yet, that anything could be held against; finish it first")
     network = NetworkSpec.from_json(spec).kept_in(folder.full_uri)
     other_size = (values.get("questions") or {}).get("other_size")
-    return Subject(network, tuple(spec["statistics"]), other_size, folder)
+    labels = values.get("class_labels")
+    classes = ClassLabels.from_json(labels) if labels else None
+    return Subject(network, tuple(spec["statistics"]), other_size, folder, classes)
 
 
 def of_model(asked: NetworkRequest, statistics: tuple[str, ...], cluster: Cluster, resolve: str) -> Subject:
@@ -72,7 +81,13 @@ def of_model(asked: NetworkRequest, statistics: tuple[str, ...], cluster: Cluste
     Raises:
         UsageError: it cannot be had, or is no function of the image.
     """
+    named = asked.channels if are_names(asked.channels) else None
+    if named is not None:
+        # Which these are, is known when it is known how many channels there are.
+        asked = replace(asked, channels="all")
     if not cluster.brings_working_folder:
         asked = asked.with_whole_paths()
     known = cluster.call(resolve, asked, "the model cannot be built")
-    return Subject(known.spec, statistics, known.answers.other_size)
+    classes = known_classes(asked.model, asked.weights)
+    subject = Subject(known.spec, statistics, known.answers.other_size, classes=classes)
+    return subject.with_channels(named)

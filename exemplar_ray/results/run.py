@@ -111,7 +111,7 @@ class Run:
         """Its feature visualisations, as they are now."""
         return Visualizations.of_run(self._folder)
 
-    @cached_property
+    @property
     def circuits(self) -> Circuits:
         """What its channels are made of."""
         return Circuits(self._folder)

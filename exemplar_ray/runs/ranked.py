@@ -21,9 +21,6 @@ _STRONGEST = "top"
 _WHICH = ["layer", "statistic", "sample", "channel"]
 _ROW = ["rank", "shard", "row", "activation"]
 _PEAK = ["peak_y", "peak_x", "map_height", "map_width"]
-# Where the images of other channels are taken from: a row group may hold megabytes.
-_ROW_GROUPS = 6
-_OF_EACH = 4
 
 
 class RankedImage(NamedTuple):
@@ -39,40 +36,52 @@ class RankedImage(NamedTuple):
 
 
 def digests(run: RunFolder, layer: str, statistic: str) -> dict[int, tuple[int, str]]:
-    """Return {channel: how many exemplars it has, and a SHA-256 (hex) of which these are, in which order}."""
+    """Return {channel: how many exemplars it has, and a hash that tells these, in their order, from others}."""
     with run.open(EXEMPLARS) as file:
         which = [("layer", "=", layer), ("statistic", "=", statistic), ("sample", "=", _STRONGEST)]
         rows = pq.read_table(file, filters=which, columns=["channel", *_ROW])
-    found: dict[int, list[tuple]] = {}
-    for channel, *row in zip(*(rows[name].to_pylist() for name in rows.column_names), strict=True):
-        found.setdefault(channel, []).append(tuple(row))
-    return {channel: (len(of), hashlib.sha256(repr(sorted(of)).encode()).hexdigest()) for channel, of in found.items()}
+    found: dict[int, list[dict[str, Any]]] = {}
+    for row in rows.to_pylist():
+        found.setdefault(row["channel"], []).append(row)
+    return {channel: (len(of), _digest(of)) for channel, of in found.items()}
 
 
-def strongest(run: RunFolder, layer: str, statistic: str, channel: int, most: int) -> list[RankedImage]:
-    """Return a channel's strongest images, the strongest first; those without bytes in the result are left out."""
+def _digest(rows: Sequence[dict[str, Any]]) -> str:
+    return hashlib.sha256(repr(sorted(tuple(row[name] for name in _ROW) for row in rows)).encode()).hexdigest()
+
+
+def strongest(run: RunFolder, layer: str, statistic: str, channel: int, most: int) -> tuple[str, list[RankedImage]]:
+    """Return what tells a channel's exemplars from others, see `digests`, and the strongest of them.
+
+    The strongest is first; those that the result holds no bytes of are left out.
+    """
     with run.open(EXEMPLARS) as file:
         parquet = _opened(file)
         groups = _groups(parquet, layer, statistic, channel)
         rows = _rows(parquet, groups, layer, statistic).filter(pc.field("channel") == channel)
-    return [_image(row) for row in rows.sort_by("rank").slice(0, most).to_pylist() if _has_bytes(row)]
+    few = rows.sort_by("rank").slice(0, most).to_pylist()
+    return _digest(rows.select(_ROW).to_pylist()), [_image(row) for row in few if _has_bytes(row)]
 
 
-def of_others(run: RunFolder, layer: str, statistic: str, row_groups: int = _ROW_GROUPS) -> list[RankedImage]:
+def of_others(
+    run: RunFolder, layer: str, statistic: str, most: int = 24, most_row_groups: int = 6
+) -> list[RankedImage]:
     """Return some images that the layer's channels answer to, each once: a choice that is always the same.
 
     Args:
-        row_groups: of the result, that they are taken from; a few of each.
+        most: so many images, if there are so many.
+        most_row_groups: of the result, that they are taken from: each may hold megabytes.
     """
     with run.open(EXEMPLARS) as file:
         parquet = _opened(file)
         groups = _groups(parquet, layer, statistic)
         found: dict[tuple[str, int], RankedImage] = {}
-        for group in sorted(groups, key=lambda group: _drawn(group))[:row_groups]:
+        chosen = sorted(groups, key=_drawn)[:most_row_groups]
+        for group in chosen:
             rows = _rows(parquet, [group], layer, statistic)
             places = list(zip(rows["shard"].to_pylist(), rows["row"].to_pylist(), strict=True))
             new = sorted({place: at for at, place in enumerate(places) if place not in found}.items(), key=_drawn)
-            for _, at in islice(new, _OF_EACH):
+            for _, at in islice(new, most // len(chosen)):
                 [row] = rows.slice(at, 1).to_pylist()
                 if _has_bytes(row):
                     found[places[at]] = _image(row)
