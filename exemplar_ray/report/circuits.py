@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from exemplar_ray.report.kernels import kernel_picture
 from exemplar_ray.results.circuit import Circuit, Circuits, Edge
+from exemplar_ray.results.kernels import kernel_picture
 
 _EACH_WAY = 8
 _PARTS_NAMED = 6

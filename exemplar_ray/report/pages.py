@@ -151,10 +151,11 @@ class _Report:
         if of_run is None or channel not in of_run.channels:
             return Neighbour(layer, channel, None)
         folder, statistic = self._folders[layer], self._spec.statistics[0]
-        pictures = []
-        if self._pictures:
-            pictures += [f"{TILES}/{folder}/{statistic}/{channel}.jpg"] if (layer, channel) in self._pictured else []
-        return Neighbour(layer, channel, f"{folder}/{channel}.html", tuple(pictures))
+        made = self._visualizations.tile(layer, channel, folder)
+        has_exemplars = self._pictures is not None and (layer, channel) in self._pictured
+        strongest = f"{TILES}/{folder}/{statistic}/{channel}.jpg" if has_exemplars else None
+        pictures = tuple(name for name in (made, strongest) if name)
+        return Neighbour(layer, channel, f"{folder}/{channel}.html", pictures)
 
     @cached_property
     def _pictured(self) -> set[tuple[str, int]]:

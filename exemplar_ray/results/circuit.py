@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from exemplar_ray.circuits.job_names import CHANNELS, EXEMPLARS, FOLDER, RESULT, USES_RESULT
+from exemplar_ray.results.circuit_html import circuit_html
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 
 # A circuit whose inputs leave more than that of the activation does not explain the channel,
@@ -72,6 +73,9 @@ class Circuit:
                 f"(rank correlation {agreement:.2f})"
             )
         return None
+
+    def _repr_html_(self) -> str:
+        return circuit_html(self)
 
 
 class Circuits:
