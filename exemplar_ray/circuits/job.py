@@ -38,6 +38,7 @@ class CircuitsJob(Job):
     task = f"{TASKS}:make"
     result = RESULT
     verb = "take apart"
+    counted = "channels"
 
     def __init__(self, spec: CircuitsSpec, run: RunFolder | None) -> None:
         self.spec, self._run = spec, run
@@ -83,6 +84,10 @@ class CircuitsJob(Job):
             summary={"edges": rows["edges"], "of_run": self._of_run(), "statistic": self.spec.statistic},
             lines=[f"{rows['edges']:,} edges of {rows['channels']:,} channels"],
         )
+
+    def steps(self, item: Group) -> int:
+        """Return how many channels a group has."""
+        return len(item.channels)
 
     def announce(self, cluster: Cluster) -> Sequence[str]:
         """Say what is taken apart into what."""
