@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from exemplar_ray.circuits.spec import CircuitOptions, CircuitsSpec, Stretch
+from exemplar_ray.circuits.spec import CircuitOptions, CircuitsSpec
 from exemplar_ray.network.spec import NetworkSpec
 
 
@@ -22,6 +22,3 @@ class AskedStretches:
     network: NetworkSpec
     options: CircuitOptions
     has_run: bool
-
-
-Found = tuple[Stretch, ...]

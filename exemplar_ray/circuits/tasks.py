@@ -43,7 +43,7 @@ _THREADS = 1
 # So many images, of so many row groups, are looked at to measure how often units fire.
 _MEASURED = (64, 16)
 # Kernels of a whole layer that are kept: twins are looked for among them.
-_MOST_NUMBERS = 1 << 27
+_MOST_NUMBERS = 1 << 26
 
 
 def resolve(asked: NetworkRequest) -> KnownNetwork:
