@@ -82,6 +82,7 @@ def by_formula(one, bottleneck3, three, bottleneck5, five, pool):
         ("resnet18", "conv1", "image", (), 3),
         ("resnet18", "fc", "layer4", ("adaptive_avg_pool2d",), 512),
         ("mobilenet_v2", "features.4", "features.3", (), 24),
+        ("mnasnet0_5", "classifier", "layers", ("mean",), 1280),
         ("densenet121", "features.denseblock1.denselayer2.conv2", "features.denseblock1.denselayer2.relu2", (), 128),
     ],
 )

@@ -76,7 +76,8 @@ def visit(chromium):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, ray_cluster):
-    """Two layers, one without maps; two statistics; samples; labels; visualisations of some channels, for one; circuits."""
+    """Two layers, one without maps; two statistics; samples; labels; visualisations of some channels, for one;
+    circuits."""
     from exemplar_ray.cli import main
 
     folder = tmp_path_factory.mktemp("browser")
@@ -126,12 +127,11 @@ def wait_for(page, expression, seconds=10):
 
 
 def test_inputs_are_shown_by_the_kind_that_is_chosen(visit, address):
-    page = visit(address.replace("!", "mixed/2.html"))
+    page = visit(f"{address}mixed/2.html#statistic=mean")
 
     def shown():
-        return page.eval_on_selector_all(
-            "[data-of-kind]", "all => all.filter(one => !one.hidden).map(one => one.dataset.ofKind)"
-        )
+        kinds = "all => all.filter(one => !one.hidden).map(one => one.dataset.ofKind)"
+        return page.eval_on_selector_all("[data-of-kind]", kinds)
 
     assert shown() == ["expanded"]
     page.get_by_role("button", name="On these exemplars").focus()
@@ -141,7 +141,7 @@ def test_inputs_are_shown_by_the_kind_that_is_chosen(visit, address):
     page.reload()
     assert shown() == ["exemplars"]
     assert page.eval_on_selector_all(".kernel", "all => all.every(one => one.naturalWidth > 0)")
-    page.get_by_role("link", name="3 →").click()
+    page.locator("a[rel=next]").click()
     page.wait_for_url("**/mixed/3.html*")
     assert shown() == ["exemplars"]
     # What it is used by leads to the next layer, and from there what it is made of leads back.

@@ -157,13 +157,18 @@ def is_each_channel_by_itself(step: Step) -> bool:
     by_constants = step.name in _PRODUCTS | _QUOTIENTS | {"add", "sub"} and len(step.inputs) == 1
     pools = {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "local_response_norm", "batch_norm"}
     other = {"dropout", "dropout2d", "pad", "identity", "contiguous"}
-    return by_constants or step.name in _EACH | pools | other
+    return by_constants or step.name in _EACH | pools | other or _is_mean_of_maps(step)
 
 
 def is_no_layer(step: Step) -> bool:
     """Whether a step makes channels that are only those of what it is given: a pooling, a dropout."""
     pools = {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "local_response_norm", "pad"}
-    return step.name in pools | {"dropout", "dropout2d", "identity"}
+    return step.name in pools | {"dropout", "dropout2d", "identity"} or _is_mean_of_maps(step)
+
+
+def _is_mean_of_maps(step: Step) -> bool:
+    dims = _argument(step, 1, "dim")
+    return step.name == "mean" and isinstance(dims, (tuple, list)) and sorted(dim % 4 for dim in dims) == [2, 3]
 
 
 def before_relu(tape: Tape, value: Value) -> tuple[Value, ...]:
