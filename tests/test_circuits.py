@@ -125,6 +125,21 @@ def test_what_cannot_be_taken_apart_is_refused_in_a_line(name, layer, named, say
     assert "\n" not in str(refused.value)
 
 
+def test_squashing_functions_are_no_linear_maps_but_where_they_make_a_factor():
+    class Squashed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+        def forward(self, x):
+            return self.second(torch.sigmoid(self.first(x)))
+
+    with pytest.raises(UsageError, match="'sigmoid', which no linear map stands for"):
+        before(record(Squashed().eval(), torch.zeros(1, 3, 12, 12)), "second", "first")
+    found = before(record(of_torchvision("mobilenet_v3_small"), IMAGE), "features.5")
+    assert "hardsigmoid" in [step.name for step in found.piece.steps]
+
+
 # The linear map -------------------------------------------------------------------------------
 
 

@@ -82,8 +82,8 @@ _EACH = {
     *("relu", "relu6", "hardtanh", "clamp", "clamp_min", "leaky_relu", "elu", "celu", "selu", "silu", "gelu"),
     *("hardswish", "mish", "softplus", "prelu", "rrelu", "threshold"),
 }
-# Squashing functions: no linear map is near them.
-_SQUASHING = {"sigmoid", "hardsigmoid", "tanh", "softmax"}
+# No linear map is near them: they are left where they only make a factor, one number a channel.
+_SQUASHING = {"sigmoid", "hardsigmoid", "tanh"}
 _LINEAR = {
     *("conv2d", "linear", "batch_norm", "cat", "concat", "concatenate", "add", "iadd", "radd", "sub", "isub", "neg"),
     *("avg_pool2d", "adaptive_avg_pool2d", "mean", "flatten", "view", "reshape", "permute", "transpose", "contiguous"),
@@ -131,6 +131,8 @@ class Piece:
         self.channels_after = [tape.shapes[value.number][1] for value in after]
         for step in steps:
             _refuse(step)
+            if step.name in _SQUASHING and not _is_factor(step, tape, steps):
+                raise NotAffineError(f"there is '{step.name}', which no linear map stands for")
             if step.name in _SHAPED and step.results[0] and tape.shapes[step.results[0].number][0] != tape.shapes[0][0]:
                 raise NotAffineError(f"there is '{step.name}', which takes images apart or together")
 
@@ -208,6 +210,14 @@ def _refuse(step: Step) -> None:
         known = False
     if not known:
         raise NotAffineError(f"there is '{name}', which no linear map stands for")
+
+
+def _is_factor(step: Step, tape: Tape, steps: Sequence[Step]) -> bool:
+    """Whether what a step gives is one number a channel that multiplies a map, and nothing else."""
+    [value] = step.results
+    users = [one for one in steps if value in one.inputs]
+    is_number = value is not None and all(side == 1 for side in tape.shapes[value.number][2:])
+    return bool(users) and is_number and all(one.name in _PRODUCTS and len(one.inputs) == 2 for one in users)
 
 
 def _run(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any], gates: Gates) -> Any:
