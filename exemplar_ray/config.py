@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 import yaml
 
 from exemplar_ray.check.options import CheckOptions
+from exemplar_ray.circuits.spec import CircuitOptions
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.spec import RunOptions, RunSpec
 from exemplar_ray.keys import Key, keys_of
 from exemplar_ray.visualize.spec import PictureOptions
 
-T = TypeVar("T", RunSpec, RunOptions, Resources, CheckOptions, PictureOptions)
+T = TypeVar("T", RunSpec, RunOptions, Resources, CheckOptions, PictureOptions, CircuitOptions)
 
 WHERE: dict[str, tuple[Key, type]] = {
     "data": (
@@ -38,6 +39,9 @@ CHECK_KEYS = {**RUN_KEYS, **keys_of(CheckOptions)}
 
 VISUALIZE_KEYS = {**RUN_KEYS, **keys_of(PictureOptions)}
 """The same of `visualize`."""
+
+CIRCUITS_KEYS = {**RUN_KEYS, **keys_of(CircuitOptions)}
+"""The same of `circuits`."""
 
 
 def add_keys(parser: argparse._ActionsContainer, keys: Mapping[str, tuple[Key, type]]) -> None:

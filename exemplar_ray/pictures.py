@@ -15,7 +15,6 @@ from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.spec import RunOptions, RunSpec
 from exemplar_ray.keys import keys_of
 from exemplar_ray.network.spec import NetworkRequest
-from exemplar_ray.visualize.classes import are_names
 from exemplar_ray.visualize.spec import PictureOptions
 
 if TYPE_CHECKING:
@@ -73,28 +72,22 @@ def make_pictures(run: str | None, settings: Mapping[str, Any], console: Console
     Raises:
         UsageError: something that was asked for cannot be done; nothing was computed.
     """
+    from exemplar_ray.executor import subject as subjects
     from exemplar_ray.executor.cluster import Cluster
     from exemplar_ray.visualize import job
 
     refuse_impossible(run, settings)
     asked, log_level = pick(RunSpec, settings), pick(RunOptions, settings).log_level
     with Cluster(pick(Resources, settings), log_level, partial(say, console)) as cluster:
-        statistic = channels = None
+        statistic = None
         if run is not None:
-            subject, out = job.of_run(run), job.below(run)
+            subject, out = subjects.of_run(run), job.below(run)
+            subject = subject.with_channels(asked.channels if "channels" in settings else None)
             statistic = asked.statistic[0] if "statistic" in settings else None
-            channels = asked.channels if "channels" in settings else None
         else:
-            # Names of classes are for the driver to read, which knows how many channels there are only then.
-            channels = asked.channels if are_names(asked.channels) else None
             network = NetworkRequest(
-                asked.model,
-                asked.weights,
-                asked.layer,
-                "all" if channels else asked.channels,
-                asked.preprocess,
-                asked.layout,
+                asked.model, asked.weights, asked.layer, asked.channels, asked.preprocess, asked.layout
             )
-            subject, out = job.of_model(network, asked.statistic, cluster), settings["out"]
+            subject, out = subjects.of_model(network, asked.statistic, cluster, job.RESOLVE), settings["out"]
         options = pick(PictureOptions, settings)
-        return job.visualize(subject, out, options, cluster, console, statistic, channels), out
+        return job.visualize(subject, out, options, cluster, console, statistic), out

@@ -15,7 +15,7 @@ from exemplar_ray.cli import build_parser
 from exemplar_ray.config import RUN_KEYS
 from exemplar_ray.executor.progress import ProgressDisplay
 
-COMMANDS = ["sample-data", "shard", "run", "plan", "status", "merge", "layers", "check", "visualize"]
+COMMANDS = ["sample-data", "shard", "run", "plan", "status", "merge", "layers", "check", "visualize", "circuits"]
 COMMANDS += ["report", "publish"]
 
 

@@ -22,20 +22,21 @@ from exemplar_ray.data.labels import ClassLabels
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.data.write_shards import LabelledImage, write_images
 from exemplar_ray.errors import UsageError
+from exemplar_ray.network.classes import channels_of, known_classes
 from exemplar_ray.network.gradients import DifferentiableLayer
 from exemplar_ray.network.layers import Layer
 from exemplar_ray.network.passages import passages
 from exemplar_ray.network.trunk import to_input
+from exemplar_ray.rank_correlation import rank_correlations, ranks
 from exemplar_ray.results.worth import explained, warning_of, worth_of
+from exemplar_ray.runs.ranked import of_others
 from exemplar_ray.runs.run_folder import RunFolder
-from exemplar_ray.visualize.classes import channels_of, known_classes
 from exemplar_ray.visualize.describe import describe, together
 from exemplar_ray.visualize.facets import Held, clusters, facets
 from exemplar_ray.visualize.natural import part_around
 from exemplar_ray.visualize.optimise import Recipe, Wanted, optimise
 from exemplar_ray.visualize.parameterizations import PARAMETERIZATIONS, Canvas
-from exemplar_ray.visualize.path import paths, rank_correlations, ranks
-from exemplar_ray.visualize.ranked import of_others
+from exemplar_ray.visualize.path import paths
 from exemplar_ray.visualize.starts import as_start, started
 
 CPU = torch.device("cpu")

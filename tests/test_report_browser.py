@@ -76,7 +76,8 @@ def visit(chromium):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, ray_cluster):
-    """Two layers, one without maps; two statistics; samples; labels; visualisations of some channels, for one."""
+    """Two layers, one without maps; two statistics; samples; labels; visualisations of some channels, for one;
+    circuits."""
     from exemplar_ray.cli import main
 
     folder = tmp_path_factory.mktemp("browser")
@@ -85,6 +86,7 @@ def run(tmp_path_factory, ray_cluster):
     assert main(["run", "--data", str(folder / "data"), "--out", str(folder / "run"), *flags]) == 0
     made = ["--statistic", "mean", "--channels", "1-3", "--negative", "--size", "32", "--steps", "2"]
     assert main(["visualize", str(folder / "run"), *made]) == 0
+    assert main(["circuits", str(folder / "run"), "--statistic", "mean", "--removed", "2"]) == 0
     return folder / "run"
 
 
@@ -122,6 +124,31 @@ def wait_for(page, expression, seconds=10):
     while not page.evaluate(expression):
         assert time.monotonic() < deadline, expression
         page.wait_for_timeout(20)
+
+
+def test_inputs_are_shown_by_the_kind_that_is_chosen(visit, address):
+    page = visit(f"{address}mixed/2.html#statistic=mean")
+
+    def shown():
+        kinds = "all => all.filter(one => !one.hidden).map(one => one.dataset.ofKind)"
+        return page.eval_on_selector_all("[data-of-kind]", kinds)
+
+    assert shown() == ["expanded"]
+    page.get_by_role("button", name="On these exemplars").focus()
+    page.keyboard.press("Enter")
+    assert shown() == ["exemplars"]
+    assert "circuit=exemplars" in page.url
+    page.reload()
+    assert shown() == ["exemplars"]
+    assert page.eval_on_selector_all(".kernel", "all => all.every(one => one.naturalWidth > 0)")
+    page.locator("a[rel=next]").click()
+    page.wait_for_url("**/mixed/3.html*")
+    assert shown() == ["exemplars"]
+    # What it is used by leads to the next layer, and from there what it is made of leads back.
+    page.locator("#used-by + ul a").first.click()
+    page.wait_for_url("**/classifier/*")
+    page.locator(".kind:not([hidden]) .edges a").first.click()
+    page.wait_for_url("**/mixed/*")
 
 
 def channels(page):

@@ -11,7 +11,7 @@ from rich.console import Console
 import exemplar_ray
 from exemplar_ray.cli.common import BAD_USAGE, INTERRUPTED, Parser
 from exemplar_ray.cli.data import add_data_commands
-from exemplar_ray.cli.networks import add_check, add_layers, add_visualize
+from exemplar_ray.cli.networks import add_check, add_circuits, add_layers, add_visualize
 from exemplar_ray.cli.pages import add_publish, add_report
 from exemplar_ray.cli.runs import add_run_commands
 from exemplar_ray.executor.interruption import interruptible
@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_layers,
         add_check,
         add_visualize,
+        add_circuits,
         add_report,
         add_publish,
     ):

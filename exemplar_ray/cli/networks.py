@@ -9,12 +9,15 @@ from typing import Any
 from rich.console import Console
 
 from exemplar_ray.check.options import CheckOptions
+from exemplar_ray.circuits.spec import CircuitOptions
 from exemplar_ray.cli.common import COMPLETE, INCOMPLETE, add_command, finish, matplotlib_wanted
-from exemplar_ray.config import CHECK_KEYS, RUN_KEYS, VISUALIZE_KEYS, add_keys, pick, settings_of
+from exemplar_ray.config import CHECK_KEYS, CIRCUITS_KEYS, RUN_KEYS, VISUALIZE_KEYS, add_keys, pick, settings_of
+from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.progress import say
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.spec import RunOptions, RunSpec, columns_chosen
 from exemplar_ray.keys import keys_of
+from exemplar_ray.network.spec import NetworkRequest
 from exemplar_ray.pictures import PICTURE_KEYS, make_pictures, refuse_said_already
 
 # What a run folder says to `check`.
@@ -47,6 +50,17 @@ def add_visualize(commands: Any) -> None:
     sub.add_argument("run", metavar="RUN", nargs="?", help="a finished run, instead of --model, --layer and --out")
     sub.add_argument("--config", metavar="FILE.yaml", help="a file with keys of a run, or of those below; a flag wins")
     add_keys(sub, PICTURE_KEYS)
+
+
+def add_circuits(commands: Any) -> None:
+    """Add them."""
+    text = "what each channel is made of: which channels of the layer before feed it, and with which kernels"
+    sub = add_command(commands, "circuits", _circuits, text)
+    sub.add_argument("run", metavar="RUN", nargs="?", help="a finished run, instead of --model, --layer and --out")
+    sub.add_argument("--config", metavar="FILE.yaml", help="a file with keys of a run, or of those below; a flag wins")
+    of_network = ("out", "model", "weights", "layer", "channels", "layout", "statistic", "preprocess")
+    keys = (*of_network, *keys_of(CircuitOptions), *keys_of(Resources), "log_level")
+    add_keys(sub, {key: CIRCUITS_KEYS[key] for key in keys})
 
 
 def _layers(options: argparse.Namespace, console: Console) -> int:
@@ -88,4 +102,31 @@ def _check(options: argparse.Namespace, console: Console) -> int:
 def _visualize(options: argparse.Namespace, console: Console) -> int:
     settings = settings_of(options, required=() if options.run else ("layer", "out"), keys=VISUALIZE_KEYS)
     outcome, out = make_pictures(options.run, settings, console)
+    return finish(outcome, out, options.invocation.again, options.invocation, console)
+
+
+def _circuits(options: argparse.Namespace, console: Console) -> int:
+    from exemplar_ray.circuits import job
+    from exemplar_ray.executor import subject as subjects
+    from exemplar_ray.executor.cluster import Cluster
+
+    settings = settings_of(options, required=() if options.run else ("layer", "out"), keys=CIRCUITS_KEYS)
+    circuit_options, run_options = pick(CircuitOptions, settings), pick(RunOptions, settings)
+    asked = pick(RunSpec, settings)
+    if options.run is not None:
+        refuse_said_already(options.run, ("out", "model", "weights", "layer", "layout", "preprocess"), settings)
+        if len(settings.get("statistic", [])) > 1:
+            raise UsageError("circuits are made for one statistic at a time; name one with --statistic")
+    with Cluster(pick(Resources, settings), run_options.log_level, partial(say, console)) as cluster:
+        if options.run is not None:
+            subject, out = subjects.of_run(options.run), job.below(options.run)
+            subject = subject.with_channels(asked.channels if "channels" in settings else None)
+        else:
+            network = NetworkRequest(
+                asked.model, asked.weights, asked.layer, asked.channels, asked.preprocess, asked.layout
+            )
+            subject = subjects.of_model(network, asked.statistic, cluster, job.RESOLVE)
+            out = settings["out"]
+        statistic = asked.statistic[0] if "statistic" in settings else None
+        outcome = job.circuits(subject, out, circuit_options, cluster, console, statistic)
     return finish(outcome, out, options.invocation.again, options.invocation, console)

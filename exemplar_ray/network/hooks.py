@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
@@ -26,7 +26,12 @@ def forward(module: nn.Module, given: Input) -> None:
         given.given_to(module)
 
 
-def _only_tensor(returned: Any) -> Any:
+def end_forward() -> NoReturn:
+    """End the forward pass that a hook is called in: nothing that follows is wanted."""
+    raise _EverythingSeenError
+
+
+def only_tensor(returned: Any) -> Any:
     """Return the tensor of a module that gives one and nothing else, as in (tensor, None); of others what they give."""
     parts = list(returned.values()) if isinstance(returned, Mapping) else returned
     if not isinstance(parts, (list, tuple)):
@@ -52,10 +57,10 @@ def hooked(module: nn.Module, names: Sequence[str], seen: SeenLayer, with_pre_re
 
         def hook(name: str, pre_relu: bool) -> Callable[..., None]:
             def forward_hook(_module: nn.Module, _inputs: object, returned: object) -> None:
-                output = _only_tensor(returned)
+                output = only_tensor(returned)
                 input_ = relu_inputs.before(output) if pre_relu or with_pre_relu else None
                 if seen(name, input_, None) if pre_relu else seen(name, output, input_):
-                    raise _EverythingSeenError
+                    end_forward()
 
             return forward_hook
 

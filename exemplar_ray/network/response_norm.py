@@ -44,6 +44,11 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
         return nn.functional.local_response_norm(input, size, alpha, beta, k)
     if torch.is_grad_enabled() and input.requires_grad:
         return _WithGradient.apply(input, size, alpha, beta, k)
+    return (input / divisor(input, size, alpha, beta, k)).to(input.dtype)
+
+
+def divisor(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
+    """Return what `local_response_norm` divides by, of the input's shape."""
     # Scaled before it is squared: float16 has no room for the square of a large activation.
     squares = input * (alpha / size) * input
     if get_proxy_mode() is not None:
@@ -53,13 +58,11 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
     scale = scale.add_(k)
     # Roots are much cheaper than powers, and these two are what networks use.
     if beta == 0.5:
-        divisor = scale.sqrt_()
-    elif beta == 0.75:
+        return scale.sqrt_()
+    if beta == 0.75:
         root = scale.sqrt_()
-        divisor = root * root.sqrt()
-    else:
-        divisor = scale.pow_(beta)
-    return (input / divisor).to(input.dtype)
+        return root * root.sqrt()
+    return scale.pow_(beta)
 
 
 class _WithGradient(torch.autograd.Function):

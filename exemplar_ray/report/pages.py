@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from importlib import resources
 from itertools import repeat, zip_longest
 from typing import Any
@@ -29,6 +30,7 @@ from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars.sample_names import TOP
 from exemplar_ray.network.layers import Layer
 from exemplar_ray.report.channel_page import ChannelPages, ShownStatistic
+from exemplar_ray.report.circuits import Neighbour, ShownCircuits
 from exemplar_ray.report.overview import Tile, known_classes, tile_of
 from exemplar_ray.report.pictures import LONGEST_SIDE, TILE_SIDE, TILES, Pictures
 from exemplar_ray.report.provenance import provenance_of
@@ -83,6 +85,7 @@ class _Report:
         self._pages = ChannelPages(run.plan, run.summary, self._pictures)
         self._visualizations = ShownVisualizations(run.visualizations, writer if images else None)
         self._folders = folder_names([layer.name for layer in self._spec.layers])
+        self._circuits = ShownCircuits(run.circuits, self._neighbour)
         self._synset_ids: dict[int, str] = {}
         self._environment = _environment()
         self._environment.globals |= {
@@ -118,6 +121,7 @@ class _Report:
         tiles: dict[str, list[Tile]] = {statistic: [] for statistic in self._spec.statistics}
         template = self._environment.get_template("channel.html")
         neighbours = zip_longest([None, *layer.channels], layer.channels, layer.channels[1:])
+        circuits = dict(self._circuits.of_layer(layer.name))
         pictures = dict(self._visualizations.of_layer(layer.name, self._folders[layer.name]))
         several = zip(*(self._each_statistic(layer, statistic) for statistic in self._spec.statistics), strict=True)
         for (before, channel, after), statistics in zip(neighbours, several, strict=False):
@@ -134,10 +138,30 @@ class _Report:
                 statistics=[shown for shown, _ in statistics],
                 visualizations=of_channel,
                 visualized=self._visualizations.statistic,
+                circuit=circuits.get(channel),
+                circuits_by=self._run.circuits.statistic,
                 overview="../" + self._overview_name(layer, self._spec.statistics[0]),
             )
             self._write_page(f"{self._folders[layer.name]}/{channel}.html", page)
         return tiles
+
+    def _neighbour(self, layer: str, channel: int) -> Neighbour:
+        """Return what the pages know of another channel."""
+        of_run = next((known for known in self._spec.layers if known.name == layer), None)
+        if of_run is None or channel not in of_run.channels:
+            return Neighbour(layer, channel, None)
+        folder, statistic = self._folders[layer], self._spec.statistics[0]
+        made = self._visualizations.tile(layer, channel, folder)
+        has_exemplars = self._pictures is not None and (layer, channel) in self._pictured
+        strongest = f"{TILES}/{folder}/{statistic}/{channel}.jpg" if has_exemplars else None
+        pictures = tuple(name for name in (made, strongest) if name)
+        return Neighbour(layer, channel, f"{folder}/{channel}.html", pictures)
+
+    @cached_property
+    def _pictured(self) -> set[tuple[str, int]]:
+        """The channels whose strongest exemplars have a tile."""
+        rows = self._run.table(["layer", "channel"], statistic=self._spec.statistics[0], sample=TOP, rank=1)
+        return set(zip(rows["layer"].to_pylist(), rows["channel"].to_pylist(), strict=True))
 
     def _each_statistic(self, layer: Layer, statistic: str) -> Iterator[tuple[ShownStatistic, list[dict[str, Any]]]]:
         """Go through what a statistic says of each of a layer's channels, with the strongest exemplars' rows."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
 
@@ -81,13 +81,29 @@ class ShownVisualizations:
             for channel, of_channel in groupby(rows, key=lambda row: int(row["channel"])):
                 yield channel, [self._shown(row, folder, number == 0) for number, row in enumerate(of_channel)]
 
+    def tile(self, layer: str, channel: int, folder: str) -> str | None:
+        """Return the name of a channel's small picture, written or yet to be; None where it has none.
+
+        Args:
+            folder: as in `of_layer`.
+        """
+        return _tile_name(folder, channel) if self._writer and (layer, channel) in self._pictured else None
+
+    @cached_property
+    def _pictured(self) -> set[tuple[str, int]]:
+        if not self._visualizations.exist:
+            return set()
+        with self._visualizations.open() as parquet:
+            rows = parquet.read(["layer", "channel"])
+        return set(zip(rows["layer"].to_pylist(), rows["channel"].to_pylist(), strict=True))
+
     def _shown(self, row: dict[str, Any], folder: str, first: bool) -> ShownPicture:
         name, tile, image = None, None, row.pop("image", None)
         if self._writer and image:
             name = f"{PICTURES}/{folder}/{row['channel']}{row['objective']}{self._seed(row)}.png"
             self._writer.write(name, image["bytes"])
             if first:
-                tile = f"{TILES}/{folder}/{PICTURES}/{row['channel']}.jpg"
+                tile = _tile_name(folder, row["channel"])
                 self._writer.write(tile, partial(reduced_to_tile, image["bytes"]))
         warning = warning_of(row, self._visualizations.trained)
         return ShownPicture(row, title_of(row), name, tile, worth_of(row), warning, explained(row))
@@ -95,6 +111,10 @@ class ShownVisualizations:
     def _seed(self, row: dict[str, Any]) -> str:
         """Return what tells a picture's file from that of another seed."""
         return "" if row["seed"] == self._visualizations.seed else f"-seed{row['seed']}"
+
+
+def _tile_name(folder: str, channel: int) -> str:
+    return f"{TILES}/{folder}/{PICTURES}/{channel}.jpg"
 
 
 def title_of(row: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ from exemplar_ray.exemplars.sample_names import TOP
 from exemplar_ray.exemplars.summary import Summary
 from exemplar_ray.network.layers import format_channels
 from exemplar_ray.results.choice import is_among, may_hold, names_of, one_of, values_of
+from exemplar_ray.results.circuit import Circuit, Circuits
 from exemplar_ray.results.exemplar import Exemplar
 from exemplar_ray.results.notebook_html import channel_html, run_html
 from exemplar_ray.results.stored_table import open_table, read_rows, statistics_of, with_plain_images
@@ -109,6 +110,11 @@ class Run:
     def visualizations(self) -> Visualizations:
         """Its feature visualisations, as they are now."""
         return Visualizations.of_run(self._folder)
+
+    @property
+    def circuits(self) -> Circuits:
+        """What its channels are made of."""
+        return Circuits(self._folder)
 
     def _repr_html_(self) -> str:
         return run_html(self.plan, self.summary)
@@ -315,6 +321,8 @@ class Channel:
         """How much each class excites it, the strongest first; no rows without labels."""
         self.visualizations: list[Visualization] = run.visualizations.of_channel(layer, channel, statistic)
         """What `visualize` made of it; nothing where it was not run, or for another statistic."""
+        self.circuit: Circuit | None = run.circuits.of_channel(layer, channel)
+        """What it is made of; None where `circuits` was not run."""
 
     def __repr__(self) -> str:
         strongest = [row for row in self.exemplars if row["sample"] == TOP]

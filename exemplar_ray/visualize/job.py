@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -12,40 +12,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from exemplar_ray.data.labels import ClassLabels
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.driver import JobOutcome, run_job
 from exemplar_ray.executor.job import Context, Job, Reduced
+from exemplar_ray.executor.subject import Subject
 from exemplar_ray.network.layers import Layer
-from exemplar_ray.network.spec import NetworkRequest, NetworkSpec
+from exemplar_ray.runs.ranked import digests
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 from exemplar_ray.runs.versions import versions
 from exemplar_ray.visualize.asked import MakeSettings
-from exemplar_ray.visualize.classes import channels_of, known_classes
 from exemplar_ray.visualize.job_names import FOLDER, RESULT
 from exemplar_ray.visualize.pictures_table import SCHEMA, RealImages, real_images, rows_of, small_pictures
-from exemplar_ray.visualize.ranked import digests
 from exemplar_ray.visualize.spec import DEFAULT_SIZE, MACO, OBJECTIVES, Group, PictureOptions, PicturesSpec
 from exemplar_ray.visualize.spectrum import sha256_of, spectrum_of
 
 JOB = "visualizations"
 TASKS = "exemplar_ray.visualize.tasks"
-_RUN_RESULT = "exemplars.parquet"
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What pictures are made of."""
-
-    network: NetworkSpec
-    statistics: tuple[str, ...]
-    other_size: str | None
-    """Why the network refuses images of another size than its own; None if it takes them."""
-    run: RunFolder | None = None
-    """The finished run that it is of."""
-    classes: ClassLabels | None = None
-    """What the network's outputs may be, channel i class i; None where nothing tells."""
+RESOLVE = f"{TASKS}:resolve"
 
 
 class VisualizationsJob(Job):
@@ -167,21 +151,19 @@ def visualize(
     cluster: Cluster,
     console: Console,
     statistic: str | None = None,
-    channels: str | None = None,
 ) -> JobOutcome:
     """Make the pictures, or those that are lacking.
 
     Args:
-        subject: see `of_run` and `of_model`.
+        subject: see `executor.subject`.
         out: where: a run folder of its own.
         statistic: of the subject's, what pictures are made for; the first if None.
-        channels: only these; None for the subject's.
 
     Raises:
         UsageError: something that was asked for cannot be done; nothing was computed.
     """
     started = time.monotonic()
-    spec, spectrum = _settled(subject, options, statistic, channels), None
+    spec, spectrum = _settled(subject, options, statistic), None
     if options.parameterization == MACO:
         spectrum = spectrum_of(subject.run)
         spec = replace(spec, spectrum_sha256=sha256_of(spectrum))
@@ -189,7 +171,7 @@ def visualize(
     return run_job(job, out, cluster, console, started)
 
 
-def _settled(subject: Subject, options: PictureOptions, statistic: str | None, channels: str | None) -> PicturesSpec:
+def _settled(subject: Subject, options: PictureOptions, statistic: str | None) -> PicturesSpec:
     statistic = statistic or subject.statistics[0]
     if statistic not in subject.statistics:
         raise UsageError(f"the run has no statistic '{statistic}'; {near_matches(statistic, subject.statistics)}")
@@ -200,8 +182,6 @@ def _settled(subject: Subject, options: PictureOptions, statistic: str | None, c
     network, crop = subject.network, subject.network.preprocess.crop
     if network.takes_labels:
         raise UsageError("there are no pictures for a network that is given labels: which, would have to be chosen")
-    if channels is not None:
-        network = replace(network, layers=tuple(_of_channels(layer, channels, subject) for layer in network.layers))
     size = options.size or (crop if subject.other_size else min(DEFAULT_SIZE, crop))
     if subject.other_size and size != crop:
         raise UsageError(
@@ -211,48 +191,6 @@ def _settled(subject: Subject, options: PictureOptions, statistic: str | None, c
         raise UsageError("facets are found among the exemplars of a finished run; give RUN in place of --model")
     of_run = None if subject.run is None else subject.run.read_run()["fingerprint"]
     return PicturesSpec(network, statistic, options, size, of_run if options.facets else None)
-
-
-def _of_channels(layer: Layer, channels: str, subject: Subject) -> Layer:
-    wanted = channels_of(channels, layer, subject.classes)
-    lacking = sorted({*wanted} - {*layer.channels})
-    if lacking:
-        raise UsageError(f"channel {lacking[0]} of '{layer.name}' is not in the run; leave it out of --channels")
-    return replace(layer, channels=wanted)
-
-
-def of_run(uri: str) -> Subject:
-    """Take network, layers, channels and statistics from a finished run.
-
-    Raises:
-        UsageError: there is no run, it has no result, or it is of a job without a network.
-    """
-    folder = RunFolder(uri)
-    values = folder.read_run()
-    spec = values.get("spec")
-    if not isinstance(spec, Mapping) or "weights_sha256" not in spec or not spec.get("statistics"):
-        raise UsageError(f"'{uri}' ranks no channels of a network; give --model, --layer and --out instead of it")
-    if not folder.exists(_RUN_RESULT) or folder.read_json(SUMMARY) is None:
-        raise UsageError(
-            f"'{uri}' has no result yet, so that pictures have nothing to be held against; finish it first"
-        )
-    network = NetworkSpec.from_json(spec).kept_in(folder.full_uri)
-    other_size = (values.get("questions") or {}).get("other_size")
-    labels = values.get("class_labels")
-    classes = ClassLabels.from_json(labels) if labels else None
-    return Subject(network, tuple(spec["statistics"]), other_size, folder, classes)
-
-
-def of_model(asked: NetworkRequest, statistics: tuple[str, ...], cluster: Cluster) -> Subject:
-    """Build and question a network that no run has.
-
-    Raises:
-        UsageError: it cannot be had, or is no function of the image.
-    """
-    if not cluster.brings_working_folder:
-        asked = asked.with_whole_paths()
-    known = cluster.call(f"{TASKS}:resolve", asked, "the model cannot be built")
-    return Subject(known.spec, statistics, known.answers.other_size, classes=known_classes(asked.model, asked.weights))
 
 
 def below(run: str) -> str:

@@ -22,11 +22,11 @@ from exemplar_ray.network.loading import network_of
 from exemplar_ray.network.passages import passages
 from exemplar_ray.network.spec import NetworkSpec
 from exemplar_ray.network.trunk import ContiguousTrunk, Trunk
+from exemplar_ray.runs.ranked import RankedImage, of_others, strongest
 from exemplar_ray.runs.run_folder import RunFolder
 from exemplar_ray.visualize.describe import Description, describe
 from exemplar_ray.visualize.facets import Facet, facets
 from exemplar_ray.visualize.path import Path, paths
-from exemplar_ray.visualize.ranked import RankedImage, of_others, strongest
 from exemplar_ray.visualize.starts import as_start
 
 # So many of a channel's exemplars, and of other images, a picture's path is held against; so many are described; and

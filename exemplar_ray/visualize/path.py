@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from exemplar_ray.rank_correlation import rank_correlations
+
 # Where exemplars are no more like each other than like random images, by so much, there is no path to be told from
 # others.
 _LEAST_APART = 0.05
@@ -34,35 +36,6 @@ class Path(NamedTuple):
         """The median of those that there are."""
         known = [value for value in self.similarities if value is not None]
         return float(np.median(known)) if known else None
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Return the place of each value in its row, from 0, ascending; equal ones share the mean of theirs.
-
-    Args:
-        values: float [rows, values].
-    """
-    placed = np.empty(values.shape)
-    for row, of_row in zip(placed, values, strict=True):
-        _, which, counts = np.unique(of_row, return_inverse=True, return_counts=True)
-        row[:] = (np.cumsum(counts) - (counts + 1) / 2)[which]
-    return placed
-
-
-def rank_correlations(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return Spearman's correlation of each row with each other one: float64 [ones, others]; 0 of what is all the same.
-
-    Args:
-        ones: float [ones, channels].
-        others: float [others, channels].
-    """
-    return _standardised(ranks(ones)) @ _standardised(ranks(others)).T
-
-
-def _standardised(placed: np.ndarray) -> np.ndarray:
-    apart = placed - placed.mean(axis=1, keepdims=True)
-    lengths = np.linalg.norm(apart, axis=1, keepdims=True)
-    return np.divide(apart, lengths, out=np.zeros_like(apart), where=lengths > 0)
 
 
 def paths(pictures: Sequence[np.ndarray], top: Sequence[np.ndarray], random: Sequence[np.ndarray]) -> list[Path] | None:

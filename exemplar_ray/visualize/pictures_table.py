@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from exemplar_ray.runs.ranked import digests
 from exemplar_ray.runs.run_folder import RunFolder
-from exemplar_ray.visualize.ranked import digests
 from exemplar_ray.visualize.spec import PicturesSpec
 
 # Pixels of a side, to be looked at while others are made.

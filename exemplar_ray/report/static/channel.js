@@ -9,6 +9,7 @@ const numbers = (text) => text.split(" ").map(Number);
 const views = document.getElementById("views");
 const statistics = [...document.querySelectorAll("[data-statistic]")];
 const figures = [...document.querySelectorAll("figure.exemplar[data-size]")];
+const circuitKinds = [...document.querySelectorAll("#circuit-kinds [data-kind]")];
 const dialog = document.getElementById("large");
 let view = "crop";
 
@@ -89,6 +90,12 @@ function showState() {
     else link.removeAttribute("aria-current");
     document.getElementById(link.dataset.statistic).hidden = !here;
   }
+  const kinds = circuitKinds.map((button) => button.dataset.kind);
+  const kind = [state.circuit, recall("circuit"), kinds[0]].find((name) => kinds.includes(name));
+  for (const button of circuitKinds) {
+    button.setAttribute("aria-pressed", button.dataset.kind === kind);
+    document.querySelector(`[data-of-kind="${button.dataset.kind}"]`).hidden = button.dataset.kind !== kind;
+  }
   // Links to the neighbours keep what the address says.
   writeState(state);
   showFigures();
@@ -109,6 +116,12 @@ for (const link of statistics) {
   link.addEventListener("click", (event) => {
     event.preventDefault();
     change({ statistic: link.dataset.statistic });
+  });
+}
+for (const button of circuitKinds) {
+  button.addEventListener("click", () => {
+    remember("circuit", button.dataset.kind);
+    change({ circuit: button.dataset.kind });
   });
 }
 addEventListener("hashchange", showState);

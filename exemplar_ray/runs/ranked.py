@@ -21,9 +21,6 @@ _STRONGEST = "top"
 _WHICH = ["layer", "statistic", "sample", "channel"]
 _ROW = ["rank", "shard", "row", "activation"]
 _PEAK = ["peak_y", "peak_x", "map_height", "map_width"]
-# Where the images of other channels are taken from: a row group may hold megabytes.
-_MOST_ROW_GROUPS = 6
-_OTHERS = 24
 
 
 class RankedImage(NamedTuple):
@@ -35,6 +32,7 @@ class RankedImage(NamedTuple):
     peak: tuple[float, float]
     """Where in the crop the channel that it is an exemplar of answers most, from the top and from the left: 0..1. The
     middle, where there is no map."""
+    rank: int
 
 
 def digests(run: RunFolder, layer: str, statistic: str) -> dict[int, tuple[int, str]]:
@@ -65,18 +63,25 @@ def strongest(run: RunFolder, layer: str, statistic: str, channel: int, most: in
     return _digest(rows.select(_ROW).to_pylist()), [_image(row) for row in few if _has_bytes(row)]
 
 
-def of_others(run: RunFolder, layer: str, statistic: str) -> list[RankedImage]:
-    """Return some images that the layer's channels answer to, each once: a choice that is always the same."""
+def of_others(
+    run: RunFolder, layer: str, statistic: str, most: int = 24, most_row_groups: int = 6
+) -> list[RankedImage]:
+    """Return some images that the layer's channels answer to, each once: a choice that is always the same.
+
+    Args:
+        most: so many images, if there are so many.
+        most_row_groups: of the result, that they are taken from: each may hold megabytes.
+    """
     with run.open(EXEMPLARS) as file:
         parquet = _opened(file)
         groups = _groups(parquet, layer, statistic)
         found: dict[tuple[str, int], RankedImage] = {}
-        chosen = sorted(groups, key=_drawn)[:_MOST_ROW_GROUPS]
+        chosen = sorted(groups, key=_drawn)[:most_row_groups]
         for group in chosen:
             rows = _rows(parquet, [group], layer, statistic)
             places = list(zip(rows["shard"].to_pylist(), rows["row"].to_pylist(), strict=True))
             new = sorted({place: at for at, place in enumerate(places) if place not in found}.items(), key=_drawn)
-            for _, at in islice(new, _OTHERS // len(chosen)):
+            for _, at in islice(new, most // len(chosen)):
                 [row] = rows.slice(at, 1).to_pylist()
                 if _has_bytes(row):
                     found[places[at]] = _image(row)
@@ -121,7 +126,7 @@ def _has_bytes(row: dict[str, Any]) -> bool:
 def _image(row: dict[str, Any]) -> RankedImage:
     y, x, height, width = (row[name] for name in _PEAK)
     peak = ((y + 0.5) / height, (x + 0.5) / width) if height and y is not None else (0.5, 0.5)
-    return RankedImage((row["shard"], row["row"]), row["image"]["bytes"], peak)
+    return RankedImage((row["shard"], row["row"]), row["image"]["bytes"], peak, row["rank"])
 
 
 def _drawn(of: Any) -> bytes:
