@@ -147,6 +147,10 @@ def test_a_network_without_a_run_has_circuits_too(run, tmp_path, cli):
     status, said = cli("circuits", *flags)
     assert status == 0, said
     assert "mixed: 2 channels, made of the 8 of conv1, after relu; literal, expanded" in said
+    assert f"drawn: {tmp_path / 'out' / 'circuits.html'}" in said
+    page = (tmp_path / "out" / "circuits.html").read_text()
+    assert page.count("data:image/png") == 2 * 2
+    assert "tiny_network:trained" in page
     edges = rows(tmp_path / "out", "circuits")
     of_run = [
         edge

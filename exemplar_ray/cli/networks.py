@@ -109,6 +109,7 @@ def _circuits(options: argparse.Namespace, console: Console) -> int:
     from exemplar_ray.circuits import job
     from exemplar_ray.executor import subject as subjects
     from exemplar_ray.executor.cluster import Cluster
+    from exemplar_ray.report.circuits_page import write_circuits_page
 
     settings = settings_of(options, required=() if options.run else ("layer", "out"), keys=CIRCUITS_KEYS)
     circuit_options, run_options = pick(CircuitOptions, settings), pick(RunOptions, settings)
@@ -129,4 +130,6 @@ def _circuits(options: argparse.Namespace, console: Console) -> int:
             out = settings["out"]
         statistic = asked.statistic[0] if "statistic" in settings else None
         outcome = job.circuits(subject, out, circuit_options, cluster, console, statistic)
+    if options.run is None and outcome.complete:
+        say(console, f"drawn: {write_circuits_page(out)}")
     return finish(outcome, out, options.invocation.again, options.invocation, console)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from exemplar_ray.circuits.job_names import CHANNELS, EXEMPLARS, FOLDER, RESULT, USES_RESULT
+from exemplar_ray.network.spec import NetworkSpec
 from exemplar_ray.results.circuit_html import circuit_html
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 
@@ -79,20 +80,31 @@ class Circuit:
 
 
 class Circuits:
-    """The circuits of a run, if there are any of this very result.
+    """The circuits in a folder, if there are any of the very result that they are to be of.
 
     Args:
-        run: the run's folder.
+        folder: the run folder of the job that made them.
+        of_run: the fingerprint of the run whose channels they are of; None where they are of a network alone.
     """
 
-    def __init__(self, run: RunFolder) -> None:
-        self._folder = RunFolder(f"{run.uri.rstrip('/')}/{FOLDER}")
-        of_run = (run.read_json(SUMMARY) or {}).get("fingerprint")
-        summary = self._folder.read_json(SUMMARY) or {}
-        self.exist = summary.get("of_run") == of_run is not None and self._folder.exists(RESULT)
+    def __init__(self, folder: RunFolder, of_run: str | None = None) -> None:
+        self._folder = folder
+        summary = folder.read_json(SUMMARY) or {}
+        self.exist = "edges" in summary and summary.get("of_run") == of_run and folder.exists(RESULT)
         """Whether there are any."""
         self.statistic: str | None = summary.get("statistic") if self.exist else None
         """By which the exemplars are meant that they were held against."""
+
+    @classmethod
+    def of_run(cls, run: RunFolder) -> Circuits:
+        """Look for the circuits of a run, which are below its folder."""
+        fingerprint = (run.read_json(SUMMARY) or {}).get("fingerprint", "")
+        return cls(RunFolder(f"{run.uri.rstrip('/')}/{FOLDER}"), fingerprint)
+
+    @property
+    def network(self) -> NetworkSpec:
+        """The network, and the layers whose channels were taken apart."""
+        return NetworkSpec.from_json(self._folder.read_run()["spec"])
 
     def of_channel(self, layer: str, channel: int) -> Circuit | None:
         """Return what a channel is made of; None where that was not looked at."""

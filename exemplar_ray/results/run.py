@@ -114,7 +114,7 @@ class Run:
     @property
     def circuits(self) -> Circuits:
         """What its channels are made of."""
-        return Circuits(self._folder)
+        return Circuits.of_run(self._folder)
 
     def _repr_html_(self) -> str:
         return run_html(self.plan, self.summary)
