@@ -79,6 +79,7 @@ def by_formula(one, bottleneck3, three, bottleneck5, five, pool):
         ("alexnet", "features.3", "features.1", ("max_pool2d",), 64),
         ("resnet18", "layer2.0", "layer1.1", (), 64),
         ("resnet18", "layer2.0.conv2", "layer2.0.bn1", ("relu",), 128),
+        ("resnet18", "layer2.0.bn1", "layer1.1", (), 64),
         ("resnet18", "conv1", "image", (), 3),
         ("resnet18", "fc", "layer4", ("adaptive_avg_pool2d",), 512),
         ("mobilenet_v2", "features.4", "features.3", (), 24),
@@ -256,6 +257,15 @@ def test_strengths_of_what_is_nearly_nothing():
     assert list(edges({}, np.zeros((4, 1, 1)), top=0)) == []
 
 
+@pytest.mark.parametrize(
+    ("weights", "share", "sign"),
+    [([3, -1], 0.75, "excitatory"), ([1, -1], 0.5, "mixed"), ([-3, 1], 0.25, "inhibitory")],
+)
+def test_a_kernel_is_mostly_of_one_sign_or_mixed(weights, share, sign):
+    [row] = edges({}, np.array(weights, float).reshape(1, 1, 2), top=0)
+    assert (row["positive_share"], row["sign"], row["sum"]) == (share, sign, sum(weights))
+
+
 def test_gates_are_how_often_units_fire():
     module = trained()
     module.requires_grad_(False)
@@ -275,6 +285,24 @@ def test_gates_are_how_often_units_fire():
     for channel in range(5):
         (gradient,) = torch.autograd.grad(end[0, channel], x, retain_graph=True)
         assert torch.allclose(gated[channel], gradient[0], atol=1e-7)
+
+
+def test_a_pooling_between_is_a_mean_where_units_are_weighted_by_how_often_they_fire():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            return self.second(nn.functional.max_pool2d(self.first(x).relu(), 2))
+
+    torch.manual_seed(0)
+    module = Pooled().eval().requires_grad_(False)
+    images = torch.randn(3, 3, 8, 8)
+    piece, inputs, _ = seen(module, "second", images, "first")
+    fires = (module.first(images) > 0).float().mean((0, 2, 3))
+    expected = (module.second.weight[:, :, 0, 0] * fires)[:, :, None, None].expand(-1, -1, 2, 2) / 4
+    assert torch.allclose(kernels(piece, measured_gates(piece, inputs)), expected, atol=1e-6)
 
 
 # On images ------------------------------------------------------------------------------------
