@@ -331,7 +331,7 @@ def test_the_house_is_drawn_as_it_is_built():
     shown = [name.removesuffix("/").removesuffix(".py") for row in rows for name in code_in(row[0])]
     assert shown == [name for name in floors if not name.startswith("_")]
     drawn = (PROJECT / "docs" / "images" / "house.svg").read_text()
-    assert [name for name in shown if name not in drawn] == ["prefetch"]
+    assert [name for name in shown if name not in drawn] == ["prefetch", "rank_correlation"]
 
 
 def test_the_pages_build_strictly_and_ask_nothing_of_a_network(tmp_path):
