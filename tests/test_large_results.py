@@ -360,7 +360,7 @@ def test_an_overview_of_an_older_result_has_no_class_minus_1():
     channel_row = {"channel": 0, "selectivity": 0.0, "active_fraction": 1.0, "q01": 0.0, "q50": 0.0, "q99": 0.0}
     sample = SimpleNamespace(name="top", exemplars=exemplars, settled=True)
     shown = SimpleNamespace(samples=[sample], channel_row=channel_row, classes=[])
-    assert tile_of(shown, None, 0).labels == [4]
+    assert tile_of(shown, None, 0, None).labels == [4]
 
 
 # A run ---------------------------------------------------------------------------------------
