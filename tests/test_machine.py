@@ -12,11 +12,13 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
+import ray
 from conftest import PROJECT, TESTS, TINY_FLAGS, free_port, write_tiny_data
 
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor import machine, ray_address
 from exemplar_ray.executor.cluster import Cluster
+from exemplar_ray.executor.connection import may_grow
 from exemplar_ray.executor.memory import MemoryDemand
 from exemplar_ray.executor.ray_address import LostRayError, Watch, is_same, refuse_unusable
 from exemplar_ray.executor.resources import Demand, Resources, demand_of
@@ -134,6 +136,12 @@ def test_a_process_that_is_connected_joins_no_other_ray(ray_head):
         UsageError, match=r"connected to the Ray at '.+:\d+' already, so .* cannot join '10.0.0.1:6379'"
     ):
         Cluster(Resources(address="10.0.0.1:6379")).__enter__()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_rays_own_store_is_found_again_where_a_late_shutdown_took_it_away():
+    ray.experimental.internal_kv._internal_kv_reset()
+    assert not may_grow()
 
 
 @pytest.mark.usefixtures("ray_cluster")

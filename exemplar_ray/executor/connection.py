@@ -90,10 +90,20 @@ def raylet() -> str | None:
     return "{}:{}".format(*addresses[0]) if addresses else None
 
 
+def _known_to_ray(key: str) -> bytes | None:
+    """Return a value out of Ray's own store; None if there is none."""
+    store = ray.experimental.internal_kv
+    if not store._internal_kv_initialized():
+        # It was seen to be gone from a process that was connected: a late ray.shutdown takes it along.
+        client = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address)  # type: ignore[attr-defined]
+        store._initialize_internal_kv(client)
+    return store._internal_kv_get(key)
+
+
 def may_grow() -> bool:
     """Whether machines may join while tasks wait for them: there is an autoscaler, or Ray does not tell."""
     for _ in range(_LOOKS_FOR_AUTOSCALER):
-        status = json.loads(ray.experimental.internal_kv._internal_kv_get(_AUTOSCALER) or "{}")
+        status = json.loads(_known_to_ray(_AUTOSCALER) or "{}")
         kinds = (status.get("autoscaler_report") or {}).get("active_nodes")
         if kinds:
             # Without an autoscaler Ray's monitor calls every machine after itself.
