@@ -18,10 +18,12 @@ from exemplar_ray.network.spec import NetworkRequest
 from exemplar_ray.visualize.spec import PictureOptions
 
 if TYPE_CHECKING:
+    from exemplar_ray.executor.cluster import Cluster
     from exemplar_ray.executor.driver import JobOutcome
+    from exemplar_ray.executor.subject import Subject
 
-# What a run says of itself.
-_SAID_BY_RUN = ("out", "model", "weights", "layer", "layout", "preprocess")
+SAID_BY_RUN = ("out", "model", "weights", "layer", "layout", "preprocess")
+"""What a run says of itself to the jobs about its channels."""
 
 PICTURE_KEYS = {
     key: VISUALIZE_KEYS[key]
@@ -53,11 +55,30 @@ def refuse_impossible(run: str | None, settings: Mapping[str, Any]) -> None:
         UsageError: a value is none, or something is set that the run says.
     """
     if run is not None:
-        refuse_said_already(run, _SAID_BY_RUN, settings)
+        refuse_said_already(run, SAID_BY_RUN, settings)
     asked = pick(RunSpec, settings)
     pick(RunOptions, settings), pick(Resources, settings), pick(PictureOptions, settings)
     if run is not None and "statistic" in settings and len(asked.statistic) > 1:
         raise UsageError("pictures are made for one statistic at a time; name one with --statistic")
+
+
+def subject_of(run: str | None, settings: Mapping[str, Any], cluster: Cluster, resolve: str) -> Subject:
+    """Return what a job about channels is of: a finished run, or a network that the settings name.
+
+    Args:
+        run: the run's folder; None for a network.
+        resolve: see `executor.subject.of_model`.
+
+    Raises:
+        UsageError: it cannot be had, or a channel is not in the run.
+    """
+    from exemplar_ray.executor import subject as subjects
+
+    asked = pick(RunSpec, settings)
+    if run is not None:
+        return subjects.of_run(run).with_channels(asked.channels if "channels" in settings else None)
+    network = NetworkRequest(asked.model, asked.weights, asked.layer, asked.channels, asked.preprocess, asked.layout)
+    return subjects.of_model(network, asked.statistic, cluster, resolve)
 
 
 def make_pictures(run: str | None, settings: Mapping[str, Any], console: Console) -> tuple[JobOutcome, str]:
@@ -72,22 +93,14 @@ def make_pictures(run: str | None, settings: Mapping[str, Any], console: Console
     Raises:
         UsageError: something that was asked for cannot be done; nothing was computed.
     """
-    from exemplar_ray.executor import subject as subjects
     from exemplar_ray.executor.cluster import Cluster
     from exemplar_ray.visualize import job
 
     refuse_impossible(run, settings)
     asked, log_level = pick(RunSpec, settings), pick(RunOptions, settings).log_level
     with Cluster(pick(Resources, settings), log_level, partial(say, console)) as cluster:
-        statistic = None
-        if run is not None:
-            subject, out = subjects.of_run(run), job.below(run)
-            subject = subject.with_channels(asked.channels if "channels" in settings else None)
-            statistic = asked.statistic[0] if "statistic" in settings else None
-        else:
-            network = NetworkRequest(
-                asked.model, asked.weights, asked.layer, asked.channels, asked.preprocess, asked.layout
-            )
-            subject, out = subjects.of_model(network, asked.statistic, cluster, job.RESOLVE), settings["out"]
+        subject = subject_of(run, settings, cluster, job.RESOLVE)
+        out = settings["out"] if run is None else job.below(run)
+        statistic = asked.statistic[0] if run is not None and "statistic" in settings else None
         options = pick(PictureOptions, settings)
         return job.visualize(subject, out, options, cluster, console, statistic), out

@@ -23,7 +23,7 @@ from exemplar_ray.executor.driver import JobOutcome, run_job
 from exemplar_ray.executor.job import Context, Job, Reduced
 from exemplar_ray.executor.subject import Subject
 from exemplar_ray.runs.ranked import digests
-from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
+from exemplar_ray.runs.run_folder import RunFolder
 from exemplar_ray.runs.versions import versions
 
 JOB = "circuits"
@@ -59,7 +59,7 @@ class CircuitsJob(Job):
         return summary.get("of_run") == self._of_run()
 
     def _of_run(self) -> str | None:
-        return None if self._run is None else (self._run.read_json(SUMMARY) or {}).get("fingerprint")
+        return None if self._run is None else self._run.answered()
 
     def reduce(self, context: Context) -> Reduced:
         """Put the tables together, in the order of the groups."""

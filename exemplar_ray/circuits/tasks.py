@@ -139,6 +139,7 @@ class _Circuits:
 
     def _channel(self, before: Before, channel: int, kernel: np.ndarray, measured: int | None) -> dict[str, Any]:
         strength, absolute = strengths(kernel), float(np.abs(kernel).sum(dtype=np.float64))
+        core = trimmed(kernel)
         return {
             "layer": self._group.layer,
             "channel": channel,
@@ -150,9 +151,9 @@ class _Circuits:
             "sum": float(kernel.sum(dtype=np.float64)),
             "positive_share": float(kernel[kernel > 0].sum(dtype=np.float64)) / absolute if absolute else None,
             "images_measured": measured,
-            "height": trimmed(kernel).shape[1],
-            "width": trimmed(kernel).shape[2],
-            "factors": factors(trimmed(kernel)),
+            "height": core.shape[1],
+            "width": core.shape[2],
+            "factors": factors(core),
         }
 
     def _exemplars(self, before: Before, channel: int, known: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -17,8 +17,7 @@ from exemplar_ray.executor.progress import say
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.spec import RunOptions, RunSpec, columns_chosen
 from exemplar_ray.keys import keys_of
-from exemplar_ray.network.spec import NetworkRequest
-from exemplar_ray.pictures import PICTURE_KEYS, make_pictures, refuse_said_already
+from exemplar_ray.pictures import PICTURE_KEYS, SAID_BY_RUN, make_pictures, refuse_said_already, subject_of
 
 # What a run folder says to `check`.
 _OF_NETWORK = ("data", "model", "weights", "preprocess", "class_labels", "image_column", "label_column", "split")
@@ -107,7 +106,6 @@ def _visualize(options: argparse.Namespace, console: Console) -> int:
 
 def _circuits(options: argparse.Namespace, console: Console) -> int:
     from exemplar_ray.circuits import job
-    from exemplar_ray.executor import subject as subjects
     from exemplar_ray.executor.cluster import Cluster
     from exemplar_ray.report.circuits_page import write_circuits_page
 
@@ -115,19 +113,12 @@ def _circuits(options: argparse.Namespace, console: Console) -> int:
     circuit_options, run_options = pick(CircuitOptions, settings), pick(RunOptions, settings)
     asked = pick(RunSpec, settings)
     if options.run is not None:
-        refuse_said_already(options.run, ("out", "model", "weights", "layer", "layout", "preprocess"), settings)
+        refuse_said_already(options.run, SAID_BY_RUN, settings)
         if len(settings.get("statistic", [])) > 1:
             raise UsageError("circuits are made for one statistic at a time; name one with --statistic")
     with Cluster(pick(Resources, settings), run_options.log_level, partial(say, console)) as cluster:
-        if options.run is not None:
-            subject, out = subjects.of_run(options.run), job.below(options.run)
-            subject = subject.with_channels(asked.channels if "channels" in settings else None)
-        else:
-            network = NetworkRequest(
-                asked.model, asked.weights, asked.layer, asked.channels, asked.preprocess, asked.layout
-            )
-            subject = subjects.of_model(network, asked.statistic, cluster, job.RESOLVE)
-            out = settings["out"]
+        subject = subject_of(options.run, settings, cluster, job.RESOLVE)
+        out = settings["out"] if options.run is None else job.below(options.run)
         statistic = asked.statistic[0] if "statistic" in settings else None
         outcome = job.circuits(subject, out, circuit_options, cluster, console, statistic)
     if options.run is None and outcome.complete:

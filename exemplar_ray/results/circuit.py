@@ -98,8 +98,7 @@ class Circuits:
     @classmethod
     def of_run(cls, run: RunFolder) -> Circuits:
         """Look for the circuits of a run, which are below its folder."""
-        fingerprint = (run.read_json(SUMMARY) or {}).get("fingerprint", "")
-        return cls(RunFolder(f"{run.uri.rstrip('/')}/{FOLDER}"), fingerprint)
+        return cls(RunFolder(f"{run.uri.rstrip('/')}/{FOLDER}"), run.answered() or "")
 
     @property
     def network(self) -> NetworkSpec:

@@ -87,8 +87,7 @@ class Visualizations:
     @classmethod
     def of_run(cls, run: RunFolder) -> Visualizations:
         """Look for the pictures of a run, which are below its folder."""
-        fingerprint = (run.read_json(SUMMARY) or {}).get("fingerprint", "")
-        return cls(RunFolder(f"{run.uri.rstrip('/')}/{FOLDER}"), fingerprint)
+        return cls(RunFolder(f"{run.uri.rstrip('/')}/{FOLDER}"), run.answered() or "")
 
     @property
     def uri(self) -> str:

@@ -73,6 +73,10 @@ class RunFolder(Folder):
             refuse_other_format({"identity": {}}, -1, self.uri)
         return values
 
+    def answered(self) -> str | None:
+        """Return the fingerprint of the run whose result is here; None if there is none yet."""
+        return (self.read_json(SUMMARY) or {}).get("fingerprint")
+
     def adopt(
         self,
         manifest: Manifest,

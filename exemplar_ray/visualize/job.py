@@ -19,7 +19,7 @@ from exemplar_ray.executor.job import Context, Job, Reduced
 from exemplar_ray.executor.subject import Subject
 from exemplar_ray.network.layers import Layer
 from exemplar_ray.runs.ranked import digests
-from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
+from exemplar_ray.runs.run_folder import RunFolder
 from exemplar_ray.runs.versions import versions
 from exemplar_ray.visualize.asked import MakeSettings
 from exemplar_ray.visualize.job_names import FOLDER, RESULT
@@ -66,7 +66,7 @@ class VisualizationsJob(Job):
         return summary.get("of_run") == self._of_run()
 
     def _of_run(self) -> str | None:
-        return None if self._run is None else (self._run.read_json(SUMMARY) or {}).get("fingerprint")
+        return None if self._run is None else self._run.answered()
 
     def reduce(self, context: Context) -> Reduced:
         """Put the pictures together, with what they are worth beside real images."""
