@@ -47,14 +47,14 @@ CIRCUITS_KEYS = {**RUN_KEYS, **keys_of(CircuitOptions)}
 def add_keys(parser: argparse._ActionsContainer, keys: Mapping[str, tuple[Key, type]]) -> None:
     """Add a flag for each key; one that is not given leaves no trace in the options."""
     for name, (key, kind) in keys.items():
-        flag = "--" + name.replace("_", "-")
+        flags = ["--" + name.replace("_", "-"), *([key.flag] if key.flag else [])]
         if kind is bool:
-            parser.add_argument(flag, help=key.text, default=argparse.SUPPRESS, action=argparse.BooleanOptionalAction)
+            parser.add_argument(*flags, help=key.text, default=argparse.SUPPRESS, action=argparse.BooleanOptionalAction)
             continue
         how: dict[str, Any] = {"type": _yaml_value if key.flow else kind}
         if kind is list and not key.flow:
             how = {"nargs": "+"}
-        parser.add_argument(flag, metavar=key.metavar, help=key.text, default=argparse.SUPPRESS, **how)
+        parser.add_argument(*flags, dest=name, metavar=key.metavar, help=key.text, default=argparse.SUPPRESS, **how)
 
 
 def _yaml_value(text: str) -> Any:

@@ -14,18 +14,20 @@ class Key:
     text: str
     flow: bool = False
     """On the command line its value is YAML, such as `{resize: 256}`."""
+    flag: str | None = None
+    """Another name of its flag, such as `--from`."""
 
 
-def key(default: Any, metavar: str, text: str, flow: bool = False) -> Any:
+def key(default: Any, metavar: str, text: str, flow: bool = False, flag: str | None = None) -> Any:
     """Declare a field that is a key of the config file and a flag.
 
     Args:
         default: what it is if nobody sets it.
         metavar: what stands for its value in the help.
         text: what it is, for the help.
-        flow: see `Key`.
+        flow, flag: see `Key`.
     """
-    return field(default=default, metadata={"key": Key(metavar, text, flow)})
+    return field(default=default, metadata={"key": Key(metavar, text, flow, flag)})
 
 
 def keys_of(*classes: type) -> dict[str, tuple[Key, type]]:

@@ -22,7 +22,7 @@ from exemplar_ray.cli import main
 from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars.plan import Plan
 from exemplar_ray.network.models import load_network
-from exemplar_ray.report.dataset_folder import TABLES, VISUALIZATIONS, public_uri, subset_of
+from exemplar_ray.report.dataset_folder import FOLDERS, TABLES, VISUALIZATIONS, public_uri, subset_of
 from exemplar_ray.runs.manifest import RUN
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 
@@ -54,6 +54,7 @@ def run(tmp_path_factory, ray_cluster):
     assert main(["run", "--data", str(folder / "data"), "--out", str(folder / "run"), *flags]) == 0
     made = ["--channels", "0-2", "--negative", "--size", "32", "--steps", "2"]
     assert main(["visualize", str(folder / "run"), *made]) == 0
+    assert main(["circuits", str(folder / "run"), "--top", "2", "--removed", "1"]) == 0
     assert main(["report", str(folder / "run")]) == 0
     (folder / "run" / "failed").mkdir(exist_ok=True)
     (folder / "run" / "failed" / "000009.json").write_text("{}")
@@ -107,8 +108,8 @@ def edited(run, folder, name, change):
 def test_it_holds_result_pages_and_card_and_nothing_else(run, dry):
     names = {path.relative_to(dry).as_posix() for path in dry.rglob("*") if path.is_file()}
     pages = {f"report/{path.relative_to(run / 'report').as_posix()}" for path in (run / "report").rglob("*.*")}
-    of_visualizations = {f"visualizations/{name}" for name in (RUN, SUMMARY)}
-    assert names == pages | set(TABLES) | {"README.md", RUN, SUMMARY} | of_visualizations
+    beside = {f"{folder}/{name}" for folder in FOLDERS for name in (RUN, SUMMARY)}
+    assert names == pages | set(TABLES) | {"README.md", RUN, SUMMARY} | beside
     for name in TABLES:
         assert (dry / name).read_bytes() == (run / name).read_bytes()
 
@@ -120,13 +121,14 @@ def test_it_is_a_run_that_can_be_read(run, dry):
     for one, other in zip(there.exemplars(channel=3), here.exemplars(channel=3), strict=True):
         assert one.image.tobytes() == other.image.tobytes()
     assert there.channel("mixed", 2).visualizations == here.channel("mixed", 2).visualizations != []
+    assert there.channel("mixed", 2).circuit == here.channel("mixed", 2).circuit is not None
 
 
 def test_it_says_nothing_of_this_machine(run, dry):
     home = str(run.parent).encode()
     assert home in (run / RUN).read_bytes()
     assert home in (run / "report" / "index.html").read_bytes()
-    assert home in (run / "visualizations" / RUN).read_bytes()
+    assert all(home in (run / beside / RUN).read_bytes() for beside in FOLDERS)
     hosts = {shard["host"] for shard in json.loads((run / SUMMARY).read_text())["shards"]}
     assert hosts
     for name, content in contents(dry).items():
@@ -234,13 +236,14 @@ def test_a_published_run_without_images_can_be_reported_but_not_drawn(without_im
     assert (status, "published without them" in text) == (2, True)
 
 
-def test_visualisations_of_another_result_stay_at_home(run, tmp_path):
-    stale = edited(run, tmp_path / "run", f"visualizations/{SUMMARY}", lambda summary: summary.update(of_run="0" * 64))
+@pytest.mark.parametrize(("beside", "word"), [("visualizations", "visualisation"), ("circuits", "circuit")])
+def test_what_is_of_another_result_stays_at_home(beside, word, run, tmp_path):
+    stale = edited(run, tmp_path / "run", f"{beside}/{SUMMARY}", lambda summary: summary.update(of_run="0" * 64))
     assert main(["publish", str(stale), "user/name", "--dry-run", str(tmp_path / "dry")]) == 0
-    assert not (tmp_path / "dry" / "visualizations").exists()
+    assert not (tmp_path / "dry" / beside).exists()
     configs = {config["config_name"] for config in DatasetCard(card_of(tmp_path / "dry")).data.configs}
-    assert configs == {subset_of(name) for name in TABLES if name != VISUALIZATIONS}
-    assert "visualisation" not in card_of(tmp_path / "dry")
+    assert configs == {subset_of(name) for name in TABLES if not name.startswith(f"{beside}/")}
+    assert word not in card_of(tmp_path / "dry")
 
 
 def test_equal_runs_give_equal_folders(run, dry, tmp_path):
@@ -342,7 +345,7 @@ def test_a_run_without_labels_has_no_subset_of_classes(run, tmp_path):
         pq.write_table(pq.read_table(run / name).slice(0, 0), tmp_path / "run" / name)
     assert main(["publish", str(tmp_path / "run"), "user/name", "--dry-run", str(tmp_path / "dry")]) == 0
     configs = {config["config_name"] for config in DatasetCard(card_of(tmp_path / "dry")).data.configs}
-    assert configs == {"exemplars", "channels", "histograms", "spectrum", "images", "visualizations"}
+    assert configs == {subset_of(name) for name in TABLES} - {"classes", "class_exemplars"}
     assert (tmp_path / "dry" / "classes.parquet").exists()
 
 

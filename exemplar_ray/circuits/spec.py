@@ -31,7 +31,9 @@ class CircuitOptions:
         UsageError: a value has the wrong type or an impossible value.
     """
 
-    from_layer: str | None = key(None, "LAYER", "that channels are made of (default: found in the network's graph)")
+    from_layer: str | None = key(
+        None, "LAYER", "that channels are made of (default: found in the network's graph)", flag="--from"
+    )
     top: int = key(50, "N", "input channels of each, the strongest first (default: 50; 0: all)")
     exemplars: int = key(50, "N", "of each channel's, that are taken apart, the strongest first (default: 50)")
     removed: int = key(10, "N", "of these are removed to see what is left (default: 10)")
@@ -59,7 +61,6 @@ class Stretch:
     kinds: tuple[str, ...]
     next_layer: str | None = None
     """The layer that is made of this one; None if it has none, or it was not looked for."""
-    why_no_next: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `from_json` reads them back."""

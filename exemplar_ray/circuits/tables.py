@@ -11,12 +11,15 @@ import pyarrow.parquet as pq
 
 from exemplar_ray.circuits.edges import EDGES, USES
 from exemplar_ray.circuits.job_names import CHANNELS, EXEMPLARS, RESULT, USES_RESULT
+from exemplar_ray.circuits.spec import EXEMPLARS as OF_EXEMPLARS
+from exemplar_ray.circuits.spec import EXPANDED, GATED
 
 _TWINS = pa.list_(pa.struct([("channel", pa.int32()), ("turned", pa.string()), ("cosine", pa.float32())]))
 _FACTORS = pa.list_(
     pa.struct([("share", pa.float32()), ("pattern", pa.list_(pa.float32())), ("inputs", pa.list_(pa.int32()))])
 )
-_AGREEMENT = pa.map_(pa.string(), pa.float32())
+# No map: `datasets` has none.
+_AGREEMENT = pa.struct([(kind, pa.float32()) for kind in (EXPANDED, GATED, OF_EXEMPLARS)])
 _NAMES = [("layer", pa.string()), ("channel", pa.int32()), ("from_layer", pa.string())]
 
 CHANNELS_SCHEMA = pa.schema(

@@ -178,7 +178,7 @@ class _Circuits:
             "exemplars": len(seen.images),
             "removed": removed,
             "activation_left": float(np.median(left)) if len(left) else None,
-            "predicts": [(kind, value) for kind, value in without.predicted_by.items() if value is not None],
+            "predicts": dict(without.predicted_by),
             "residual": made_of.residual,
         }
 

@@ -85,7 +85,7 @@ class ShownCircuit:
     @property
     def predicts(self) -> list[tuple[str, float]]:
         """Return, for each kind of inputs, how well it foretells what happens without the strongest."""
-        return list(self.circuit.row["predicts"] or ())
+        return [(kind, value) for kind, value in (self.circuit.row["predicts"] or {}).items() if value is not None]
 
 
 class ShownCircuits:

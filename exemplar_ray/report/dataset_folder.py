@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from exemplar_ray.check.findings import CHECK
+from exemplar_ray.circuits import job_names as circuits
 from exemplar_ray.exemplars.plan import (
     CHANNELS,
     CLASS_EXEMPLARS,
@@ -34,10 +35,18 @@ from exemplar_ray.report.provenance import without_secrets
 from exemplar_ray.results.run import Run
 from exemplar_ray.runs.manifest import RUN
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
-from exemplar_ray.visualize.job_names import FOLDER, RESULT
+from exemplar_ray.visualize import job_names as visualizations
 
 REPORT = "report"
-VISUALIZATIONS = f"{FOLDER}/{RESULT}"
+VISUALIZATIONS = f"{visualizations.FOLDER}/{visualizations.RESULT}"
+_CIRCUITS = {
+    f"{circuits.FOLDER}/{circuits.RESULT}": "which channels every channel is made of, with their kernels",
+    f"{circuits.FOLDER}/{circuits.CHANNELS}": "whether these inputs explain each channel, its factors and its twins",
+    f"{circuits.FOLDER}/{circuits.EXEMPLARS}": "what every input contributes on each of a channel's exemplars",
+    f"{circuits.FOLDER}/{circuits.USES_RESULT}": "which channels of the next layer are made of every channel",
+}
+FOLDERS = (visualizations.FOLDER, circuits.FOLDER)
+"""Of the jobs whose results stand beside the exemplars, each a run folder of its own."""
 TABLES = {
     EXEMPLARS: "the images of every channel, by rank: activation, where the image is, its class, what the network saw",
     CHANNELS: "how every channel is distributed over all images searched",
@@ -47,6 +56,7 @@ TABLES = {
     SPECTRUM: "the mean magnitude spectrum of all images searched, in decorrelated colours",
     IMAGES: "the images of all samples but `top`, each once, by `shard` and `row`",
     VISUALIZATIONS: "the picture that an optimiser made for every channel, with what it is worth beside the images",
+    **_CIRCUITS,
 }
 """The tables that a result may consist of, and what they are. Each is a subset of the data set, see `subset_of`."""
 RUN_ON_PAGES = "RUN"
@@ -73,9 +83,14 @@ def write_folder(run: Run, folder: Path, images: bool) -> dict[str, int]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     source = RunFolder(run.uri)
+    exist = {visualizations.FOLDER: run.visualizations.exist, circuits.FOLDER: run.circuits.exist}
     # Those of another result are none of this run's, and nobody would see them.
-    left_out = {*([] if images else [IMAGES]), *([] if run.visualizations.exist else [VISUALIZATIONS])}
-    tables = [table for table in TABLES if table not in left_out and source.exists(table)]
+    left_out = [name for name, there in exist.items() if not there]
+    tables = [
+        table
+        for table in TABLES
+        if posixpath.dirname(table) not in left_out and (images or table != IMAGES) and source.exists(table)
+    ]
     for table in tables:
         (folder / table).parent.mkdir(exist_ok=True)
         with source.open(table) as file, open(folder / table, "wb") as copy:
@@ -90,9 +105,9 @@ def write_folder(run: Run, folder: Path, images: bool) -> dict[str, int]:
         title = public_plan(run.plan).spec.network.weights_title
         # Reasons name machines and files.
         public.write_json(CHECK, replace(check, weights_title=title, failed={}).to_json())
-    if VISUALIZATIONS in tables:
-        beside = RunFolder(f"{source.uri.rstrip('/')}/{FOLDER}")
-        _write_whose_visualizations(beside, RunFolder(str(folder / FOLDER)))
+    for name, there in exist.items():
+        if there:
+            _write_whose(RunFolder(f"{source.uri.rstrip('/')}/{name}"), RunFolder(str(folder / name)))
     write_report(str(folder), str(folder / REPORT), images=images, run_folder=RUN_ON_PAGES)
     return {table: pq.read_metadata(folder / table).num_rows for table in tables}
 
@@ -110,8 +125,8 @@ def _copy_without_images(source: Any, target: Any) -> None:
             writer.write_table(table.add_column(index, schema.field("image"), nothing))
 
 
-def _write_whose_visualizations(source: RunFolder, public: RunFolder) -> None:
-    """Write what says of which network and result visualisations are."""
+def _write_whose(source: RunFolder, public: RunFolder) -> None:
+    """Write what says of which network and result visualisations or circuits are."""
     values = source.read_run()
     network = _public_network(NetworkSpec.from_json(values["spec"]))
     public.write_json(RUN, {**values, "spec": {**values["spec"], **network.to_json()}})

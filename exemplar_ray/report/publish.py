@@ -24,10 +24,9 @@ from huggingface_hub.utils import validate_repo_id
 from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars.plan import IMAGES
 from exemplar_ray.report.dataset_card import CARD, title_of, write_card
-from exemplar_ray.report.dataset_folder import REPORT, TABLES, write_folder
+from exemplar_ray.report.dataset_folder import FOLDERS, REPORT, TABLES, write_folder
 from exemplar_ray.results.run import Run, open_run
 from exemplar_ray.runs.manifest import RUN
-from exemplar_ray.visualize.job_names import FOLDER
 
 # The form that identifiers of licences have on the Hub. The Hub itself says which there are.
 _LICENCE = r"[a-z0-9][a-z0-9.+-]*"
@@ -174,7 +173,7 @@ def _commit(folder: Path, repository: str, earlier: _Published | None, private: 
     stale = sorted(
         name
         for name in (earlier.files if earlier else ())
-        if name not in files and (name in TABLES or name.startswith((f"{REPORT}/", f"{FOLDER}/")))
+        if name not in files and (name in TABLES or name.split("/")[0] in (REPORT, *FOLDERS))
     )
     commit = api.create_commit(
         repository,

@@ -59,7 +59,7 @@ class Circuit:
     @property
     def doubt(self) -> str | None:
         """Why its inputs do not explain the channel; None if they do, or that was not looked at."""
-        left, predicts = self.row.get("activation_left"), dict(self.row.get("predicts") or ())
+        left, predicts = self.row.get("activation_left"), self.row.get("predicts") or {}
         if left is None:
             return None
         agreement = predicts.get("expanded")
