@@ -1,4 +1,4 @@
-"""Count, mean and covariance of points, which merge: what a Fréchet distance and a principal component need of a set."""
+"""Count, mean and covariance of points, which merge: what a Fréchet distance and principal components need of a set."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Moments:
 
     @property
     def covariance(self) -> np.ndarray:
-        """The covariance of the points as a sample, over count - 1: float64 [channels, channels]; NaN of fewer than two.
+        """The covariance of the points as a sample, over count - 1: float64 [channels, channels]; NaN of one or none.
 
         >>> float(Moments.of(np.array([[1.0], [2.0], [3.0]])).covariance[0, 0])
         1.0

@@ -9,7 +9,8 @@ another function in its place, so that it does not matter how the package is wri
 import os
 from dataclasses import replace
 
-from exemplar_ray.exemplars import gather, scan
+from exemplar_ray.exemplars import gather
+from exemplar_ray.network import shard_images
 from exemplar_ray.runs import run_folder
 from exemplar_ray.runs.records import StoredFile
 from exemplar_ray.runs.run_folder import RunFolder
@@ -33,7 +34,7 @@ def commit_record_first(self, position, files, record):
 GUARDS = {
     "the completion record is written last": (RunFolder, "commit", commit_record_first),
     "a record counts for its own run only": (run_folder, "is_of_run", lambda record, fingerprint: True),
-    "rows are scored or skipped": (scan, "refuse_lost_rows", refuse_nothing),
+    "rows are scored or skipped": (shard_images, "refuse_lost_rows", refuse_nothing),
     "a part is what its record says": (run_folder, "refuse_torn", refuse_nothing),
     "gather recomputes what the scan recorded": (gather, "refuse_mix_up", refuse_nothing),
 }

@@ -54,7 +54,7 @@ def test_awkward_images_are_all_scored_as_the_reference_scores_them(tmp_path):
     images = list(scored_images().items())
     spec, trunk = tiny(top_k=len(images))
     scanned = scan_it(trunk, spec, shard_of(tmp_path / "d", images))
-    assert (scanned.rows, scanned.scored, scanned.skipped_images) == (len(images), len(images), [])
+    assert (scanned.read.rows, scanned.read.scored, scanned.read.skipped_images) == (len(images), len(images), [])
     expected = by_hand(trunk, spec, images)
     for readout, channel, activation, row in zip(
         scanned.part.scores.readout,
@@ -73,9 +73,9 @@ def test_broken_images_are_counted_listed_and_leave_the_others_as_they_are(tmp_p
     spec, trunk = tiny()
     scanned = scan_it(trunk, spec, shard_of(tmp_path / "mixed", mixed), max_skipped=len(broken))
     alone = scan_it(trunk, spec, shard_of(tmp_path / "good", good))
-    assert scanned.rows == scanned.scored + len(scanned.skipped_images) == len(mixed)
-    assert [entry["row"] for entry in scanned.skipped_images] == [2 * i + 1 for i in range(len(broken))]
-    assert all(entry["reason"] for entry in scanned.skipped_images)
+    assert scanned.read.rows == scanned.read.scored + len(scanned.read.skipped_images) == len(mixed)
+    assert [entry["row"] for entry in scanned.read.skipped_images] == [2 * i + 1 for i in range(len(broken))]
+    assert all(entry["reason"] for entry in scanned.read.skipped_images)
     row_in_mixed = [mixed.index(image) for image in good]
     assert scanned.part.scores.activation.tolist() == alone.part.scores.activation.tolist()
     assert scanned.part.scores.row.tolist() == [row_in_mixed[row] for row in alone.part.scores.row]
@@ -91,7 +91,7 @@ def test_too_many_broken_images_fail_the_shard_and_are_named(tmp_path):
     assert "4 undecodable images, max_skipped is 3 (row 3: empty image bytes; row 4: no image bytes; row 5:" in message
     assert "and 1 more" in message
     assert "--max-skipped 4" in message
-    assert scan_it(trunk, spec, shard, max_skipped=4).scored == 3
+    assert scan_it(trunk, spec, shard, max_skipped=4).read.scored == 3
 
 
 def test_the_batch_size_and_the_padding_do_not_change_a_part(tmp_path):

@@ -138,6 +138,12 @@ class ImageRow(NamedTuple):
     label: int | None
 
 
+def row_of_skipped(image: Mapping[str, Any]) -> str:
+    """Say which image of a shard was skipped, of what its completion record says."""
+    path = image.get("path")
+    return f"row {image['row']}" + (f" ({path})" if path else "")
+
+
 class ReadingCost(NamedTuple):
     """What reading a shard takes, from a storage that is asked for ranges of bytes."""
 

@@ -135,12 +135,6 @@ class Plan:
         return replace(plan, spec=replace(plan.spec, network=network))
 
 
-def row_of_skipped(image: Mapping[str, Any]) -> str:
-    """Say which image of a shard was skipped, of what its completion record says."""
-    path = image.get("path")
-    return f"row {image['row']}" + (f" ({path})" if path else "")
-
-
 class ScannedShard(NamedTuple):
     """What the driver keeps of a shard's completion record: a run may have very many shards."""
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from exemplar_ray.data.contents import changed_groups
 from exemplar_ray.data.formats.registry import describe, format_named
 from exemplar_ray.data.shard import Shard
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.job import Context, Job, Reduced
-from exemplar_ray.exemplars.contents import changed_groups
 from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, RESCAN, Plan, ScannedShard
 from exemplar_ray.exemplars.samples import sample_rate
 from exemplar_ray.exemplars.settings import ScanSettings
@@ -55,7 +55,7 @@ class ScanJob(Job):
     name = JOB
     task = f"{TASKS}:scan"
     result = EXEMPLARS
-    compare = "exemplar_ray.exemplars.contents:difference"
+    compare = "exemplar_ray.data.contents:difference"
     verb = "scan"
     keep = staticmethod(ScannedShard.of)
 

@@ -56,13 +56,8 @@ def scan(settings: ScanSettings, given: tuple[int, Shard]) -> Made:
     loaded = _prepare(settings)
     scanned = scan_shard(loaded.trunk, settings, shard, position)
     facts = {
-        "rows": scanned.rows,
-        "scored": scanned.scored,
-        "skipped": len(scanned.skipped_images),
-        "skipped_images": scanned.skipped_images,
+        **scanned.read.facts(),
         "not_finite": scanned.not_finite,
-        "contents": scanned.contents,
-        **({} if scanned.places is None else {"places": list(scanned.places)}),
         "device": str(loaded.trunk.device),
         "compiled": isinstance(loaded.trunk, CompiledTrunk),
         **({"not_compiled": loaded.not_compiled} if loaded.not_compiled else {}),
@@ -88,7 +83,7 @@ def probe(settings: ScanSettings, shard: Shard) -> Probed:
     scan_shard(loaded.trunk, replace(settings, most_rows=1), shard, 0)
     loading = time.perf_counter() - started
     started = time.perf_counter()
-    images = scan_shard(loaded.trunk, settings, shard, 0).rows
+    images = scan_shard(loaded.trunk, settings, shard, 0).read.rows
     seconds = time.perf_counter() - started
     decoding, gathering = _decoding_seconds(settings.spec, shard), _gathering_seconds(settings.spec, shard)
     with open_shard(shard) as reader:

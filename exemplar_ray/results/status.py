@@ -8,7 +8,8 @@ from typing import Any
 
 from exemplar_ray.check.findings import read_findings
 from exemplar_ray.data.formats.registry import describe as describe_data
-from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, Plan, row_of_skipped
+from exemplar_ray.data.shard import row_of_skipped
+from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, Plan
 from exemplar_ray.runs.manifest import Manifest, job_of, read_manifest
 from exemplar_ray.runs.records import CompletionRecord, State
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder

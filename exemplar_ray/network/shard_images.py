@@ -1,0 +1,148 @@
+"""One shard's images on their way to a network, batch by batch, and the account of its rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from exemplar_ray.data.batches import Batch, batches
+from exemplar_ray.data.formats.registry import open_shard
+from exemplar_ray.data.preprocess import DECODERS
+from exemplar_ray.data.shard import ImageRow, Shard, row_of_skipped
+from exemplar_ray.errors import ShardError
+from exemplar_ray.network.inputs import labels_for
+from exemplar_ray.network.spec import NetworkSpec
+
+_REASONS_IN_MESSAGE = 3
+
+_log = logging.getLogger(__name__)
+
+Prepare = Callable[[Iterable[ImageRow]], Iterable[ImageRow]]
+"""Looks at images on their way to the decoder, while their bytes are there."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a shard is read. But for `decode`, none of it changes the numbers."""
+
+    batch_size: int
+    """Images a forward pass: every one has this shape, the last batch is padded."""
+    threads: int
+    """How many decode at the same time."""
+    max_skipped: int = 0
+    """Undecodable images that a shard may have before it fails."""
+    decode: str = DECODERS[0]
+    """See `preprocess.DECODERS`."""
+    most_rows: int | None = None
+    """Read only so many."""
+
+
+@dataclass
+class RowsRead:
+    """What reading a shard came to. `scored` and the skipped images add up to `rows`."""
+
+    rows: int
+    scored: int
+    skipped_images: list[dict[str, object]] = field(default_factory=list)
+    """[{"row": int, "reason": str}], in order; with the "path" where the reader knows it."""
+    contents: list[str] | None = None
+    """What the bytes were, see `ShardReader.contents`."""
+    places: Sequence[int] | None = None
+    """Where rows are, see `ShardReader.places`."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a completion record says of it: plain JSON values."""
+        return {
+            "rows": self.rows,
+            "scored": self.scored,
+            "skipped": len(self.skipped_images),
+            "skipped_images": self.skipped_images,
+            "contents": self.contents,
+            **({} if self.places is None else {"places": list(self.places)}),
+        }
+
+
+class ShardImages:
+    """Reads a shard's images; a context manager.
+
+    Args:
+        network: which the images are for.
+        device: where the batches go.
+    """
+
+    def __init__(self, network: NetworkSpec, shard: Shard, reading: Reading, device: torch.device) -> None:
+        self._network, self._shard, self._reading, self._device = network, shard, reading, device
+        self._skipped: list[dict[str, object]] = []
+        self._scored = 0
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._reader = self._open.enter_context(open_shard(self._shard))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def batches(self, prepare: Prepare = iter) -> Iterator[tuple[Batch, Tensor | None]]:
+        """Yield batches that have images, with the labels that the network is to be given, if it takes any.
+
+        Every batch has the same shape (the last one is padded), so an image's activation does not depend on how many
+        images were left over.
+
+        Raises:
+            ShardError: the file is not the listed one, or an image lacks a label that the network is to be given.
+        """
+        shard, reading = self._shard, self._reading
+        images = prepare(islice(self._reader.images(), reading.most_rows))
+        preprocess = self._network.preprocess
+        decoded = batches(images, preprocess, reading.batch_size, reading.threads, self._device, reading.decode)
+        for batch in decoded:
+            for image, reason in batch.undecodable:
+                _log.info("%s row %d is skipped: %s", shard.name, image.row, reason)
+                known = {} if image.path is None else {"path": image.path}
+                self._skipped.append({"row": image.row, **known, "reason": str(reason)})
+            # A shard that has failed is read to its end, so that the message can name every
+            # bad image, but nothing more is computed for it.
+            if len(self._skipped) > reading.max_skipped or not batch.images:
+                continue
+            self._scored += len(batch.images)
+            yield batch, labels_for(self._network, shard.name, batch.images, len(batch.crops))
+
+    def rows_read(self) -> RowsRead:
+        """Return what reading it came to, once all batches have been taken.
+
+        Raises:
+            ShardError: more than `max_skipped` images cannot be decoded, or the rows do not add up.
+        """
+        reader, most, most_skipped = self._reader, self._reading.most_rows, self._reading.max_skipped
+        if len(self._skipped) > most_skipped:
+            raise ShardError(_too_many_skipped(self._shard, self._skipped, most_skipped))
+        rows = reader.rows if most is None else min(reader.rows, most)
+        refuse_lost_rows(self._shard, rows, self._scored, len(self._skipped))
+        return RowsRead(rows, self._scored, self._skipped, reader.contents, reader.places)
+
+
+def refuse_lost_rows(shard: Shard, rows: int, scored: int, skipped: int) -> None:
+    """Refuse a shard of which rows were neither scored nor skipped.
+
+    Raises:
+        ShardError: the rows do not add up.
+    """
+    if rows != scored + skipped:
+        raise ShardError(f"{shard.name}: {rows} rows, but {scored} scored and {skipped} skipped")
+
+
+def _too_many_skipped(shard: Shard, skipped: list[dict[str, object]], max_skipped: int) -> str:
+    shown = "; ".join(f"{row_of_skipped(s)}: {s['reason']}" for s in skipped[:_REASONS_IN_MESSAGE])
+    more = f"; and {len(skipped) - _REASONS_IN_MESSAGE} more" if len(skipped) > _REASONS_IN_MESSAGE else ""
+    return (
+        f"{shard.name}: {len(skipped)} undecodable images, max_skipped is {max_skipped} ({shown}{more}); "
+        f"repair the shard, or run again with --max-skipped {len(skipped)}"
+    )
