@@ -17,12 +17,15 @@ from exemplar_ray.circuits.contributions import Unit, contributions, without
 from exemplar_ray.circuits.edges import edges, strengths
 from exemplar_ray.circuits.factors import factors
 from exemplar_ray.circuits.measured import measured_gates
+from exemplar_ray.circuits.natural import Between
+from exemplar_ray.circuits.on_exemplars import NotAddingUpError, on_exemplars, patch
 from exemplar_ray.circuits.twins import twins
 from exemplar_ray.circuits.weights import kernels
 from exemplar_ray.errors import UsageError
 from exemplar_ray.network.affine import Open, Recorded
 from exemplar_ray.network.before import after, before, directly_before
 from exemplar_ray.network.gradients import with_true_gradients
+from exemplar_ray.network.layers import Axis
 from exemplar_ray.network.tape import record
 from exemplar_ray.rank_correlation import rank_correlations
 
@@ -442,6 +445,23 @@ def test_what_is_removed_is_gone_from_the_network_itself():
         one.remove()
     own = torch.cat([caught["wide"], caught["narrow"]], 1)
     assert torch.allclose(left, torch.stack([own[(u.image, u.channel, *u.place)] for u in units]), atol=1e-6)
+
+
+def test_what_a_unit_at_the_border_sees_has_nothing_outside_the_map():
+    maps, field = torch.arange(1, 21.0).reshape(1, 4, 5), (Axis(-1, 3, 1), Axis(-1, 3, 1))
+    whole = nn.functional.pad(maps, (1, 1, 1, 1))
+    for place in ((0, 0), (0, 4), (3, 0), (3, 4), (1, 2)):
+        expected = whole[:, place[0] : place[0] + 3, place[1] : place[1] + 3]
+        assert torch.equal(patch(maps, field, Unit(0, 0, place)), expected)
+
+
+def test_contributions_that_miss_the_networks_own_activation_end_the_task():
+    module = trained().requires_grad_(False)
+    piece, inputs, values = seen(module, "mixed", torch.randn(3, 3, 32, 32) * 60)
+    images = [None] * 3
+    assert on_exemplars(piece, None, Between(images, inputs, values), 4).residual < 1e-5
+    with pytest.raises(NotAddingUpError, match="channel 4: contributions miss the activation by"):
+        on_exemplars(piece, None, Between(images, inputs, 1.01 * values), 4)
 
 
 def test_rank_correlations_are_scipys():
