@@ -254,7 +254,7 @@ def test_strengths_of_what_is_nearly_nothing():
     kernel = np.array([[[3.0]], [[0.0]], [[-4.0]], [[0.03]]])
     found = strengths(kernel)
     assert found.rank.tolist() == [2, 4, 1, 3]
-    assert found.nearly_zero == 2
+    assert found.nearly_zero.tolist() == [False, True, False, True]
     assert [row["from_channel"] for row in edges({}, kernel, top=0)] == [2, 0]
     assert [row["from_channel"] for row in edges({}, kernel, top=1)] == [2]
     assert list(edges({}, np.zeros((4, 1, 1)), top=0)) == []

@@ -14,6 +14,7 @@ from exemplar_ray import open_run
 from exemplar_ray.data.decode import decode_and_crop
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.network.trunk import to_input
+from exemplar_ray.report.circuits import bar_of
 
 TINY = Preprocess(mean=(117, 117, 117), resize=36, crop=32)
 NETWORK = ["--model", TINY_NETWORK, "--preprocess", "{resize: 36, crop: 32, mean: [117, 117, 117]}"]
@@ -180,6 +181,32 @@ def test_the_pages_show_circuits_whose_links_lead_somewhere(run, tmp_path, cli):
     assert '<a href="../mixed/' in (tmp_path / "pages" / "conv1" / "0.html").read_text()
     # The next layer is not in the run: it is named, and there is no link.
     assert "<span><bdi>classifier</bdi>:" in page
+
+
+def test_inputs_that_excite_stand_apart_from_those_that_inhibit(run, tmp_path, cli):
+    assert cli("report", run, "--out", tmp_path / "pages")[0] == 0
+    page = (tmp_path / "pages" / "mixed" / "3.html").read_text()
+    edges = open_run(str(run)).channel("mixed", 3).circuit.inputs("expanded")
+    assert {edge["sum"] > 0 for edge in edges} == {True, False}
+    for way, excites in (("excite", True), ("inhibit", False)):
+        [shown] = re.findall(rf'<ul aria-labelledby="expanded-{way}">(.*?)</ul>', page, re.DOTALL)
+        expected = [edge["from_channel"] for edge in edges if (edge["sum"] > 0) == excites]
+        assert [int(channel) for channel in re.findall(r"</bdi>:(\d+)", shown)] == expected
+
+
+def test_a_bar_is_made_of_pieces_that_add_up(run):
+    for exemplar in rows(run / "circuits", "circuit_exemplars"):
+        bar = bar_of(exemplar)
+        assert sum(value for _, value, _, _ in bar.pieces) == pytest.approx(bar.total, rel=1e-4, abs=1e-4)
+        assert bar.zero == pytest.approx(sum(width for _, value, _, width in bar.pieces if value < 0))
+        # Side by side, without a gap: what inhibits from zero to the left, what excites to the right.
+        covered = sorted((x, x + width) for _, _, x, width in bar.pieces if width)
+        assert covered[0][0] == pytest.approx(0, abs=1e-6)
+        assert covered[-1][1] == pytest.approx(100)
+        assert all(
+            one[1] == pytest.approx(other[0], abs=1e-6) for one, other in zip(covered, covered[1:], strict=False)
+        )
+        assert all((x < bar.zero - 1e-9) == (value < 0) for _, value, x, width in bar.pieces if width)
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,9 @@ class Strengths(NamedTuple):
     """float64 [inputs]: of the squared norm of all of them."""
 
     @property
-    def nearly_zero(self) -> int:
-        """Return how many inputs are nearly nothing."""
-        return int((self.l2 < NEARLY_ZERO * self.l2.max(initial=0)).sum()) if self.l2.any() else len(self.l2)
+    def nearly_zero(self) -> np.ndarray:
+        """Return which inputs are nearly nothing: bool [inputs]."""
+        return self.l2 <= NEARLY_ZERO * self.l2.max(initial=0)
 
 
 def strengths(kernel: np.ndarray) -> Strengths:
@@ -79,7 +79,7 @@ def edges(
     strength = strengths(kernel)
     order = np.argsort(strength.rank)
     for at in order[: top or None]:
-        if strength.l2[at] <= NEARLY_ZERO * strength.l2[order[0]]:
+        if strength.nearly_zero[at]:
             return
         yield {
             **names,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from exemplar_ray.circuits.anatomy import Anatomy, anatomy_of
 from exemplar_ray.circuits.asked import AskedStretches, MakeSettings
-from exemplar_ray.circuits.edges import NEARLY_ZERO, Strengths, edge, edges, strengths, trimmed
+from exemplar_ray.circuits.edges import Strengths, edge, edges, strengths, trimmed
 from exemplar_ray.circuits.factors import factors
 from exemplar_ray.circuits.measured import measured_gates
 from exemplar_ray.circuits.natural import between
@@ -146,7 +146,7 @@ class _Circuits:
             "from_layer": before.layer,
             "through": list(before.through),
             "inputs": len(kernel),
-            "nearly_zero": strength.nearly_zero,
+            "nearly_zero": int(strength.nearly_zero.sum()),
             "l2": float(np.sqrt((strength.l2**2).sum())),
             "sum": float(kernel.sum(dtype=np.float64)),
             "positive_share": float(kernel[kernel > 0].sum(dtype=np.float64)) / absolute if absolute else None,
@@ -191,9 +191,9 @@ class _Circuits:
         for channel in self._group.channels:
             order = np.argsort(-l2[:, channel], kind="stable")[: self._spec.options.top or None]
             for at in order:
-                if l2[at, channel] <= NEARLY_ZERO * l2[at].max():
-                    continue
                 strength = Strengths(l2[at], rank[at], share[at])
+                if strength.nearly_zero[channel]:
+                    continue
                 names = {"layer": self._group.layer, "channel": channel}
                 names |= {"next_layer": self._stretch.next_layer, "next_channel": int(at)}
                 kernel = trimmed(made[at])[channel]
