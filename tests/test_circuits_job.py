@@ -204,9 +204,7 @@ def test_a_bar_is_made_of_pieces_that_add_up(run):
         covered = sorted((x, x + width) for _, _, x, width in bar.pieces if width)
         assert covered[0][0] == pytest.approx(0, abs=1e-6)
         assert covered[-1][1] == pytest.approx(100)
-        assert all(
-            one[1] == pytest.approx(other[0], abs=1e-6) for one, other in zip(covered, covered[1:], strict=False)
-        )
+        assert all(one[1] == pytest.approx(other[0], abs=1e-6) for one, other in pairwise(covered))
         assert all((x < bar.zero - 1e-9) == (value < 0) for _, value, x, width in bar.pieces if width)
 
 
