@@ -14,6 +14,7 @@ from conftest import TINY_FLAGS, TINY_NETWORK, encode, random_picture, write_tin
 from PIL import Image
 from scipy import stats
 from tiny_network import trained
+from torch import nn
 from torchvision import models
 
 from exemplar_ray import open_run
@@ -47,6 +48,17 @@ SIZE = 24
 # Layers before -----------------------------------------------------------------------------
 
 
+class CalledAgainBehind(nn.Module):
+    """Its one activation stands before the layer and behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.act = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.second(self.act(self.first(x)))).mean((2, 3))
+
+
 NETWORKS = [
     (
         lambda: models.resnet18(weights=None),
@@ -62,6 +74,7 @@ NETWORKS = [
     ),
     (trained, "mixed", ["conv1"]),
     (trained, "conv1", []),
+    (CalledAgainBehind, "second", ["first"]),
 ]
 
 

@@ -57,7 +57,8 @@ def _between(module: nn.Module, layer: str, preprocess: Preprocess) -> list[tupl
     def seen(name: str, output: Any, _before: object) -> bool:
         is_map = isinstance(output, Tensor) and output.is_floating_point() and output.dim() in (3, 4)
         calls.setdefault(name, []).append(output.grad_fn if is_map or name == target else None)
-        return name == target
+        # To its end: an activation may be called again behind the layer.
+        return False
 
     x = to_input(noise(preprocess, NOISE).crops[:1], preprocess).requires_grad_(True)
     wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
