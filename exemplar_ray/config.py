@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from exemplar_ray.activations.spec import ActivationOptions
 from exemplar_ray.check.options import CheckOptions
 from exemplar_ray.circuits.spec import CircuitOptions
 from exemplar_ray.errors import UsageError, near_matches
@@ -17,7 +18,7 @@ from exemplar_ray.exemplars.spec import RunOptions, RunSpec
 from exemplar_ray.keys import Key, keys_of
 from exemplar_ray.visualize.spec import PictureOptions
 
-T = TypeVar("T", RunSpec, RunOptions, Resources, CheckOptions, PictureOptions, CircuitOptions)
+T = TypeVar("T", RunSpec, RunOptions, Resources, CheckOptions, PictureOptions, CircuitOptions, ActivationOptions)
 
 WHERE: dict[str, tuple[Key, type]] = {
     "data": (
@@ -42,6 +43,9 @@ VISUALIZE_KEYS = {**RUN_KEYS, **keys_of(PictureOptions)}
 
 CIRCUITS_KEYS = {**RUN_KEYS, **keys_of(CircuitOptions)}
 """The same of `circuits`."""
+
+ACTIVATIONS_KEYS = {**RUN_KEYS, **keys_of(ActivationOptions)}
+"""The same of `activations`."""
 
 
 def add_keys(parser: argparse._ActionsContainer, keys: Mapping[str, tuple[Key, type]]) -> None:

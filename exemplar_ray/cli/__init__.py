@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 import exemplar_ray
+from exemplar_ray.cli.activations import add_activations
 from exemplar_ray.cli.common import BAD_USAGE, INTERRUPTED, Parser
 from exemplar_ray.cli.data import add_data_commands
 from exemplar_ray.cli.networks import add_check, add_circuits, add_layers, add_visualize
@@ -67,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_check,
         add_visualize,
         add_circuits,
+        add_activations,
         add_report,
         add_publish,
     ):

@@ -9,8 +9,9 @@ failed items from `driver.run_job`, for nothing.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 class Made:
     """What a task makes of one item. Everything is a function of the job's settings and the item alone."""
 
-    files: Mapping[str, bytes]
-    """The part: {how the file's name ends, such as `parquet`: its content}."""
+    files: Mapping[str, bytes | Path]
+    """The part: {how the file's name ends, such as `parquet`: its content, or a local file, which is moved}. One that
+    is to be in a folder of its own says so before it, see `run_folder.part_file`."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """For the completion record: plain JSON values. `scored` is how many images it took, for the progress line."""
 
@@ -64,13 +66,16 @@ class Context:
         done, items = len(self.completed), len(self.manifest.items)
         return None if done == items else f"{done} of {items} {self.manifest.items_name}"
 
-    def parts(self) -> Iterator[tuple[int, dict[str, bytes]]]:
+    def parts(self, only: Collection[str] | None = None) -> Iterator[tuple[int, dict[str, bytes]]]:
         """Read the parts in order: (position, {how the file's name ends: its content}).
+
+        Args:
+            only: which files of each, by their endings; None for all.
 
         Raises:
             TornPartError: a part is not the one that was committed.
         """
-        return self.folder.read_parts(list(self.completed), self.manifest.fingerprint)
+        return self.folder.read_parts(list(self.completed), self.manifest.fingerprint, only)
 
 
 class Job(ABC):

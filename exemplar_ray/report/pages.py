@@ -38,11 +38,12 @@ from exemplar_ray.report.visualizations import PICTURES, ShownVisualizations
 from exemplar_ray.report.writer import ReportWriter
 from exemplar_ray.results.run import Run, open_run
 from exemplar_ray.storage.folder import Folder
+from exemplar_ray.storage.folder_names import folder_names
 from exemplar_ray.storage.hub_uri import refuse_writing
 
 INDEX = "index.html"
 _ASSETS, _IMAGES = "assets", "images"
-_LONGEST_FOLDER = 80
+_TAKEN = (_ASSETS, _IMAGES, TILES, PICTURES, INDEX)
 
 
 def write_report(run: str, out: str | None = None, images: bool = True, run_folder: str | None = None) -> str:
@@ -84,7 +85,7 @@ class _Report:
         self._pictures = Pictures(writer) if images else None
         self._pages = ChannelPages(run.plan, run.summary, self._pictures)
         self._visualizations = ShownVisualizations(run.visualizations, writer if images else None)
-        self._folders = folder_names([layer.name for layer in self._spec.layers])
+        self._folders = folder_names([layer.name for layer in self._spec.layers], _TAKEN)
         self._circuits = ShownCircuits(run.circuits, self._neighbour)
         self._synset_ids: dict[int, str] = {}
         self._environment = _environment()
@@ -226,25 +227,6 @@ class _Report:
     def _write_page(self, name: str, page: str) -> None:
         # What came from a command line may hold what is no text.
         self._writer.write(name, page.encode(errors="replace"))
-
-
-def folder_names(layers: Sequence[str]) -> dict[str, str]:
-    """Return a folder's name for each layer: safe on every file system, and no two alike in any case.
-
-    >>> folder_names(["mixed4a", "a/b", "a b", "A_b", "images", ".."])
-    {'mixed4a': 'mixed4a', 'a/b': 'a_b', 'a b': 'a_b-2', 'A_b': 'A_b-3', 'images': 'images-2', '..': '_.'}
-    """
-    taken = {_ASSETS, _IMAGES, TILES, PICTURES, INDEX}
-    names = {}
-    for layer in layers:
-        safe = re.sub(r"^\.|[^A-Za-z0-9_.-]", "_", layer)[:_LONGEST_FOLDER]
-        name, number = safe, 1
-        while name.casefold() in taken:
-            number += 1
-            name = f"{safe}-{number}"
-        taken.add(name.casefold())
-        names[layer] = name
-    return names
 
 
 def _environment() -> jinja2.Environment:

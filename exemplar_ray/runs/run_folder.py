@@ -3,6 +3,7 @@
     RUN/run.json                      the manifest: which job, its identity, its items
     RUN/network-8c1f....pt            the network, where it was a module in hand
     RUN/parts/000003.parquet          one item's part: a file, or several whose names end differently
+    RUN/layers/.../000003.parquet     or in a folder of its own, see `part_file`
     RUN/parts/000003.json             its completion record, written after the part
     RUN/failed/000003.json            why an item failed, until it succeeds
     RUN/summary.json                  what was read, what it cost; written last
@@ -15,8 +16,10 @@ the job's affair: here parts are bytes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from exemplar_ray.errors import UsageError
@@ -154,18 +157,17 @@ class RunFolder(Folder):
 
     # Items -------------------------------------------------------------------------------
 
-    def commit(self, position: int, files: Mapping[str, bytes], record: CompletionRecord) -> CompletionRecord:
+    def commit(self, position: int, files: Mapping[str, bytes | Path], record: CompletionRecord) -> CompletionRecord:
         """Store one item's part, then its completion record.
 
         Args:
-            files: the part: {how the file's name ends: its content}.
+            files: the part: {how the file's name ends: its content, or a local file, which is moved}.
 
         Returns:
             The record as stored, with the files' sizes and SHA-256.
         """
-        stored = {ending: StoredFile(len(content), sha256(content)) for ending, content in files.items()}
-        record = replace(record, files=stored)
-        self.write_all({f"parts/{_number(position)}.{ending}": content for ending, content in files.items()})
+        record = replace(record, files={ending: _stored_file(content) for ending, content in files.items()})
+        self.write_all({part_file(position, ending): content for ending, content in files.items()})
         self.write_json(f"parts/{_number(position)}.json", record.to_json())
         self.remove(f"failed/{_number(position)}.json")
         return record
@@ -195,7 +197,7 @@ class RunFolder(Folder):
             return None
         if item.change_since(record.item) is not None or item.may_differ(record.item):
             return None
-        there = (self.exists(f"parts/{_number(position)}.{ending}") for ending in record.files)
+        there = (self.exists(part_file(position, ending)) for ending in record.files)
         return record if all(there) else None
 
     def retract(self, position: int) -> None:
@@ -214,12 +216,17 @@ class RunFolder(Folder):
         completed: dict[int, Kept] = {}
         changed: dict[int, str] = {}
         touched: list[int] = []
-        stored = self._stored("parts", len(items))
-        for position, values in self._records("parts", stored):
+        listed = cache(partial(self._stored, items=len(items)))
+
+        def is_there(position: int, ending: str) -> bool:
+            folder, end = _folder_and_end(ending)
+            return end in listed(folder) and bool(listed(folder)[end][position])
+
+        for position, values in self._records("parts", listed("parts")):
             record = CompletionRecord.from_json(values, items[position].kind)
             if record is None or not is_of_run(record, expected):
                 continue
-            if not all(ending in stored and stored[ending][position] for ending in record.files):
+            if not all(is_there(position, ending) for ending in record.files):
                 continue
             completed[position] = keep(record)
             change = items[position].change_since(record.item)
@@ -256,26 +263,33 @@ class RunFolder(Folder):
         for records in map_ahead(read, batches, _READING_THREADS, _READING_THREADS):
             yield from ((position, values) for position, values in records if values is not None)
 
-    def read_parts(self, positions: Sequence[int], fingerprint: str) -> Iterator[tuple[int, dict[str, bytes]]]:
+    def read_parts(
+        self, positions: Sequence[int], fingerprint: str, only: Collection[str] | None = None
+    ) -> Iterator[tuple[int, dict[str, bytes]]]:
         """Read committed parts, checked against their completion records; yield them in order, by position.
+
+        Args:
+            only: which files of each, by their endings; None for all.
 
         Raises:
             TornPartError: a file is gone, or is not the one that was committed.
         """
 
         def read(position: int) -> tuple[int, dict[str, bytes]]:
-            return position, self._read_part(position, fingerprint)
+            return position, self._read_part(position, fingerprint, only)
 
         yield from map_ahead(read, positions, _PARTS_READ_AHEAD, _PARTS_READ_AHEAD)
 
-    def _read_part(self, position: int, fingerprint: str) -> dict[str, bytes]:
+    def _read_part(self, position: int, fingerprint: str, only: Collection[str] | None) -> dict[str, bytes]:
         name = f"parts/{_number(position)}.{RECORD}"
         record = self.read_json(name)
         if record is None or record.get("fingerprint") != fingerprint:
             raise TornPartError(position, f"{name} is gone")
         files = {}
         for ending, stored in record["files"].items():
-            name = f"parts/{_number(position)}.{ending}"
+            if only is not None and ending not in only:
+                continue
+            name = part_file(position, ending)
             try:
                 files[ending] = self.read(name)
             except FileNotFoundError:
@@ -325,6 +339,28 @@ def refuse_torn(position: int, name: str, content: bytes, expected: str) -> None
 def sha256(content: bytes) -> str:
     """Return the SHA-256 (hex) that a completion record keeps of a part's file."""
     return hashlib.sha256(content).hexdigest()
+
+
+def _stored_file(content: bytes | Path) -> StoredFile:
+    if isinstance(content, bytes):
+        return StoredFile(len(content), sha256(content))
+    with open(content, "rb") as file:
+        return StoredFile(content.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def part_file(position: int, ending: str) -> str:
+    """Return where a part's file is, below the run folder.
+
+    >>> part_file(3, "moments.parquet"), part_file(3, "layers/mixed4a/mean/parquet")
+    ('parts/000003.moments.parquet', 'layers/mixed4a/mean/000003.parquet')
+    """
+    folder, end = _folder_and_end(ending)
+    return f"{folder}/{_number(position)}.{end}"
+
+
+def _folder_and_end(ending: str) -> tuple[str, str]:
+    folder, _, end = ending.rpartition("/")
+    return folder or "parts", end
 
 
 def _number(position: int) -> str:

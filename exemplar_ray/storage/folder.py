@@ -13,12 +13,14 @@ import io
 import json
 import os
 import posixpath
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
@@ -136,13 +138,22 @@ class Folder:
         if durable:
             _fsync(os.path.dirname(self._path(name)))
 
-    def write_all(self, files: Mapping[str, bytes]) -> None:
+    def write_all(self, files: Mapping[str, bytes | Path]) -> None:
         """Write several files side by side, each whole or not at all; on return a local disk has all of them.
 
         Most of what writing takes is waiting for the disk, or for the object store's answers.
+
+        Args:
+            files: {name: its content, or a local file, which is moved there}.
         """
         if not self._local:
-            self._asked(lambda: self._fs.pipe({self._path(name): content for name, content in files.items()}))
+            held = {self._path(name): content for name, content in files.items() if isinstance(content, bytes)}
+            if held:
+                self._asked(lambda: self._fs.pipe(held))
+            for name, content in files.items():
+                if isinstance(content, Path):
+                    self._asked(partial(self._fs.put_file, str(content), self._path(name)))
+                    content.unlink()
             return
         with ThreadPoolExecutor(len(files)) as pool:
             written = [
@@ -176,9 +187,13 @@ class Folder:
         """Open a file for reading in binary mode."""
         return self._asked(lambda: self._fs.open(self._path(name), "rb"))
 
-    def _write_local(self, name: str, content: bytes, durable: bool) -> None:
-        with self._temporary(name, durable) as temporary, open(temporary, "wb") as file:
-            file.write(content)
+    def _write_local(self, name: str, content: bytes | Path, durable: bool) -> None:
+        with self._temporary(name, durable) as temporary:
+            if isinstance(content, Path):
+                shutil.move(content, temporary)
+                return
+            with open(temporary, "wb") as file:
+                file.write(content)
 
     @contextmanager
     def _temporary(self, name: str, durable: bool) -> Iterator[str]:
