@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from exemplar_ray.executor.resources import Resources
     from exemplar_ray.exemplars.spec import RunOptions, RunSpec
     from exemplar_ray.results.run import open_run
+    from exemplar_ray.results.store import open_store
 
 __all__ = [
     "IncompleteError",
@@ -27,6 +28,7 @@ __all__ = [
     "__version__",
     "find_exemplars",
     "open_run",
+    "open_store",
     "visualize_channels",
 ]
 
@@ -39,6 +41,7 @@ _WHERE = {
     "RunOptions": "exemplars.spec",
     "RunSpec": "exemplars.spec",
     "open_run": "results.run",
+    "open_store": "results.store",
     "visualize_channels": "api",
 }
 

@@ -1,14 +1,15 @@
 """Chaos: seeded schedules of faults against a job, until it has its answer; then every byte is compared.
 
     python tests/chaos.py --schedules 30 --data ../shared/data/imagenet-sample
+    python tests/chaos.py --job activations --schedules 6 --data ../shared/data/imagenet-sample
     python tests/chaos.py --job visualize --schedules 6
 
-Each schedule runs the job, the main one or that of visualisations, on a real Ray cluster of several nodes, with data
-and run folder on the local disk or behind a fault-injecting proxy on a real S3 server. It kills drivers, workers and
-nodes at random times or at the worst ones (between a part and its completion record, between merge and gather, just
-before the answer), starts a second driver, lets storage fail, has a machine whose disk is full, and a shard silently
-wrong until it is restored. Then the same command is given again until it ends with 0, and the answer is held against an
-undisturbed one.
+Each schedule runs the job, the main one, that of activations or that of visualisations, on a real Ray cluster of
+several nodes, with data and run folder on the local disk or behind a fault-injecting proxy on a real S3 server. It
+kills drivers, workers and nodes at random times or at the worst ones (between a part and its completion record, between
+merge and gather, just before the answer), starts a second driver, lets storage fail, has a machine whose disk is full,
+and a shard silently wrong until it is restored. Then the same command is given again until it ends with 0, and the
+answer is held against an undisturbed one.
 """
 
 import argparse
@@ -44,7 +45,7 @@ MOST_ATTEMPTS = 8
 DISTURBED_ATTEMPTS = 3
 _LONGEST_ATTEMPT_SECONDS = 300
 # What Ray calls the processes of workers that are at a task.
-AT_WORK = ("ray::resolve", "ray::scan", "ray::gather", "ray::fold_group", "ray::make")
+AT_WORK = ("ray::resolve", "ray::scan", "ray::gather", "ray::fold_group", "ray::make", "ray::store")
 # The tests' network, which cannot store anything on a machine that is made bad.
 NETWORK_FILE = Path(tempfile.gettempdir()) / f"xr-chaos-network-{os.getpid()}" / "network.py"
 _MODEL = ["--model", f"{NETWORK_FILE}:trained"]
@@ -78,7 +79,7 @@ class Work:
     command: str
     flags: tuple[str, ...]
     answer: tuple[str, ...]
-    """The files of its answer: the first that is written, and the last, stand where they do."""
+    """The files of its answer, and folders of them: the first that is written, and the last, stand where they do."""
     folded: str
     """How the file of a part ends that a merge reads first."""
     items: int | None = None
@@ -87,6 +88,10 @@ class Work:
     @property
     def of_data(self):
         return self.items is None
+
+    def part_of_answer(self, name):
+        """The part of the answer that a file is, or is in; None if it is none."""
+        return next((part for part in self.answer if name == part or (part[-1] == "/" and name.startswith(part))), None)
 
 
 RUN = Work(
@@ -103,7 +108,13 @@ PICTURES = Work(
     ".parquet",
     items=6,
 )
-WORKS = {work.command: work for work in (RUN, PICTURES)}
+STORE = Work(
+    "activations",
+    (*TINY_FLAGS[6:], *_MODEL, "--layer", "conv1", "mixed", "--pool", "mean", "none"),
+    ("moments.parquet", "layers/", "index.parquet"),
+    ".parquet",
+)
+WORKS = {work.command: work for work in (RUN, PICTURES, STORE)}
 
 
 @dataclass
@@ -451,7 +462,7 @@ def _whole(record):
 
 def answer_of(work, place):
     """Return {name: content} of a run's answer."""
-    return {name: content for name, content in place.files().items() if name in work.answer}
+    return {name: content for name, content in place.files().items() if work.part_of_answer(name)}
 
 
 def local_place(data, folder):
@@ -485,7 +496,7 @@ def run_schedules(seeds, data, work=RUN):
             if attempt.run() != 0:
                 raise RuntimeError(f"the undisturbed run failed:\n{attempt.printed}")
             undisturbed = answer_of(work, quiet)
-            if undisturbed.keys() != set(work.answer):
+            if {work.part_of_answer(name) for name in undisturbed} != set(work.answer):
                 raise RuntimeError("the undisturbed run has not written its whole answer")
             for seed in seeds:
                 storage, disturbances = schedule(seed, work)
@@ -518,7 +529,7 @@ def main():
     parser.add_argument("--schedules", type=int, default=30, metavar="N", help="how many (default: 30)")
     parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="seeds from here (default: 0)")
     parser.add_argument("--job", choices=WORKS, default=RUN.command, help="its command (default: run)")
-    parser.add_argument("--data", metavar="FOLDER", help="a folder of parquet shards, for run")
+    parser.add_argument("--data", metavar="FOLDER", help="a folder of parquet shards, for run and activations")
     options = parser.parse_args()
     work = WORKS[options.job]
     if work.of_data and options.data is None:

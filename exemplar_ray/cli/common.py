@@ -49,15 +49,22 @@ def add_command(commands: Any, name: str, function: Command, text: str) -> argpa
     return sub
 
 
-def finish(outcome: JobOutcome, run_folder: str, rerun: str, invocation: Invocation, console: Console) -> int:
-    """Say what a job lacks, and with which commands to go on; return the exit status."""
+def finish(
+    outcome: JobOutcome, run_folder: str, rerun: str, invocation: Invocation, console: Console, merges: bool = False
+) -> int:
+    """Say what a job lacks, and with which commands to go on; return the exit status.
+
+    Args:
+        merges: whether `merge` makes a result of what is there.
+    """
     if outcome.failed:
         say(console, f"INCOMPLETE: {len(outcome.failed)} of {outcome.items} {outcome.items_name} have no result:")
         for item, reason in outcome.failed.items():
             say(console, f"  {item}: {reason}")
-        partial = invocation.command(["merge", run_folder, "--allow-partial"])
         say(console, f"to scan only these again{invocation.beside}: {rerun}")
-        say(console, f"or to merge what is there{invocation.beside}: {partial}")
+        if merges:
+            partial = invocation.command(["merge", run_folder, "--allow-partial"])
+            say(console, f"or to merge what is there{invocation.beside}: {partial}")
     return COMPLETE if outcome.complete else INCOMPLETE
 
 

@@ -56,7 +56,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         console,
         pick(RunOptions, settings),
     )
-    return finish(outcome, settings["out"], options.invocation.again, options.invocation, console)
+    return finish(outcome, settings["out"], options.invocation.again, options.invocation, console, merges=True)
 
 
 def _plan(options: argparse.Namespace, console: Console) -> int:
@@ -79,7 +79,7 @@ def _merge(options: argparse.Namespace, console: Console) -> int:
     run_options = pick(RunOptions, vars(options))
     outcome = job.merge(options.run, pick(Resources, vars(options)), console, options.allow_partial, run_options)
     rerun = "" if outcome.complete else _run_command(options)
-    return finish(outcome, options.run, rerun, options.invocation, console)
+    return finish(outcome, options.run, rerun, options.invocation, console, merges=True)
 
 
 def _run_command(options: argparse.Namespace) -> str:

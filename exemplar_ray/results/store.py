@@ -1,0 +1,198 @@
+"""A store of activations, read: arrays, and the ids of their rows in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from exemplar_ray.activations.job_names import INDEX, MOMENTS
+from exemplar_ray.activations.moments_table import from_parquet
+from exemplar_ray.activations.rows_table import IDS, values_in
+from exemplar_ray.activations.spec import ActivationsSpec, Stored
+from exemplar_ray.errors import UsageError, near_matches
+from exemplar_ray.moments import Moments
+from exemplar_ray.network.spec import NetworkSpec
+from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
+
+
+class _File(NamedTuple):
+    """A file of one layer and pool: the rows of a shard."""
+
+    shard: str
+    name: str
+    first_row: int
+    rows: int
+    bytes: int
+
+
+class Store:
+    """The activations of a set of images. Make one with `open_store`."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        values = folder.read_run()
+        spec = values.get("spec") or {}
+        if "pools" not in spec:
+            raise UsageError(f"'{folder.uri}' is no store of activations; exemplar-ray activations makes one")
+        summary = folder.read_json(SUMMARY) or {}
+        if summary.get("fingerprint") != values["fingerprint"] or not folder.exists(INDEX):
+            raise UsageError(f"'{folder.uri}' has no result yet; see exemplar-ray status {folder.uri}")
+        self._spec = ActivationsSpec.from_json(spec)
+        self._files: dict[tuple[str, str], list[_File]] = {}
+        with folder.open(INDEX) as file:
+            for row in pq.read_table(file).to_pylist():
+                key = row["layer"], row["pool"]
+                of_shard = _File(row["shard"], row["file"], row["first_row"], row["rows"], row["bytes"])
+                self._files.setdefault(key, []).append(of_shard)
+        self.summary: dict[str, Any] = summary
+        """How many images there are, and how many were skipped."""
+
+    @property
+    def uri(self) -> str:
+        """Where the store is, as it was opened."""
+        return self._folder.uri
+
+    @property
+    def network(self) -> NetworkSpec:
+        """The network, its preprocessing, and the layers that are stored."""
+        return self._spec.network
+
+    @property
+    def layers(self) -> list[str]:
+        """The names of the layers that are stored."""
+        return [layer.name for layer in self.network.layers]
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """How their maps are pooled; `none`: whole maps."""
+        return self._spec.pools
+
+    @property
+    def dtype(self) -> np.dtype:
+        """What is stored of each activation."""
+        return np.dtype(self._spec.dtype)
+
+    def __len__(self) -> int:
+        return sum(file.rows for file in next(iter(self._files.values())))
+
+    def __repr__(self) -> str:
+        what = f"{', '.join(self.layers)} ({', '.join(self.pools)})"
+        return f"<Store of {len(self):,} images: {what} of {self.network.title}>"
+
+    @cached_property
+    def rows(self) -> pa.Table:
+        """What each row is of: `shard`, `row`, `image_path`, `label`, `synset_id`, `class_name`, in the order of
+        `array`."""
+        [files, *_] = self._files.values()
+        return pa.concat_tables([self._read(file, IDS.names) for file in files]) if files else IDS.empty_table()
+
+    def array(self, layer: str | None = None, pool: str | None = None) -> np.ndarray:
+        """Read the activations of all images.
+
+        Args:
+            layer, pool: may be left out where there is one.
+
+        Returns:
+            [images, channels], or of whole maps [images, channels, height, width]; of the store's type. Row i is of the
+            image that `rows` says.
+
+        Raises:
+            UsageError: the store does not have it, or one of its files is not the one that was stored.
+        """
+        stored = self._one(layer, pool)
+        # All rows at once: the pages of memory are touched only as they are filled.
+        result = np.empty((len(self), *stored.shape), self.dtype)
+        for file in self._files[stored.layer.name, stored.pool]:
+            self._fill(result[file.first_row : file.first_row + file.rows], file)
+        return result
+
+    def batches(self, layer: str | None = None, pool: str | None = None) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        """Yield the rows of one shard after another, for stores that are larger than memory: what they are of, and
+        their activations, as `rows` and `array` give them."""
+        stored = self._one(layer, pool)
+        for file in self._files[stored.layer.name, stored.pool]:
+            values = np.empty((file.rows, *stored.shape), self.dtype)
+            self._fill(values, file)
+            yield self._read(file, IDS.names), values
+
+    def files(self, layer: str | None = None, pool: str | None = None) -> list[str]:
+        """Return the parquet files of a layer and pool, in the order of the rows: for Arrow, `datasets` or DuckDB."""
+        stored = self._one(layer, pool)
+        return [f"{self.uri.rstrip('/')}/{file.name}" for file in self._files[stored.layer.name, stored.pool]]
+
+    def moments(self, layer: str | None = None, pool: str | None = None, label: int | None = None) -> Moments:
+        """Return count, mean and covariance of the activations that are finite numbers.
+
+        Args:
+            label: of the images of one class, computed from their rows in the order of the shards; None for all, which
+                were computed while they were stored.
+
+        Raises:
+            UsageError: the store does not have it, or it is of whole maps, or of too many channels.
+        """
+        stored = self._one(layer, pool)
+        key = stored.layer.name, stored.pool
+        if key not in self._moments:
+            raise UsageError(f"there are no moments of '{key[0]}' ({key[1]}): it has {stored.shape} numbers an image")
+        if label is None:
+            return self._moments[key]
+        found = Moments.none(stored.shape[0])
+        for rows, values in self.batches(*key):
+            mine = values[pc.equal(rows["label"], label).fill_null(False).to_numpy()]
+            found = found.merged(Moments.of(mine[np.isfinite(mine).all(axis=1)]))
+        return found
+
+    @cached_property
+    def _moments(self) -> dict[tuple[str, str], Moments]:
+        return from_parquet(self._folder.read(MOMENTS))
+
+    def _one(self, layer: str | None, pool: str | None) -> Stored:
+        layer = _chosen("layer", layer, self.layers)
+        pool = _chosen("pool", pool, self.pools)
+        return next(one for one in self._spec.stored if (one.layer.name, one.pool) == (layer, pool))
+
+    def _read(self, file: _File, columns: Sequence[str]) -> pa.Table:
+        with self._folder.open(file.name) as opened:
+            return pq.read_table(opened, columns=list(columns))
+
+    def _fill(self, values: np.ndarray, file: _File) -> None:
+        """Read a file's activations, which lie in one piece in each row group, into an array."""
+        memory = values.reshape(-1).view(np.uint8).data
+        with self._folder.open(file.name) as opened:
+            places = values_in(pq.read_metadata(opened))
+            if opened.seek(0, 2) != file.bytes or sum(size for _, size in places) != len(memory):
+                raise UsageError(f"'{self.uri}': {file.name} is not the file that was stored; run activations again")
+            filled = 0
+            for offset, size in places:
+                opened.seek(offset)
+                until = filled + size
+                while filled < until:
+                    read = opened.readinto(memory[filled:until])
+                    if not read:
+                        raise ConnectionError(f"{file.name} ends early")
+                    filled += read
+
+
+def _chosen(what: str, name: str | None, there: Sequence[str]) -> str:
+    if name is None and len(there) == 1:
+        return there[0]
+    if name is None:
+        raise UsageError(f"the store has several: give {what}, one of {', '.join(there)}")
+    if name not in there:
+        raise UsageError(f"the store has no {what} '{name}'; {near_matches(name, there)}")
+    return name
+
+
+def open_store(uri: str) -> Store:
+    """Open a store of activations: a folder that `exemplar-ray activations` wrote, local or remote.
+
+    Raises:
+        UsageError: it is none, or it has no result yet.
+    """
+    return Store(RunFolder(str(uri)))
