@@ -43,8 +43,9 @@ exactness: setup ## compute the 800-image oracles anew (minutes), then compare w
 benchmark: setup ## the notebook's loop, others' ways and the job, side by side, in benchmark/
 	$(BIN)/python jobs/benchmark.py --data ../shared/data/imagenet-sample --out benchmark
 
-chaos: setup ## 40 schedules of faults of machines and storage; every answer must be the undisturbed one, byte for byte
+chaos: setup ## 46 schedules of faults of machines and storage; every answer must be the undisturbed one, byte for byte
 	$(BIN)/python tests/chaos.py --schedules 34 --data ../shared/data/imagenet-sample
+	$(BIN)/python tests/chaos.py --job activations --schedules 6 --data ../shared/data/imagenet-sample
 	$(BIN)/python tests/chaos.py --job visualize --schedules 6
 
 many-shards: setup ## merge the synthetic parts of 100,000 shards, hold them against numpy, tell time and memory

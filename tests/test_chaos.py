@@ -18,6 +18,7 @@ from chaos import (
     PICTURES,
     SECOND_DRIVER,
     STORAGE,
+    STORE,
     WRONG_DATA,
     describe,
     run_schedules,
@@ -31,6 +32,8 @@ SEEDS = (80, 22)
 
 # Of the visualisations: a worker is killed in the middle of pictures, then the driver, as soon as a part is recorded.
 PICTURE_SEED = 137
+# Of the activations: on an object store that fails, and with a bad machine, first a worker is killed, then the driver.
+STORE_SEED = 129
 
 
 def test_the_seeds_are_of_every_kind_that_matters():
@@ -58,6 +61,16 @@ def test_pictures_are_the_undisturbed_ones_whatever_breaks():
     assert survived.wrong == []
     assert survived.struck == {KILL_WORKER: 1, KILL_DRIVER: 1}
     # Killed, and run again.
+    assert survived.attempts == [-signal.SIGKILL, 0]
+
+
+def test_activations_are_the_undisturbed_ones_whatever_breaks(tmp_path):
+    write_tiny_data(tmp_path / "data", rows=40)
+    [survived] = run_schedules([STORE_SEED], tmp_path / "data", STORE)
+    print(describe(survived))
+    assert survived.wrong == []
+    assert survived.struck == {KILL_WORKER: 1, KILL_DRIVER: 1, BAD_MACHINE: 1}
+    assert survived.storage_faults
     assert survived.attempts == [-signal.SIGKILL, 0]
 
 

@@ -4,6 +4,7 @@ import re
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import s3fs
 import test_repair
@@ -79,6 +80,28 @@ def test_a_run_on_an_object_store_is_the_run_on_a_disk(store, data, command, tmp
     assert run.table(rank=1).num_rows == 12 * 3
     assert run.exemplars(channel=3)[0].image.size == (48, 40)
     assert contents(store[0], f"{BUCKET}/run") == there
+
+
+def test_a_store_of_activations_on_an_object_store_is_the_one_on_a_disk(store, data, command, tmp_path, monkeypatch):
+    folder, uri = data
+    out = f"s3://{BUCKET}/activations"
+    for where, to in ((folder, tmp_path / "store"), (uri, out)):
+        flags = [*TINY_FLAGS[:4], *TINY_FLAGS[6:], "--pool", "mean", "none"]
+        status, text = command("activations", "--data", where, "--out", to, *flags)
+        assert status == 0, text
+    there = contents(store[0], f"{BUCKET}/activations")
+    tables = [name for name in there if name.endswith(".parquet")]
+    assert len(tables) == 3 * 2 + 3 + 2
+    for name in tables:
+        assert there[name] == (tmp_path / "store" / name.removeprefix(f"{BUCKET}/activations/")).read_bytes()
+    for name, value in environment(store[1].url).items():
+        monkeypatch.setenv(name, value)
+    from exemplar_ray import open_store
+
+    on_s3, on_disk = open_store(out), open_store(str(tmp_path / "store"))
+    assert np.array_equal(on_s3.array("mixed", "none"), on_disk.array("mixed", "none"))
+    assert on_s3.rows.equals(on_disk.rows)
+    assert on_s3.files(pool="mean")[0] == f"{out}/layers/mixed/mean/000000.parquet"
     asked = []
     store[1].on_request = lambda method, path: asked.append(method)
     status, text = command("run", "--data", uri, "--out", out, *FLAGS)
