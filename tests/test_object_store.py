@@ -80,6 +80,20 @@ def test_a_run_on_an_object_store_is_the_run_on_a_disk(store, data, command, tmp
     assert run.table(rank=1).num_rows == 12 * 3
     assert run.exemplars(channel=3)[0].image.size == (48, 40)
     assert contents(store[0], f"{BUCKET}/run") == there
+    asked = []
+    store[1].on_request = lambda method, path: asked.append(method)
+    status, text = command("run", "--data", uri, "--out", out, *FLAGS)
+    store[1].on_request = None
+    assert (status, "nothing to do" in text) == (0, True)
+    assert {"GET"} <= set(asked) <= {"GET", "HEAD"}
+
+    # The pages may lie there, too.
+    assert command("report", out)[0] == 0
+    pages = contents(store[0], f"{BUCKET}/run/report")
+    on_disk = [path for path in (tmp_path / "report").rglob("*") if path.is_file()]
+    assert pages == {
+        f"{BUCKET}/run/report/{path.relative_to(tmp_path / 'report')}": path.read_bytes() for path in on_disk
+    }
 
 
 def test_a_store_of_activations_on_an_object_store_is_the_one_on_a_disk(store, data, command, tmp_path, monkeypatch):
@@ -102,20 +116,6 @@ def test_a_store_of_activations_on_an_object_store_is_the_one_on_a_disk(store, d
     assert np.array_equal(on_s3.array("mixed", "none"), on_disk.array("mixed", "none"))
     assert on_s3.rows.equals(on_disk.rows)
     assert on_s3.files(pool="mean")[0] == f"{out}/layers/mixed/mean/000000.parquet"
-    asked = []
-    store[1].on_request = lambda method, path: asked.append(method)
-    status, text = command("run", "--data", uri, "--out", out, *FLAGS)
-    store[1].on_request = None
-    assert (status, "nothing to do" in text) == (0, True)
-    assert {"GET"} <= set(asked) <= {"GET", "HEAD"}
-
-    # The pages may lie there, too.
-    assert command("report", out)[0] == 0
-    pages = contents(store[0], f"{BUCKET}/run/report")
-    on_disk = [path for path in (tmp_path / "report").rglob("*") if path.is_file()]
-    assert pages == {
-        f"{BUCKET}/run/report/{path.relative_to(tmp_path / 'report')}": path.read_bytes() for path in on_disk
-    }
 
 
 def test_a_corrupt_shard_is_repaired_on_an_object_store(store, data, command):
