@@ -18,6 +18,9 @@ writes scaling.json. `cluster-model` holds what `exemplar-ray plan` foresees aga
 `gpu` measures one GPU: scans in processes that share it, their limits, and whether the answer is the CPU's; give it
 `--cores` and enough `--copies`. It needs no Ray, and writes gpu.json.
 
+`activations` holds a shard whose activations are stored against the same pass without, and reading them against
+`numpy.load`; it writes activation_store.json.
+
 `visualize` makes pictures of channels of a trained network, beside torch-lucent's `render_vis`. `visualize-gpu` makes
 those of a whole layer of InceptionV1 on one GPU, without Ray. They need no data. The first writes visualize.json and
 the pictures, the second visualize_gpu.json.
@@ -47,6 +50,7 @@ MODES = {
     "cluster-model": ("benchmarking.cluster_model", "cluster_model"),
     "gpu": ("benchmarking.gpu", "gpu"),
     "questions": ("benchmarking.questions", "questions"),
+    "activations": ("benchmarking.activation_store", "activation_store"),
     "visualize": ("benchmarking.pictures", "visualize"),
     "visualize-gpu": ("benchmarking.pictures_gpu", "visualize_gpu"),
 }
@@ -75,6 +79,7 @@ def parse_options() -> argparse.Namespace:
         "limit-seconds": (10, "how long to measure each limit"),
         "shard-rows": (1000, "scaling: images a shard where Ray is compared with plain processes"),
         "large-shards": (4, "scaling: how many such shards"),
+        "rows": (1_000_000, "activations: rows of 508 channels to read"),
     }
     for name, (default, text) in counts.items():
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")

@@ -10,7 +10,7 @@ import json
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -130,3 +130,31 @@ def values_in(metadata: pq.FileMetaData) -> list[tuple[int, int]]:
         size = chunk.num_values * width
         places.append((chunk.data_page_offset + chunk.total_compressed_size - size, size))
     return places
+
+
+def read_values(file: BinaryIO, into: np.ndarray) -> bool:
+    """Read a file's activations as they lie there, without a copy between.
+
+    Args:
+        into: [rows, *shape] of the file's type.
+
+    Returns:
+        False where the file has another number of them.
+
+    Raises:
+        ConnectionError: it ends early.
+    """
+    memory = into.reshape(-1).view(np.uint8).data
+    places = values_in(pq.read_metadata(file))
+    if sum(size for _, size in places) != len(memory):
+        return False
+    filled = 0
+    for offset, size in places:
+        file.seek(offset)
+        until = filled + size
+        while filled < until:
+            read = file.readinto(memory[filled:until])  # type: ignore[attr-defined]
+            if not read:
+                raise ConnectionError("a file of activations ends early")
+            filled += read
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 
 from exemplar_ray.activations.job_names import INDEX, MOMENTS
 from exemplar_ray.activations.moments_table import from_parquet
-from exemplar_ray.activations.rows_table import IDS, values_in
+from exemplar_ray.activations.rows_table import IDS, read_values
 from exemplar_ray.activations.spec import ActivationsSpec, Stored
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.moments import Moments
@@ -163,20 +164,9 @@ class Store:
 
     def _fill(self, values: np.ndarray, file: _File) -> None:
         """Read a file's activations, which lie in one piece in each row group, into an array."""
-        memory = values.reshape(-1).view(np.uint8).data
         with self._folder.open(file.name) as opened:
-            places = values_in(pq.read_metadata(opened))
-            if opened.seek(0, 2) != file.bytes or sum(size for _, size in places) != len(memory):
+            if opened.seek(0, io.SEEK_END) != file.bytes or not read_values(opened, values):
                 raise UsageError(f"'{self.uri}': {file.name} is not the file that was stored; run activations again")
-            filled = 0
-            for offset, size in places:
-                opened.seek(offset)
-                until = filled + size
-                while filled < until:
-                    read = opened.readinto(memory[filled:until])
-                    if not read:
-                        raise ConnectionError(f"{file.name} ends early")
-                    filled += read
 
 
 def _chosen(what: str, name: str | None, there: Sequence[str]) -> str:
