@@ -6,6 +6,7 @@ import shutil
 import datasets
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -96,6 +97,9 @@ def test_every_row_is_its_images_by_a_plain_loop(store, data):
             assert array.dtype == np.float32
             assert array.shape[1:] == expected[0].shape
             assert np.allclose(array, expected, rtol=1e-5, atol=1e-5)
+            batches = list(opened.batches(layer, pool))
+            assert np.array_equal(np.concatenate([values for _, values in batches]), array)
+            assert pa.concat_tables([of for of, _ in batches]).equals(opened.rows)
 
 
 def test_any_reader_of_parquet_gets_the_same(store, tmp_path):
@@ -235,6 +239,45 @@ def test_what_float16_cannot_hold_is_counted_and_refused(data, tmp_path, cli):
     # Channel 1 is infinite on every image.
     assert sum(one["not_finite"] for one in unusual) == len(half)
     assert half.moments().count == 0
+
+
+def test_batches_for_extraction_scripts_hold_each_image_with_its_activations(store, data, tmp_path, cli):
+    out = tmp_path / "batches"
+    flags = ["--format", "npz", "--layer", "mixed", "conv1", "--pool", "none", "--batch-size", "8"]
+    status, said = cli("export", store, out, *flags)
+    assert (status, "29 images" in said) == (0, True), said
+    info = json.loads((out / "dataset_info.json").read_text())
+    assert (info["images"], info["batches"], info["trained"]) == (29, 4, True)
+    plain, seen = by_a_plain_loop(data), 0
+    for number in range(4):
+        arrays = np.load(out / f"batch_{number:06d}.npz")
+        batch = json.loads((out / f"batch_{number:06d}.json").read_text())
+        assert batch["layers"] == list(arrays) == ["mixed", "conv1"]
+        assert batch["batch_size"] == len(batch["samples"]) == len(arrays["mixed"]) == (8 if number < 3 else 5)
+        for place, sample in enumerate(batch["samples"]):
+            of = plain[sample["shard"], sample["row"]]
+            assert sample["batch_index"] == place
+            assert sample["original_path"] == of["of"]["image"]["path"]
+            assert (out / sample["image"]).read_bytes() == of["of"]["image"]["bytes"]
+            assert (sample["class_id"], sample["class_name"]) == (of["of"]["label"], TINY_CLASSES[of["of"]["label"]])
+            assert sample["synset_id"] == sample["original_path"][:9]
+            assert np.allclose(arrays["conv1"][place], of["conv1"].reshape(-1), rtol=1e-5, atol=1e-5)
+            seen += 1
+    assert seen == len(list((out / "images").iterdir())) == 29
+    status, said = cli("export", store, out, *flags)
+    assert (status, "is no new or empty local folder" in said) == (2, True), said
+
+
+def test_arrays_for_numpy_come_with_what_their_rows_are(store, tmp_path, cli):
+    status, said = cli("export", store, tmp_path / "out", "--format", "npy", "--pool", "mean")
+    assert status == 0, said
+    opened = open_store(str(store))
+    for layer in opened.layers:
+        assert np.array_equal(np.load(tmp_path / "out" / f"{layer}.npy", mmap_mode="r"), opened.array(layer, "mean"))
+    assert pq.read_table(tmp_path / "out" / "rows.parquet").equals(opened.rows)
+    status, said = cli("export", store, tmp_path / "other", "--format", "npy")
+    assert (status, "the store has several: give pool" in said) == (2, True), said
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

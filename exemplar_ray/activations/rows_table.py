@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -144,17 +144,31 @@ def read_values(file: BinaryIO, into: np.ndarray) -> bool:
     Raises:
         ConnectionError: it ends early.
     """
-    memory = into.reshape(-1).view(np.uint8).data
     places = values_in(pq.read_metadata(file))
-    if sum(size for _, size in places) != len(memory):
+    if sum(size for _, size in places) != into.nbytes:
         return False
-    filled = 0
+    memory, filled = into.reshape(-1).view(np.uint8), 0
     for offset, size in places:
-        file.seek(offset)
-        until = filled + size
-        while filled < until:
-            read = file.readinto(memory[filled:until])  # type: ignore[attr-defined]
-            if not read:
-                raise ConnectionError("a file of activations ends early")
-            filled += read
+        _read_at(file, offset, memory[filled : filled + size])
+        filled += size
     return True
+
+
+def read_groups(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    """Yield each row group of a file: the ids of its rows, and their activations, [rows, *shape]."""
+    parquet = pq.ParquetFile(file)
+    for group, (offset, _) in enumerate(values_in(parquet.metadata)):
+        ids = parquet.read_row_group(group, columns=IDS.names)
+        values = np.empty((len(ids), *shape), dtype)
+        _read_at(file, offset, values.reshape(-1).view(np.uint8))
+        yield ids, values
+
+
+def _read_at(file: BinaryIO, offset: int, into: np.ndarray) -> None:
+    file.seek(offset)
+    memory, filled = into.data, 0
+    while filled < len(memory):
+        read = file.readinto(memory[filled:])  # type: ignore[attr-defined]
+        if not read:
+            raise ConnectionError("a file of activations ends early")
+        filled += read

@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
+from exemplar_ray.activations.export_names import FORMATS
 from exemplar_ray.activations.spec import ActivationOptions
-from exemplar_ray.cli.common import add_command, finish
+from exemplar_ray.cli.common import COMPLETE, add_command, finish
 from exemplar_ray.config import ACTIVATIONS_KEYS, add_keys, pick, settings_of
 from exemplar_ray.executor.progress import say
 from exemplar_ray.executor.resources import Resources
@@ -37,6 +38,36 @@ def add_activations(commands: Any) -> None:
     keys = (*_OF_NETWORK_AND_IMAGES, "out", "decode", *keys_of(ActivationOptions), "max_skipped", "log_level")
     resources = [key for key in keys_of(Resources) if key not in _UNUSED]
     add_keys(sub, {key: ACTIVATIONS_KEYS[key] for key in (*keys, *resources)})
+
+    text = "write a store's activations into a folder, in the form of numpy or of extraction scripts"
+    sub = add_command(commands, "export", _export, text)
+    sub.add_argument("store", metavar="STORE", help="a finished store of activations")
+    sub.add_argument("folder", metavar="DIR", help="a new local folder")
+    forms = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
+    sub.add_argument("--format", required=True, choices=tuple(FORMATS), help=forms)
+    sub.add_argument("--layer", nargs="+", default=[], metavar="NAME", help="which (default: all)")
+    sub.add_argument("--pool", metavar="NAME", help="which (default: the only one)")
+    sub.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a batch of npz (default: 64)")
+    sub.add_argument("--without-images", action="store_true", help="leave the images of npz out")
+
+
+def _export(options: argparse.Namespace, console: Console) -> int:
+    from exemplar_ray.results.export import export
+    from exemplar_ray.results.store import open_store
+
+    store = open_store(options.store)
+    images = export(
+        store,
+        options.folder,
+        options.format,
+        options.layer,
+        options.pool,
+        options.batch_size,
+        not options.without_images,
+    )
+    say(console, f"{store.network.title}: {images:,} images")
+    say(console, f"exported: {options.folder}")
+    return COMPLETE
 
 
 def _activations(options: argparse.Namespace, console: Console) -> int:

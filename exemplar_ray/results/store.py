@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 
 from exemplar_ray.activations.job_names import INDEX, MOMENTS
 from exemplar_ray.activations.moments_table import from_parquet
-from exemplar_ray.activations.rows_table import IDS, read_values
+from exemplar_ray.activations.rows_table import IDS, read_groups, read_values
 from exemplar_ray.activations.spec import ActivationsSpec, Stored
+from exemplar_ray.data.labels import ClassLabels
+from exemplar_ray.data.shard import Shard
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.moments import Moments
 from exemplar_ray.network.spec import NetworkSpec
@@ -64,6 +66,13 @@ class Store:
         """The network, its preprocessing, and the layers that are stored."""
         return self._spec.network
 
+    @cached_property
+    def shards(self) -> list[Shard]:
+        """The shards whose images these are, in the order of the rows."""
+        values = self._folder.read_run()
+        names = ClassLabels.from_json(values["class_labels"]).names
+        return [Shard.from_json(shard, names) for shard in values["shards"]]
+
     @property
     def layers(self) -> list[str]:
         """The names of the layers that are stored."""
@@ -90,8 +99,7 @@ class Store:
     def rows(self) -> pa.Table:
         """What each row is of: `shard`, `row`, `image_path`, `label`, `synset_id`, `class_name`, in the order of
         `array`."""
-        [files, *_] = self._files.values()
-        return pa.concat_tables([self._read(file, IDS.names) for file in files]) if files else IDS.empty_table()
+        return pa.concat_tables([IDS.empty_table(), *self.ids_by_shard()])
 
     def array(self, layer: str | None = None, pool: str | None = None) -> np.ndarray:
         """Read the activations of all images.
@@ -114,13 +122,18 @@ class Store:
         return result
 
     def batches(self, layer: str | None = None, pool: str | None = None) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        """Yield the rows of one shard after another, for stores that are larger than memory: what they are of, and
-        their activations, as `rows` and `array` give them."""
+        """Yield some rows after others, for stores that are larger than memory: what they are of, and their
+        activations, as `rows` and `array` give them. No batch is of more than a shard, or of more than 32 MB."""
         stored = self._one(layer, pool)
         for file in self._files[stored.layer.name, stored.pool]:
-            values = np.empty((file.rows, *stored.shape), self.dtype)
-            self._fill(values, file)
-            yield self._read(file, IDS.names), values
+            with self._folder.open(file.name) as opened:
+                self._refuse_another(opened, file)
+                yield from read_groups(opened, stored.shape, self.dtype)
+
+    def ids_by_shard(self) -> Iterator[pa.Table]:
+        """Yield what the rows of one shard after another are, of those that have any."""
+        [files, *_] = self._files.values()
+        yield from (self._read(file, IDS.names) for file in files if file.rows)
 
     def files(self, layer: str | None = None, pool: str | None = None) -> list[str]:
         """Return the parquet files of a layer and pool, in the order of the rows: for Arrow, `datasets` or DuckDB."""
@@ -153,6 +166,23 @@ class Store:
     def _moments(self) -> dict[tuple[str, str], Moments]:
         return from_parquet(self._folder.read(MOMENTS))
 
+    def chosen(self, layer: str | None = None, pool: str | None = None) -> tuple[str, str]:
+        """Return the layer and the pool that are meant where they may be left out.
+
+        Raises:
+            UsageError: the store does not have it, or has several.
+        """
+        stored = self._one(layer, pool)
+        return stored.layer.name, stored.pool
+
+    def shape_of(self, layer: str, pool: str) -> tuple[int, ...]:
+        """Return the shape of one image's activations."""
+        return self._one(layer, pool).shape
+
+    def folder_of(self, layer: str) -> str:
+        """Return what a layer's folder is called."""
+        return next(one.folder for one in self._spec.stored if one.layer.name == layer)
+
     def _one(self, layer: str | None, pool: str | None) -> Stored:
         layer = _chosen("layer", layer, self.layers)
         pool = _chosen("pool", pool, self.pools)
@@ -165,8 +195,17 @@ class Store:
     def _fill(self, values: np.ndarray, file: _File) -> None:
         """Read a file's activations, which lie in one piece in each row group, into an array."""
         with self._folder.open(file.name) as opened:
-            if opened.seek(0, io.SEEK_END) != file.bytes or not read_values(opened, values):
-                raise UsageError(f"'{self.uri}': {file.name} is not the file that was stored; run activations again")
+            self._refuse_another(opened, file)
+            if not read_values(opened, values):
+                raise UsageError(_other_file(self.uri, file))
+
+    def _refuse_another(self, opened: Any, file: _File) -> None:
+        if opened.seek(0, io.SEEK_END) != file.bytes:
+            raise UsageError(_other_file(self.uri, file))
+
+
+def _other_file(store: str, file: _File) -> str:
+    return f"'{store}': {file.name} is not the file that was stored; run activations again"
 
 
 def _chosen(what: str, name: str | None, there: Sequence[str]) -> str:
