@@ -31,11 +31,12 @@ from exemplar_ray.exemplars.spec import RunSpec
 from exemplar_ray.network.layers import Axis, Layer, ReceptiveField
 from exemplar_ray.report import pictures
 from exemplar_ray.report.charts import BARS, HEIGHT, WIDTH, _in_bars, histogram_chart, round_values
-from exemplar_ray.report.pages import folder_names, write_report
+from exemplar_ray.report.pages import write_report
 from exemplar_ray.report.pictures import Pictures, map_overlay
 from exemplar_ray.report.provenance import command_of
 from exemplar_ray.report.writer import ReportWriter
 from exemplar_ray.storage.folder import Folder
+from exemplar_ray.storage.folder_names import folder_names
 
 SAMPLES = ["--sample", "bottom", "random", "q90"]
 
@@ -379,7 +380,7 @@ def test_folders_of_layers_are_safe_and_no_two_alike():
         "x" * 300,
         "x" * 301,
     ]
-    names = folder_names(layers)
+    names = folder_names(layers, ["assets", "tiles", "images", "index.html"])
     assert len({name.casefold() for name in names.values()}) == len(layers)
     assert not {name.casefold() for name in names.values()} & {"assets", "tiles", "images", "index.html"}
     for name in names.values():

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from exemplar_ray.activations import moments_table
-from exemplar_ray.activations.asked import ToResolve
+from exemplar_ray.activations.asked import StoreSettings, ToResolve
 from exemplar_ray.activations.job_names import FOLDER, INDEX, MOMENTS, WHOLE, folder_of
-from exemplar_ray.activations.spec import ActivationOptions, ActivationsSpec, StoreSettings
+from exemplar_ray.activations.spec import ActivationOptions, ActivationsSpec
 from exemplar_ray.data.chosen import Chosen
 from exemplar_ray.data.contents import changed_groups
 from exemplar_ray.data.data_set import data_set, refuse_unlabelled

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from exemplar_ray.activations.job_names import WHOLE
-from exemplar_ray.data.labels import ClassLabels
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.keys import key
 from exemplar_ray.network.layers import Layer
@@ -21,9 +20,6 @@ FORMAT_VERSION = 1
 
 DTYPES = ("float32", "float16")
 POOLS = (*STATISTICS, WHOLE)
-
-# Images a forward pass. It is no key: another shape may give other last bits, and what is stored is to be the same.
-_BATCH_OF_A_CORE, _BATCH_OF_A_GPU = 8, 128
 
 
 @dataclass(frozen=True)
@@ -106,21 +102,3 @@ class ActivationsSpec:
     def from_json(cls, values: Mapping[str, Any]) -> ActivationsSpec:
         """Read back what `to_json` wrote."""
         return cls(NetworkSpec.from_json(values), tuple(values["pools"]), values["dtype"], values["decode"])
-
-
-@dataclass(frozen=True)
-class StoreSettings:
-    """What a task is handed. But for `spec` and `class_labels`, none of it changes what is stored."""
-
-    spec: ActivationsSpec
-    class_labels: ClassLabels
-    threads: int
-    """How many decode at the same time."""
-    use_gpu: bool = False
-    max_skipped: int = 0
-    allow_overflow: bool = False
-
-    @property
-    def batch_size(self) -> int:
-        """Return how many images a forward pass takes."""
-        return _BATCH_OF_A_GPU if self.use_gpu else _BATCH_OF_A_CORE

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from exemplar_ray.activations.asked import StoreSettings
 from exemplar_ray.activations.job_names import MOMENTS, WHOLE, folder_of
 from exemplar_ray.activations.moments_table import has_moments, to_parquet
 from exemplar_ray.activations.rows_table import RowsWriter
-from exemplar_ray.activations.spec import ActivationsSpec, Stored, StoreSettings
+from exemplar_ray.activations.spec import ActivationsSpec, Stored
 from exemplar_ray.data.formats.registry import open_shard
 from exemplar_ray.data.shard import ImageRow, Shard
 from exemplar_ray.errors import ShardError

@@ -11,8 +11,7 @@ from functools import partial
 
 import torch
 
-from exemplar_ray.activations.asked import ToResolve
-from exemplar_ray.activations.spec import StoreSettings
+from exemplar_ray.activations.asked import StoreSettings, ToResolve
 from exemplar_ray.activations.store_shard import store_shard
 from exemplar_ray.data.first_images import two_images
 from exemplar_ray.data.shard import Shard

@@ -14,7 +14,6 @@ from exemplar_ray.cli.common import COMPLETE, add_command, finish
 from exemplar_ray.config import ACTIVATIONS_KEYS, add_keys, pick, settings_of
 from exemplar_ray.executor.progress import say
 from exemplar_ray.executor.resources import Resources
-from exemplar_ray.exemplars.plan import images_wanted
 from exemplar_ray.exemplars.spec import RunOptions, RunSpec, columns_chosen
 from exemplar_ray.keys import keys_of
 from exemplar_ray.network.spec import NetworkRequest
@@ -73,6 +72,7 @@ def _export(options: argparse.Namespace, console: Console) -> int:
 def _activations(options: argparse.Namespace, console: Console) -> int:
     from exemplar_ray.activations import job
     from exemplar_ray.executor.cluster import Cluster
+    from exemplar_ray.exemplars.plan import images_wanted
 
     settings = settings_of(options, required=() if options.run else ("data", "layer", "out"), keys=ACTIVATIONS_KEYS)
     asked, run_options = pick(RunSpec, settings), pick(RunOptions, settings)

@@ -13,8 +13,9 @@ import torch
 
 from benchmarking.limits import MODEL, WEIGHTS
 from benchmarking.measuring import in_own_process, print_table, spread
+from exemplar_ray.activations.asked import StoreSettings
 from exemplar_ray.activations.rows_table import RowsWriter, read_values
-from exemplar_ray.activations.spec import ActivationsSpec, StoreSettings
+from exemplar_ray.activations.spec import ActivationsSpec
 from exemplar_ray.activations.store_shard import store_shard
 from exemplar_ray.data.chosen import Chosen
 from exemplar_ray.data.labels import ClassLabels
