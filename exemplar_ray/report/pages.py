@@ -14,15 +14,12 @@ channel. Needs no torch, no Ray.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib import resources
 from itertools import repeat, zip_longest
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 
 from exemplar_ray._version import __version__
@@ -34,6 +31,7 @@ from exemplar_ray.report.circuits import Neighbour, ShownCircuits
 from exemplar_ray.report.overview import Tile, known_classes, tile_of
 from exemplar_ray.report.pictures import LONGEST_SIDE, TILE_SIDE, TILES, Pictures
 from exemplar_ray.report.provenance import provenance_of
+from exemplar_ray.report.templating import environment
 from exemplar_ray.report.visualizations import PICTURES, ShownVisualizations
 from exemplar_ray.report.writer import ReportWriter
 from exemplar_ray.results.run import Run, open_run
@@ -88,7 +86,7 @@ class _Report:
         self._folders = folder_names([layer.name for layer in self._spec.layers], _TAKEN)
         self._circuits = ShownCircuits(run.circuits, self._neighbour)
         self._synset_ids: dict[int, str] = {}
-        self._environment = _environment()
+        self._environment = environment()
         self._environment.globals |= {
             "spec": self._spec,
             "provenance": provenance_of(run, run_folder),
@@ -227,35 +225,3 @@ class _Report:
     def _write_page(self, name: str, page: str) -> None:
         # What came from a command line may hold what is no text.
         self._writer.write(name, page.encode(errors="replace"))
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"number": _number, "boxed": _boxed, "isolated": _isolated, "text": _text}
-    return environment
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    """Write a number with so many digits; a dash stands for none."""
-    return "–" if value is None or math.isnan(value) else f"{value:.{digits}g}"
-
-
-def _boxed(box: Sequence[float] | None) -> str:
-    """Write a box for the scripts."""
-    return " ".join(f"{value:.6g}" for value in box) if box is not None else ""
-
-
-def _text(value: Any) -> str:
-    """Write what came with the data, without control characters: no page may hold some of them."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "�", str(value))
-
-
-def _isolated(value: Any) -> str:
-    """Write what came with the data into an attribute. Its direction of writing ends with it (FSI ... PDI)."""
-    return f"\u2068{_text(value)}\u2069" if value else ""
