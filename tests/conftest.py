@@ -210,3 +210,47 @@ def ray_cluster(ray_head):
     ray.init(address=ray_head["address"], log_to_driver=False, logging_level="ERROR")
     yield ray_head
     ray.shutdown()
+
+
+@pytest.fixture
+def visit(chromium):
+    """Open addresses in a page of a fresh browser, the module's `chromium`; afterwards, hold the page to what every
+    page owes its reader: no error, no message on the console, nothing fetched from outside the report's folder.
+
+    `visit(address, first=script)` runs a script in the page before its own."""
+    contexts, messages, fetched, allowed = [], [], [], []
+
+    def failed(request):
+        # Who goes on to another page does not wait for this one's pictures.
+        if request.failure != "net::ERR_ABORTED":
+            messages.append(f"{request.url}: {request.failure}")
+
+    def visit(address, width=1400, first=None, **options):
+        context = chromium.new_context(viewport={"width": width, "height": 900}, reduced_motion="reduce", **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("requestfailed", failed)
+        page.on("request", lambda request: fetched.append(request.url))
+        if first:
+            page.add_init_script(first)
+        base, _, rest = address.partition("!")
+        allowed.append(base)
+        page.goto(base + rest)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert messages == []
+    assert [url for url in fetched if not url.startswith((*allowed, "data:"))] == []
+
+
+def wait_for(page, expression, seconds=10):
+    """Wait until an expression is true. Playwright's own way evaluates in the page, whose policy forbids that."""
+    deadline = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, expression
+        page.wait_for_timeout(20)

@@ -9,11 +9,10 @@ import io
 import json
 import shutil
 import threading
-import time
 
 import numpy as np
 import pytest
-from conftest import TESTS, TINY_FLAGS, write_tiny_data
+from conftest import TESTS, TINY_FLAGS, wait_for, write_tiny_data
 from PIL import Image
 from planted_patches import SIDE, run_over_planted_patches
 from test_report_pages import rewrite
@@ -36,42 +35,6 @@ def chromium():
         browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
-
-
-@pytest.fixture
-def visit(chromium):
-    """Open addresses in a page of a fresh browser; afterwards, hold the page to what every page owes its reader:
-    no error, no message on the console, nothing fetched from outside the report's folder.
-
-    `visit(address, first=script)` runs a script in the page before its own."""
-    contexts, messages, fetched, allowed = [], [], [], []
-
-    def failed(request):
-        # Who goes on to another page does not wait for this one's pictures.
-        if request.failure != "net::ERR_ABORTED":
-            messages.append(f"{request.url}: {request.failure}")
-
-    def visit(address, width=1400, first=None, **options):
-        context = chromium.new_context(viewport={"width": width, "height": 900}, reduced_motion="reduce", **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        page.on("console", lambda message: messages.append(message.text))
-        page.on("pageerror", lambda error: messages.append(str(error)))
-        page.on("requestfailed", failed)
-        page.on("request", lambda request: fetched.append(request.url))
-        if first:
-            page.add_init_script(first)
-        base, _, rest = address.partition("!")
-        allowed.append(base)
-        page.goto(base + rest)
-        return page
-
-    yield visit
-    for context in contexts:
-        context.close()
-    assert messages == []
-    assert [url for url in fetched if not url.startswith((*allowed, "data:"))] == []
 
 
 @pytest.fixture(scope="module")
@@ -116,14 +79,6 @@ def served(report):
 def address(request, report):
     """Where the report's folder is; what follows `!` is added to it."""
     return f"{report.as_uri()}/!" if request.param == "file" else request.getfixturevalue("served")
-
-
-def wait_for(page, expression, seconds=10):
-    """Wait until an expression is true. Playwright's own way evaluates in the page, whose policy forbids that."""
-    deadline = time.monotonic() + seconds
-    while not page.evaluate(expression):
-        assert time.monotonic() < deadline, expression
-        page.wait_for_timeout(20)
 
 
 def test_inputs_are_shown_by_the_kind_that_is_chosen(visit, address):

@@ -635,6 +635,6 @@ def test_an_installed_wheel_brings_templates_style_and_scripts(tmp_path):
     [wheel] = tmp_path.glob("*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
     for folder in ("templates", "static"):
-        files = list((PROJECT / "exemplar_ray" / "report" / folder).iterdir())
+        files = [path for path in (PROJECT / "exemplar_ray" / "report" / folder).rglob("*") if path.is_file()]
         assert files
-        assert {f"exemplar_ray/report/{folder}/{path.name}" for path in files} <= inside
+        assert {path.relative_to(PROJECT).as_posix() for path in files} <= inside

@@ -9,8 +9,8 @@
     data/rows-SHEET.js         what the points are of: shard, row, path, class
     thumbnails/SHEET.jpg       1,024 small pictures, 32 side by side
 
-Browsers fetch nothing from disk but scripts, styles and pictures. Arrays are therefore base64 in scripts, little-endian,
-of a fixed number of points each; a page loads what it needs. A point takes 4 bytes for its place, which is rounded to
+Browsers fetch nothing from disk but scripts, styles and pictures. Arrays are therefore base64 in scripts, in
+little-endian order, of a fixed number of points each; a page loads what it needs. A point takes 4 bytes for its place, which is rounded to
 1/65,535 of the map's extent, and 2 for what it is coloured by; base64 adds a third.
 
 Points stand in the arrays in the order in which they are drawn: the K-th is that of row K * STRIDE modulo their number.
@@ -97,6 +97,8 @@ def _write_points(writer: ReportWriter, points: MapPoints) -> dict[str, Any]:
     colourings = []
     for number, (name, colouring) in enumerate(points.colourings.items()):
         codes, said = _coded(colouring)
+        if len(codes) != count:
+            raise ValueError(f"{count} points, {len(codes)} of the colouring '{name}'")
         _write_parts(writer, f"c{number}", codes[drawn])
         colourings.append({"name": text(name), **said})
     if points.channels is not None:
@@ -214,9 +216,7 @@ def _page(points: MapPoints, index: dict[str, Any]) -> str:
         .render(
             root="",
             version=__version__,
-            provenance=Provenance(
-                list(points.warnings), list(points.essentials), list(points.facts), points.command
-            ),
+            provenance=Provenance(list(points.warnings), list(points.essentials), list(points.facts), points.command),
             points=points,
             count=len(points.x),
             thumbnails=index["thumbnails"],

@@ -1,4 +1,4 @@
-"""How templates become pages: what came with the data is text there, never markup, and no page holds control characters."""
+"""How templates become pages: what came with the data is text there, never markup, without control characters."""
 
 from __future__ import annotations
 

@@ -35,12 +35,15 @@ def write_sheets(
         ValueError: pictures of other or several sizes, places that do not ascend or are of no point.
     """
     sheet: npt.NDArray[np.uint8] | None = None
-    side, before, sheets = 0, -1, []
+    side, before = 0, -1
+    sheets: list[int] = []
     for place, given in thumbnails:
         picture = _pixels(given)
         side = side or len(picture)
         if picture.shape != (side, side, 3) or side not in SIDES:
-            raise ValueError(f"a thumbnail of {picture.shape[1]} x {picture.shape[0]} pixels; all have 32 x 32 or 64 x 64")
+            raise ValueError(
+                f"a thumbnail of {picture.shape[1]} x {picture.shape[0]} pixels; all have 32 x 32 or 64 x 64"
+            )
         if not before < place < points:
             raise ValueError(f"the thumbnail of point {place} after that of {before}, of {points} points")
         if sheet is None or place // IN_SHEET != sheets[-1]:

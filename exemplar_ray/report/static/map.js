@@ -293,8 +293,8 @@ async function summarise(count, isStillWanted) {
   if (where.hidden) return;
   const tables = [];
   const number = ofClasses();
-  if (number >= 0) tables.push(...(await classesTable(number, count)));
-  if (index.channels) tables.push(...(await channelsTable(count)));
+  if (number >= 0) tables.push(await classesTable(number, count));
+  if (index.channels) tables.push(await channelsTable(count));
   if (isStillWanted()) where.replaceChildren(...tables);
 }
 
@@ -310,7 +310,7 @@ async function classesTable(number, count) {
   found.sort((a, b) => counts[b] - counts[a] || a - b);
   const rows = found.slice(0, IN_TABLE).map((code) => {
     const all = code === NONE ? colouring.ofNone : colouring.counts[code];
-    return [isolated(labelOf(colouring, code)), counts[code] / count, many(counts[code]), percent(counts[code] / all)];
+    return [isolated(labelOf(colouring, code)), counts[code] / counts[found[0]], many(counts[code]), percent(counts[code] / all)];
   });
   const title = `Its ${found.length === 1 ? "class" : `${many(found.length)} classes`}`;
   return countsTable(found.length > IN_TABLE ? `${title}, the most frequent` : title, ["class", "images", "of the class"], rows);
@@ -330,8 +330,14 @@ async function channelsTable(count) {
   const everywhere = (channel) => among[channel] / index.points;
   const found = [...names.keys()].filter((channel) => here(channel) > everywhere(channel));
   found.sort((a, b) => here(b) - everywhere(b) - here(a) + everywhere(a) || a - b);
-  const rows = found.slice(0, IN_TABLE).map((channel) => [channelName(channel, names, pages), here(channel), percent(here(channel)), percent(everywhere(channel))]);
-  if (!rows.length) return [];
+  const shown = found.slice(0, IN_TABLE);
+  const most = Math.max(...shown.map(here));
+  const rows = shown.map((channel) => [
+    channelName(channel, names, pages),
+    here(channel) / most,
+    percent(here(channel)),
+    percent(everywhere(channel)),
+  ]);
   return countsTable("What its channels share", ["among the strongest of", "these", "all"], rows);
 }
 
@@ -340,8 +346,7 @@ async function channelsTable(count) {
 /** The address's state; what it does not know is as the page comes. */
 function stateOfAddress() {
   const said = readState();
-  const numbers = (text) => (text ?? "").split("_").map((pair) => pair.split("~").map(Number));
-  const corners = numbers(said.lasso);
+  const corners = (said.lasso ?? "").split("_").map((corner) => corner.split(".").map((place) => Number(place) / NONE));
   const at = (said.at ?? "").split("_").map(Number);
   const colour = index.colourings.findIndex(({ name }) => said.colour === name);
   const only = /^\d+$/.test(said.only ?? "") ? Number(said.only) : -1;
@@ -367,7 +372,7 @@ function keepState() {
       colour: state.colour > 0 ? index.colourings[state.colour].name : "",
       class: state.class,
       only: state.only >= 0 ? String(state.only) : "",
-      lasso: state.lasso ? state.lasso.map((corner) => corner.map(round).join("~")).join("_") : "",
+      lasso: (state.lasso ?? []).map((corner) => corner.map((place) => Math.round(place * NONE)).join(".")).join("_"),
       at: x || y || k !== 1 ? view.middle().map(round).join("_") : "",
       point: String(state.point),
     });
@@ -421,6 +426,7 @@ function setLasso(isOn) {
 }
 
 field.addEventListener("pointerdown", (event) => {
+  delete field.dataset.lassoed;
   if (event.button || !(view?.isLassoing || event.shiftKey)) return;
   drawing = [view.placeAt(pixelOf(event))];
   field.setPointerCapture(event.pointerId);

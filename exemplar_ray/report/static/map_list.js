@@ -147,7 +147,7 @@ function describe(element, row, index, lines, more = []) {
   );
 }
 
-/** A table of counts with bars: rows of [what, how many, its share of 1, in words]. */
+/** A table with bars, under a heading: rows of [what, its bar of 0..1, numbers as written]. */
 function countsTable(caption, heads, rows) {
   const bar = (share) => {
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
@@ -164,8 +164,6 @@ function countsTable(caption, heads, rows) {
   const body = rows.map(([what, share, ...numbers]) =>
     make("tr", {}, make("th", { scope: "row" }, what), ...numbers.map((text) => make("td", { className: "number", textContent: text })), bar(share)),
   );
-  return [
-    make("h2", { textContent: caption }),
-    make("table", {}, make("thead", {}, make("tr", {}, ...head, make("td"))), make("tbody", {}, ...body)),
-  ];
+  const table = make("table", {}, make("thead", {}, make("tr", {}, ...head, make("td"))), make("tbody", {}, ...body));
+  return make("div", {}, make("h2", { textContent: caption }), table);
 }

@@ -39,10 +39,10 @@ void main() {
 }`;
 
 const FIRST_SLICE = 65536;
-const SMALLEST_SLICE = 8192;
+const SMALLEST_SLICE = 16384;
 // Milliseconds that a slice should take.
-const QUICK = 24;
-const SLOW = 45;
+const QUICK = 40;
+const SLOW = 100;
 const MARGIN = 0.94;
 const MOST_ZOOMED = 256;
 const LARGEST_POINT = 12;
