@@ -10,8 +10,8 @@
     thumbnails/SHEET.jpg       1,024 small pictures, 32 side by side
 
 Browsers fetch nothing from disk but scripts, styles and pictures. Arrays are therefore base64 in scripts, in
-little-endian order, of a fixed number of points each; a page loads what it needs. A point takes 4 bytes for its place, which is rounded to
-1/65,535 of the map's extent, and 2 for what it is coloured by; base64 adds a third.
+little-endian order, of a fixed number of points each; a page loads what it needs. A point takes 4 bytes for its place,
+which is rounded to 1/65,535 of the map's extent, and 2 for what it is coloured by; base64 adds a third.
 
 Points stand in the arrays in the order in which they are drawn: the K-th is that of row K * STRIDE modulo their number.
 Rows that are far apart follow one another so (STRIDE is near the golden section of the number, and has no factor in
