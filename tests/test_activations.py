@@ -14,6 +14,8 @@ from conftest import BVLC, SAMPLE, TINY_CLASSES, TINY_NETWORK, encode, needs_sha
 from tiny_network import trained
 
 from exemplar_ray import UsageError, open_store
+from exemplar_ray.activations import rows_table
+from exemplar_ray.activations.rows_table import RowsWriter, read_values
 from exemplar_ray.data.decode import decode_and_crop
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.data.write_shards import LabelledImage, write_images
@@ -297,6 +299,27 @@ def test_what_cannot_be_is_one_line(flags, message, data, tmp_path, cli, ray_clu
     assert status == 2, said
     assert message in said.splitlines()[-1]
     assert not (tmp_path / "store").exists()
+
+
+def test_activations_in_several_pages_end_the_task(tmp_path, monkeypatch):
+    """A reader takes them in one piece: that they are so is seen when they are written."""
+
+    def write(name):
+        with RowsWriter(tmp_path / name, (8,), "float32", lambda _: None) as writer:
+            none = dict.fromkeys(("image_path", "label", "synset_id", "class_name"))
+            values = np.random.default_rng(0).random((5000, 8), np.float32)
+            writer.add([{"shard": "a", "row": row, **none} for row in range(5000)], values)
+            writer.close()
+        return values
+
+    values, read = write("whole.parquet"), np.empty((5000, 8), np.float32)
+    with open(tmp_path / "whole.parquet", "rb") as file:
+        assert read_values(file, read)
+        assert not read_values(file, read[:-1])
+    assert np.array_equal(read, values)
+    monkeypatch.setattr(rows_table, "_ONE_PAGE", 1024)
+    with pytest.raises(rows_table.ScatteredValuesError, match="do not lie in one piece"):
+        write("scattered.parquet")
 
 
 def test_what_is_no_store_is_said(store, tmp_path):
