@@ -120,16 +120,17 @@ def _umap(inside: np.ndarray, count: int, seed: int, min_dist: float) -> tuple[n
 
 def _tsne(inside: np.ndarray, count: int, seed: int, _min_dist: float) -> tuple[np.ndarray, tuple[float, float], str]:
     tsne, one_thread = library("openTSNE"), library("threadpoolctl").threadpool_limits(1)
-    affinity, precomputed = library("openTSNE.affinity"), library("openTSNE.nearest_neighbors").PrecomputedNeighbors
+    affinity, initialization = library("openTSNE.affinity"), library("openTSNE.initialization")
+    precomputed = library("openTSNE.nearest_neighbors").PrecomputedNeighbors
     others, distances = nearest(inside, inside, _PER_PERPLEXITY * count, own=np.arange(len(inside)))
     with one_thread:
         affinities = affinity.PerplexityBasedNN(
             perplexity=count, knn_index=precomputed(others, distances), n_jobs=1, random_state=seed
         )
-        # As openTSNE starts from principal components: the first of spread 1e-4.
+        # As openTSNE starts from principal components, with exact ones; the seed is in the jitter.
         found = components_of(inside, 2, seed)
-        start = (inside - found.mean) @ found.directions
-        start *= 1e-4 / start[:, 0].std()
+        start = initialization.rescale(reduced(inside, found.mean, found.directions))
+        start = initialization.jitter(start, random_state=seed)
         places = tsne.TSNE(n_jobs=1, random_state=seed, initialization=start).fit(affinities=affinities)
     said = f"t-SNE (openTSNE {metadata.version('opentsne')}) with perplexity {count}"
     return _finite(np.asarray(places)), (1.0, 1.0), said
