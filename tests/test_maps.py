@@ -145,7 +145,7 @@ def test_a_map_is_read_back_without_pickles_and_places_without_its_library(maps,
         read = FittedMap.from_arrays(arrays)
     assert (read.words, read.method, read.attraction) == (maps[method].words, method, maps[method].attraction)
     program = (
-        "import sys; sys.modules.update(dict.fromkeys(['umap', 'openTSNE', 'sklearn', 'scipy', 'numba', 'torch', 'ray']))\n"
+        "import sys; sys.modules.update(dict.fromkeys(['umap', 'openTSNE', 'sklearn', 'scipy', 'numba', 'torch']))\n"
         "import numpy as np; from exemplar_ray.maps.placing import FittedMap\n"
         "fitted = FittedMap.from_arrays(np.load('map.npz', allow_pickle=False))\n"
         "np.save('places.npy', fitted.place(np.load('points.npy')))"

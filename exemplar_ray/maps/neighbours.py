@@ -108,7 +108,13 @@ def nearest(
         int64 [queries, count]: which references, nearest first, the first ones of those that are equally near; and
         float64 [queries, count]: how far away.
     """
-    distances = Distances(references)
+    return nearest_by(Distances(references), queries, count, own)
+
+
+def nearest_by(
+    distances: Distances, queries: np.ndarray, count: int, own: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Do what `nearest` does, where distances to the references are at hand."""
     which, squared = np.empty((len(queries), count), np.int64), np.empty((len(queries), count))
     for first in range(0, len(queries), QUERIES_AT_ONCE):
         rows = slice(first, first + QUERIES_AT_ONCE)

@@ -172,7 +172,7 @@ def _ranks(queries: np.ndarray, distances: Distances, own: np.ndarray, shown: np
         # Rounding tells nothing of the shown ones themselves.
         leave_out(table, first, shown)
         for column, limit in enumerate(limits.T):
-            ranks[:, column] += (table < limit[:, None]).sum(axis=1)
+            ranks[:, column] += [np.count_nonzero(row) for row in table < limit[:, None]]
     for column, limit in enumerate(limits.T):
         ranks[:, column] += (limits < limit[:, None]).sum(axis=1)
     return ranks
