@@ -212,8 +212,9 @@ def test_neighbours_are_exact_also_where_many_are_as_near(digits, monkeypatch, c
         expected, far = exactly(points, points, 15, own)
         assert which.tolist() == expected.tolist()
         assert distances.tobytes() == far.tobytes()
-    few, far = nearest(points[:2], points[:5], 5)
-    assert few.tolist() == exactly(points[:2], points[:5], 5, None)[0].tolist()
+    few, among = points[:2], points[:5]
+    assert nearest(few, among, 5)[0].tolist() == exactly(few, among, 5, None)[0].tolist()
+    assert nearest(few, among, 4, own=np.array([0, 1]))[0].tolist() == exactly(few, among, 4, [0, 1])[0].tolist()
 
 
 @pytest.mark.parametrize("channels", [64, 3000])
