@@ -218,7 +218,7 @@ def test_neighbours_are_exact_also_where_many_are_as_near(digits, monkeypatch, c
     assert nearest(few, among, 4, own=np.array([0, 1]))[0].tolist() == exactly(few, among, 4, [0, 1])[0].tolist()
 
 
-@pytest.mark.parametrize("channels", [64, 3000])
+@pytest.mark.parametrize("channels", [64, 2100])
 def test_principal_components_are_scikit_learns(digits, channels):
     from sklearn.decomposition import PCA
 

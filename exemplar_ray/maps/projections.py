@@ -42,7 +42,7 @@ def fit(
     """Fit a map to points.
 
     It is fitted by one thread, to exact neighbours. Where the points themselves lie, `place` tells too: landmarks lie
-    where they were fitted to lie.
+    where they were fitted to lie, and where several are equal, all lie where the first of them does.
 
     Args:
         points: float [points, channels]; may be memory-mapped.
