@@ -2,9 +2,9 @@
 
 |m1 - m2|² + tr S1 + tr S2 - 2 tr (S1^½ S2 S1^½)^½, with means m and covariances S over count - 1: Dowson and Landau,
 "The Fréchet distance between multivariate normal distributions" (1982); Heusel et al., "GANs trained by a two
-time-scale update rule" (2017). It is the square of a distance, as everybody reports it. The last term is the sum of the
-roots of the eigenvalues of a symmetric matrix. The root of the product of both covariances, which is not symmetric, gets
-imaginary parts by rounding.
+time-scale update rule" (2017). It is the square of a distance, as everybody reports it. The last term is the sum of
+the roots of the eigenvalues of a symmetric matrix. The root of the product of both covariances, which is not symmetric,
+gets imaginary parts by rounding.
 
 The distance of few points is too large, by about a constant over their number: see `at_infinity`.
 """
@@ -28,8 +28,8 @@ _SIZES = 15
 def distance(one: Moments, other: Moments) -> float:
     """Return the Fréchet distance of two sets, in squared units of the activations.
 
-    What rounding alone may have brought about is 0: a distance that is not above what `_rounding` works out. So a set
-    has distance 0 to itself, in whatever order its shards were merged.
+    What rounding alone may have brought about is 0, in the means' part and in the covariances', each by itself: see
+    `_of_means` and `_rounding`. So a set has distance 0 to itself, in whatever order its shards were merged.
 
     Raises:
         UsageError: another number of channels, or fewer than two points in a set.
@@ -38,30 +38,48 @@ def distance(one: Moments, other: Moments) -> float:
     fewest = min(one.count, other.count)
     if fewest < 2:
         raise UsageError(f"a Fréchet distance needs two points in each set; one has {fewest}")
+    return _of_means(one, other) + _of_covariances(one, other)
+
+
+def _of_means(one: Moments, other: Moments) -> float:
+    """Return the square of the distance of the means; 0 where it is less than a thousand roundings of them."""
+    apart = one.mean - other.mean
+    sizes = sum(of.mean @ of.mean + np.trace(of.covariance) for of in (one, other))
+    found = float(apart @ apart)
+    return found if found > (1000 * _EPSILON) ** 2 * float(sizes) else 0.0
+
+
+def _of_covariances(one: Moments, other: Moments) -> float:
     # The set of fewer points has the fewer directions, and none but these count.
     one, other = sorted((one, other), key=lambda moments: moments.count)
     first, second = one.covariance, other.covariance
+    traces = float(np.trace(first) + np.trace(second))
+    # Channels that are the same for all points of a set, such as dead ones, are in no product.
+    vary = (np.diag(first) > 0) & (np.diag(second) > 0)
+    if not vary.any():
+        return traces
+    first, second = first[np.ix_(vary, vary)], second[np.ix_(vary, vary)]
     values, vectors = np.linalg.eigh(first)
-    kept = values > len(values) * _EPSILON * values[-1]
+    # Points have one direction less than they are.
+    values, vectors = values[-(one.count - 1) :], vectors[:, -(one.count - 1) :]
+    kept = values > len(first) * _EPSILON * values[-1]
     root = vectors[:, kept] * np.sqrt(values[kept])
     products = np.maximum(np.linalg.eigvalsh(root.T @ second @ root), 0)
-    apart = one.mean - other.mean
-    traces = float(np.trace(first) + np.trace(second))
-    found = float(apart @ apart) + traces - 2 * float(np.sqrt(products).sum())
+    found = traces - 2 * float(np.sqrt(products).sum())
     left_out = float(np.abs(values[~kept]).sum() * np.trace(second))
-    return found if found > _rounding(products, left_out, traces, len(values)) else 0.0
+    return found if found > _rounding(products, left_out, traces, len(first)) else 0.0
 
 
 def _rounding(products: np.ndarray, left_out: float, traces: float, channels: int) -> float:
-    """Return how large a distance may be that is rounding.
+    """Return how large the covariances' part may be by rounding alone.
 
     Eigenvalues are off by `channels` units in the last place of the largest (Anderson et al., "LAPACK Users' Guide",
-    4.7), and their roots accordingly: by more, the smaller they are. Directions that were left out would add at most the
-    root of their trace times the other set's, by Cauchy and Schwarz.
+    4.7), and their roots accordingly: by more, the smaller they are. Directions that were left out would add at most
+    the root of their trace times the other set's, by Cauchy and Schwarz.
     """
-    off = channels * _EPSILON * products.max(initial=0)
+    off = channels * _EPSILON * float(products.max(initial=0))
     roots = float((off / np.sqrt(np.maximum(products, off))).sum()) if off else 0.0
-    return 2 * (roots + np.sqrt(left_out)) + channels * _EPSILON * traces
+    return 2 * (roots + float(np.sqrt(left_out))) + channels * _EPSILON * traces
 
 
 def too_few(ones: int, others: int, channels: int) -> str | None:

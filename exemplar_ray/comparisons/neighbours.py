@@ -187,8 +187,8 @@ def nearest_others(points: np.ndarray, k: int) -> Neighbours:
 def share_of_good(covered: float, k: int, real: int, generated: int) -> float:
     """Return what share of the generated points would on average cover so much, if the others covered nothing.
 
-    Where m of them are distributed like the real ones, J of them lie in a real point's ball, a beta-binomial variable of
-    m draws with the parameters k and real - k. They cover E[min(J, k)] / k, taken as 0 for m < k, as in the authors'
+    Where m of them are distributed like the real ones, J of them lie in a real point's ball, a beta-binomial variable
+    of m draws with the parameters k and real - k. They cover E[min(J, k)] / k, taken as 0 for m < k, as in the authors'
     code.
 
     Args:

@@ -36,7 +36,7 @@ def same_rows(ones: pa.Table, others: pa.Table) -> np.ndarray:
             f"images are named by {', '.join(ones.column_names)} in one set and by {', '.join(others.column_names)} "
             "in the other: choose columns that both have"
         )
-    keys = _keys(pa.concat_tables([ones, others], promote_options="permissive"))
+    keys = _keys(pa.concat_tables([_plain(ones), _plain(others)], promote_options="permissive"))
     first, second = keys[: len(ones)], keys[len(ones) :]
     for of, table in ((first, ones), (second, others)):
         _, where, counts = np.unique(of, return_index=True, return_counts=True)
@@ -52,6 +52,14 @@ def same_rows(ones: pa.Table, others: pa.Table) -> np.ndarray:
             )
     order = np.argsort(second)
     return order[np.searchsorted(second[order], first)]
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """Return a table without dictionaries, which do not concatenate with what they stand for."""
+    for place, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):
+        if pa.types.is_dictionary(column.type):
+            table = table.set_column(place, name, column.cast(column.type.value_type))
+    return table
 
 
 def _keys(table: pa.Table) -> np.ndarray:
@@ -75,8 +83,8 @@ class Alike:
         cka: linear centred kernel alignment. Of fewer images than channels it is close to 1 whatever the networks.
             Kornblith et al., "Similarity of neural network representations revisited" (2019).
         debiased: from estimates that are right on average: about 0 for what has nothing to do with one another. Song
-            et al., "Feature selection via dependence maximization" (2012), eq. 5; Nguyen, Raghu and Kornblith, "Do wide
-            and deep networks learn the same things?" (2021). NaN where the estimate of a set with itself is not above 0.
+            et al., "Feature selection via dependence maximization" (2012), eq. 5; Nguyen, Raghu and Kornblith, "Do
+            wide and deep networks learn the same things?" (2021). NaN where a set's estimate with itself is not above 0.
     """
 
     cka: float
@@ -91,7 +99,7 @@ def alike(ones: np.ndarray, others: np.ndarray) -> Alike:
         others: float [images, other channels], the same images in the same order: see `same_rows`.
 
     Raises:
-        UsageError: another number of images, fewer than four, NaN or infinity, or a set that is the same for all images.
+        UsageError: another number of images, fewer than four, NaN or infinity, or a set the same for all images.
     """
     check_points(ones, "the first activations")
     check_points(others, "the second activations")
@@ -116,7 +124,7 @@ def _centred(points: np.ndarray) -> np.ndarray:
 
 
 def _cross(ones: np.ndarray, others: np.ndarray) -> float:
-    """Return the sum, over pairs of images, of the products of both sets' inner products; whichever way is less work."""
+    """Return the sum over pairs of images of the products of both sets' inner products, the cheaper way."""
     if ones.shape[1] * others.shape[1] <= len(ones) ** 2:
         return float(((ones.T @ others) ** 2).sum())
     return float(
