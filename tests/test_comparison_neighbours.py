@@ -56,6 +56,12 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(search, "_BLOCK", 64)
 
 
+@pytest.fixture(params=[1, 16, 10**9], ids=["pairs", "as it is", "blocks"])
+def counted(request, monkeypatch):
+    """Points in balls are counted pair by pair, or in blocks where there are many, or always."""
+    monkeypatch.setattr(search, "_MANY", request.param)
+
+
 def clusters(seed, points, spread):
     generator = np.random.default_rng(seed)
     return normal(9, 12)[generator.integers(0, 12, points)] + spread * generator.normal(size=(points, 24))
@@ -87,7 +93,7 @@ SETS = {
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 @pytest.mark.parametrize("name", SETS)
-def test_numbers_are_those_of_all_pairs(name, kind, k, small_blocks):
+def test_numbers_are_those_of_all_pairs(name, kind, k, small_blocks, counted):
     real, generated = (points.astype(kind) for points in SETS[name]())
     found = nearness(real, generated, k)
     assert numbers(found) == pytest.approx(all_pairs(real, generated, k), rel=1e-12, abs=0)

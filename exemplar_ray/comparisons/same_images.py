@@ -84,7 +84,7 @@ class Alike:
             Kornblith et al., "Similarity of neural network representations revisited" (2019).
         debiased: from estimates that are right on average: about 0 for what has nothing to do with one another. Song
             et al., "Feature selection via dependence maximization" (2012), eq. 5; Nguyen, Raghu and Kornblith, "Do
-            wide and deep networks learn the same things?" (2021). NaN where a set's estimate with itself is not above 0.
+            wide and deep networks learn the same things?" (2021). NaN where a set's own estimate is not above 0.
     """
 
     cka: float

@@ -19,6 +19,8 @@ import numpy as np
 
 _BLOCK = 2048
 _PAIRS_AT_ONCE = 1024
+# Where more than one in so many pairs of a block lie in balls, those that do for sure are counted as a block.
+_MANY = 16
 # Points are scaled to about 1: what underflows in a product of two of them is far below this.
 _UNDERFLOW = 1e-30
 
@@ -175,6 +177,12 @@ class Balls:
         of_whole, of_clipped = self.squared[rows], self.clipped[rows]
         return ((least <= of_whole) & (of_whole <= most)) | ((least <= of_clipped) & (of_clipped <= most))
 
+    def count_block(self, rows: slice, columns: slice, inside: np.ndarray) -> None:
+        """Take in a block, bool [rows, columns], of whether points lie inside of the smaller balls for sure."""
+        balls = (self.copies[rows].astype(np.float32) @ inside.astype(np.float32)).astype(np.int64)
+        for found in (self.inside, self.within, self.within_clipped):
+            found[columns] += balls
+
     def count(self, rows: np.ndarray, columns: np.ndarray, squared: np.ndarray) -> None:
         """Take in squared distances that are exact where it matters."""
         of_whole = self.squared[rows]
@@ -234,8 +242,18 @@ def _look(
     rows, columns = block
     wanted = _wanted(ones, others, block, least, nearest)
     limits = wanted if balls is None else np.maximum(wanted, balls.squared[rows])
-    i, j = _not_above(least, limits)
-    squared = least[i, j].astype(np.float64)
+    chosen = least <= _rounded(limits, np.inf, least.dtype)
+    sure = np.full((len(wanted), 1), -np.inf, least.dtype)
+    if balls is not None and np.count_nonzero(chosen) > least.size // _MANY:
+        slack = ones.slack(ones.norms[rows], others.norms[columns].max())
+        sure = _rounded(balls.clipped[rows] - slack, -np.inf, least.dtype)
+        inside = least <= sure
+        balls.count_block(rows, columns, inside)
+        chosen &= ~inside | (least <= _rounded(wanted, np.inf, least.dtype))
+    i, j = _places(chosen)
+    at_least = least[i, j]
+    rest = at_least > sure[i, 0]
+    squared = at_least.astype(np.float64)
     near = squared <= wanted[i]
     i, j = i + rows.start, j + columns.start
     measure = near
@@ -246,7 +264,7 @@ def _look(
     if near.any():
         nearest.add(i[near], j[near], squared[near])
     if balls is not None:
-        balls.count(i, j, squared)
+        balls.count(i[rest], j[rest], squared[rest])
 
 
 def _wanted(
@@ -263,12 +281,15 @@ def _wanted(
     return wanted
 
 
-def _not_above(least: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows and columns of what is at most its row's limit."""
-    # Rounded up, so that nothing is missed where the limit is of more digits.
-    limits = np.nextafter(limits.astype(least.dtype), np.array(np.inf, least.dtype))
-    if least.flags.c_contiguous:
-        row, column = np.divmod(np.flatnonzero(least <= limits[:, None]), least.shape[1])
+def _rounded(limits: np.ndarray, towards: float, kind: np.dtype) -> np.ndarray:
+    """Return limits as a column of maybe fewer digits, a little on the safe side."""
+    return np.nextafter(limits.astype(kind), np.array(towards, kind))[:, None]
+
+
+def _places(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows and columns of what is true, of a block in either order."""
+    if chosen.flags.c_contiguous:
+        row, column = np.divmod(np.flatnonzero(chosen), chosen.shape[1])
     else:
-        column, row = np.divmod(np.flatnonzero(limits >= least.T), least.shape[0])
+        column, row = np.divmod(np.flatnonzero(chosen.T), chosen.shape[0])
     return row, column
