@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from exemplar_ray.comparisons import search
-from exemplar_ray.comparisons.neighbours import nearest_others, nearness, share_of_good
+from exemplar_ray.comparisons.neighbours import _Distinct, nearest_others, nearness, share_of_good
 from exemplar_ray.errors import UsageError
 
 NUMBERS = ("precision", "recall", "density", "coverage", "clipped_density", "clipped_coverage")
@@ -86,6 +86,8 @@ SETS = {
     "one within all": lambda: (normal(0, 301), 0.01 * normal(1, 263)),
     "an outlier": lambda: (np.vstack([normal(0, 300), np.full(24, 1e6)]), normal(1, 263)),
     "small numbers": lambda: (normal(0, 301) * 1e-25, normal(1, 263) * 1e-25),
+    "large numbers": lambda: (normal(0, 301) * 1e25, normal(1, 263) * 1e25),
+    "some copies": lambda: (normal(0, 301)[np.r_[:301, :90, :90]], normal(1, 263)[np.r_[:263, :90]]),
     "whole numbers": lambda: (np.round(normal(0, 301, 3)), np.round(normal(1, 263, 3))),
 }
 
@@ -134,7 +136,33 @@ def test_float32_is_left_where_it_would_leave_too_much_in_doubt():
         return {points.ready.dtype.name for points in search.prepared([real, generated], 5)}
 
     assert kinds(*SETS["normal"]()) == {"float32"}
+    assert kinds(normal(0, 301) + 1000, normal(1, 263) + 1000) == {"float32"}
     assert kinds(*SETS["tight clusters"]()) == {"float64"}
+
+
+def test_copies_are_one_point():
+    """So that any number of them is no more work."""
+    points = np.array([[1, 0.0], [2, 0], [1, -0.0], [1, 0]])
+    found = _Distinct.of(points, points.dtype)
+    assert found.values.tolist() == [[1, 0], [2, 0]]
+    assert (found.first.tolist(), found.copies.tolist(), found.inverse.tolist()) == ([0, 1], [3, 1], [0, 1, 0, 0])
+
+
+def test_the_share_of_good_points():
+    """It turns what good points would cover on average back into their share, and is 0 of fewer than k of them."""
+    assert share_of_good(0, 5, 100, 50) == 0
+    assert share_of_good(1e-9, 5, 100, 50) == 5 / 51
+    assert share_of_good(1, 5, 100, 50) == 1
+    generator = np.random.default_rng(0)
+    for good in (100, 200, 400):
+        covered = []
+        for _ in range(300):
+            # One channel: what lies in a real point's ball is beta-binomial whatever the distribution.
+            real, generated = generator.random((2, 400, 1))
+            radii = np.sort(distances(real, real), axis=1)[:, 5]
+            nearest = np.sort(distances(real[:20], generated[:good]), axis=1)[:, :5]
+            covered.append((nearest < radii[:20, None]).mean())
+        assert share_of_good(np.mean(covered), 5, 400, 400) == pytest.approx(good / 400, rel=0.04)
 
 
 def test_blocks_do_not_matter(monkeypatch):

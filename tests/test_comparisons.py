@@ -52,17 +52,23 @@ def test_frechet_distance_is_torch_fidelitys():
     assert frechet.distance(Moments.of(generated), Moments.of(real)) == pytest.approx(found, rel=1e-9)
 
 
-@pytest.mark.parametrize("points", [9, 17, 500])
+@pytest.mark.parametrize("points", [3, 9, 17, 500])
 def test_frechet_distance_is_scipys(points):
-    """By the eigenvalues of the product: also of sets of fewer points than channels, some of which are always 0."""
+    """By the singular values of one set's inner products with the other: also of fewer points than channels, and where
+    some are always 0."""
     mix = normal(5, 16)
     ones, others = normal(0, points) @ mix, 2 * normal(1, 3 * points) @ mix + 1
-    ones[:, 3] = others[:, 3] = 0
-    first, second = np.cov(ones, rowvar=False), np.cov(others, rowvar=False)
-    roots = np.sqrt(linalg.eigvals(first @ second).astype(np.complex128)).real
+    ones[:, 3] = others[:, 3] = others[:, 4] = 0
+    first, second = ((of - of.mean(axis=0)) / np.sqrt(len(of) - 1) for of in (ones, others))
     apart = ones.mean(axis=0) - others.mean(axis=0)
-    expected = apart @ apart + np.trace(first + second) - 2 * roots.sum()
-    assert frechet.distance(Moments.of(ones), Moments.of(others)) == pytest.approx(expected, rel=1e-6)
+    expected = apart @ apart + (first**2).sum() + (second**2).sum() - 2 * linalg.svdvals(first @ second.T).sum()
+    for pair in ((ones, others), (others, ones)):
+        assert frechet.distance(*map(Moments.of, pair)) == pytest.approx(expected, rel=1e-10)
+    nothing = Moments.of(np.zeros((5, 16)))
+    assert frechet.distance(nothing, nothing) == 0
+    assert frechet.distance(nothing, Moments.of(others)) == pytest.approx(
+        (others.mean(axis=0) ** 2).sum() + (second**2).sum(), rel=1e-12
+    )
 
 
 def test_frechet_distance_of_normal_distributions_is_the_formulas():
@@ -81,7 +87,10 @@ def test_a_set_is_at_distance_0_from_itself(points):
     assert frechet.distance(whole, whole) == 0
     assert frechet.distance(whole, merged(of_shards(of, 3)[::-1])) == 0
     assert frechet.distance(whole, Moments.of(of[np.random.default_rng(0).permutation(points)])) == 0
-    assert frechet.distance(whole, Moments.of(of * 1.0001)) > 0
+    wider = of.mean(axis=0) + 1.0001 * (of - of.mean(axis=0))
+    assert frechet.distance(whole, Moments.of(wider)) == pytest.approx(1e-8 * np.trace(whole.covariance), rel=1e-3)
+    moved = of + 1e-6
+    assert frechet.distance(whole, Moments.of(moved)) == pytest.approx(60e-12, rel=1e-3)
 
 
 def test_frechet_distance_grows_with_what_is_done():
@@ -131,6 +140,16 @@ def test_interval_of_the_frechet_distance():
     assert "1 shard in one set" in few_shards(1, 40)
     assert "too narrow" in few_shards(40, 9)
     assert few_shards(40, 10) is None
+
+
+def test_shards_are_taken_as_often_as_they_are_drawn():
+    points = normal(0, 30) + np.arange(30)[:, None]
+    shards = np.array_split(points, 4)
+    found = frechet.weighted([Moments.of(of) for of in shards], np.array([2, 0, 1, 3]))
+    expected = Moments.of(np.concatenate([shards[i] for i in (0, 0, 2, 3, 3, 3)]))
+    assert found.count == expected.count
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-12)
+    np.testing.assert_allclose(found.scatter, expected.scatter, rtol=1e-12)
 
 
 def test_frechet_refusals():
@@ -214,7 +233,15 @@ def test_the_error_of_ks_is_met_by_the_worst_of_cases():
         [Histograms.of(histograms(np.full((5, 1), low)))], [Histograms.of(histograms(np.full((7, 1), high)))]
     )
     assert (found.ks[0], found.ks_error[0]) == (0, 1)
-    assert found.wasserstein_error[0] == pytest.approx(1 / 32)
+    assert (found.wasserstein[0], found.wasserstein_error[0]) == (0, pytest.approx(1 / 32))
+
+
+def test_what_lies_in_other_bins_is_seen_whole():
+    one, two = (Histograms.of(histograms(np.full((4, 1), value, np.float32))) for value in (1, 2))
+    found = shifts_of_histograms([one], [two])
+    assert (found.ks[0], found.ks_error[0]) == (1, 0)
+    # From the middle of 1 to 1 + 1/32 to the middle of 2 to 2 + 1/16.
+    assert found.wasserstein[0] == 1 + 1 / 64
 
 
 def test_histograms_of_shards_are_those_of_the_whole():
@@ -281,16 +308,18 @@ def test_classes_lie_where_they_should():
     centres = 50 * normal(0, 4, 6)
     labels = np.repeat([0, 1, 2, 3], 30)
     real = centres[labels] + normal(1, 120, 6)
-    made = np.repeat([0, 1, 2], 20)
+    made = np.repeat([0, 1, 2], [20, 25, 15])
     generated = centres[[0, 1, 1]][made] + normal(2, 60, 6)
+    # Nearly all of class 0 lie where they should.
+    generated[0] = centres[1]
     found = nearness(real, generated, 5)
 
     fidelities = fidelity(made, found.generated_to_real.index, labels)
     assert fidelities.labels.tolist() == [0, 1, 2]
-    assert fidelities.points.tolist() == [20, 20, 20]
-    assert fidelities.right_of_class.tolist() == fidelities.share_of_class.tolist() == [1, 1, 0]
-    assert fidelities.whole == pytest.approx(2 / 3)
-    assert set(fidelities.voted[40:]) == {1}
+    assert fidelities.points.tolist() == [20, 25, 15]
+    assert fidelities.right_of_class.tolist() == fidelities.share_of_class.tolist() == [0.95, 1, 0]
+    assert fidelities.whole == pytest.approx(44 / 60)
+    assert set(fidelities.voted[45:]) == {1}
 
     modes = mode_coverage(found.covered, labels)
     assert modes.points.tolist() == [30] * 4
@@ -303,17 +332,17 @@ def test_classes_lie_where_they_should():
         for of, by in ((real, labels), (generated, made))
     ]
     distances = class_distances(*moments)
-    assert [(one.label, one.ones, one.others) for one in distances] == [(0, 30, 20), (1, 30, 20), (2, 30, 20)]
+    assert [(one.label, one.ones, one.others) for one in distances] == [(0, 30, 20), (1, 30, 25), (2, 30, 15)]
     for one in distances:
         expected = real[labels == one.label].mean(axis=0) - generated[made == one.label].mean(axis=0)
         assert one.centroid == pytest.approx(np.linalg.norm(expected))
         assert one.frechet == frechet.distance(moments[0][one.label], moments[1][one.label])
         assert one.too_few is None
     assert distances[2].centroid > 50 > distances[1].centroid
-    few = class_distances(moments[0], {2: Moments.of(generated[:1]), 3: Moments.of(generated[:5])})
+    few = class_distances(moments[0], {2: Moments.of(generated[:1]), 3: Moments.of(generated[:2])})
     assert np.isnan(few[0].frechet)
     assert not np.isnan(few[1].frechet)
-    assert few[1].too_few.startswith("5 points in 6 channels")
+    assert few[1].too_few.startswith("2 points in 6 channels")
 
 
 def test_votes():
@@ -322,6 +351,7 @@ def test_votes():
     found = fidelity(np.array([8, 7, 9, 3]), np.array([[0, 1, 2], [0, 1, 3], [3, 0, 1], [0, 4, 1]]), of_others)
     assert found.voted.tolist() == [8, 7, 9, 7]
     np.testing.assert_allclose(found.share, [2 / 3, 1 / 3, 1 / 3, 0])
+    assert found.whole == 0.75
     for labels, others, message in (
         ([8, 7, 9], of_others, "3 labels for 4 points"),
         ([8, 7, -1, 3], of_others, "1 points have no label"),
@@ -398,7 +428,7 @@ def test_cka_of_what_is_and_is_not_alike():
     assert wide.cka > 0.9
     assert abs(wide.debiased) < 0.1
     with pytest.raises(UsageError, match="the second activations are the same for all images"):
-        alike(ones, np.full((200, 3), 0.1, np.float32))
+        alike(ones, np.full((200, 3), [0.1, 0.7, 1 / 3]))
     with pytest.raises(UsageError, match="one set has 200 images, the other 199"):
         alike(ones, ones[1:])
     with pytest.raises(UsageError, match="CKA needs four images; there are 3"):

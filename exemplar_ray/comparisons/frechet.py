@@ -54,7 +54,7 @@ def _of_covariances(one: Moments, other: Moments) -> float:
     one, other = sorted((one, other), key=lambda moments: moments.count)
     first, second = one.covariance, other.covariance
     traces = float(np.trace(first) + np.trace(second))
-    # Channels that are the same for all points of a set, such as dead ones, are in no product.
+    # A channel that is the same for all points of a set, such as a dead one, is in no product, but adds rounding.
     vary = (np.diag(first) > 0) & (np.diag(second) > 0)
     if not vary.any():
         return traces
@@ -160,14 +160,18 @@ def interval(ones: Sequence[Moments], others: Sequence[Moments], how: Resampling
     if not can_resample(len(ones), len(others)):
         return None
     weights = zip(*how.weights(len(ones), len(others)), strict=True)
-    drawn = np.array([distance(_weighted(ones, first), _weighted(others, second)) for first, second in weights])
-    whole = np.array(distance(_weighted(ones, np.ones(len(ones))), _weighted(others, np.ones(len(others)))))
+    drawn = np.array([distance(weighted(ones, first), weighted(others, second)) for first, second in weights])
+    whole = np.array(distance(weighted(ones, np.ones(len(ones))), weighted(others, np.ones(len(others)))))
     low, high = how.interval(whole, drawn)
     return float(low), float(high)
 
 
-def _weighted(shards: Sequence[Moments], weights: np.ndarray) -> Moments:
-    """Return the moments of shards, each taken so many times."""
+def weighted(shards: Sequence[Moments], weights: np.ndarray) -> Moments:
+    """Return the moments of the points of shards, each taken so many times.
+
+    Args:
+        weights: int [shards].
+    """
     counts = weights * [shard.count for shard in shards]
     means = np.stack([shard.mean for shard in shards])
     mean = counts @ means / max(1, counts.sum())
