@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from exemplar_ray.comparisons import search
+from exemplar_ray.comparisons import points, search
 from exemplar_ray.comparisons.neighbours import _Distinct, nearest_others, nearness, share_of_good
 from exemplar_ray.errors import UsageError
 
@@ -142,8 +142,8 @@ def test_float32_is_left_where_it_would_leave_too_much_in_doubt():
 
 def test_copies_are_one_point():
     """So that any number of them is no more work."""
-    points = np.array([[1, 0.0], [2, 0], [1, -0.0], [1, 0]])
-    found = _Distinct.of(points, points.dtype)
+    some = np.array([[1, 0.0], [2, 0], [1, -0.0], [1, 0]])
+    found = _Distinct.of(some, some.dtype)
     assert found.values.tolist() == [[1, 0], [2, 0]]
     assert (found.first.tolist(), found.copies.tolist(), found.inverse.tolist()) == ([0, 1], [3, 1], [0, 1, 0, 0])
 
@@ -217,7 +217,8 @@ def test_a_set_to_itself():
     assert nearness(crowded, crowded, 5).without_room == 7
 
 
-def test_refusals():
+def test_refusals(monkeypatch):
+    monkeypatch.setattr(points, "_VALUES_AT_ONCE", 72)
     real = normal(0, 20)
     holed = real.copy()
     holed[7, 3] = np.nan

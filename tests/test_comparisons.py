@@ -138,8 +138,18 @@ def test_interval_of_the_frechet_distance():
     same = frechet.interval(of_shards(ones, 40), of_shards(ones, 40), how)
     assert same[0] == 0
     assert "1 shard in one set" in few_shards(1, 40)
-    assert "too narrow" in few_shards(40, 9)
+    assert "9 shards in one set" in few_shards(40, 9)
     assert few_shards(40, 10) is None
+
+
+def test_the_interval_is_no_wider_for_the_bias_of_few_points():
+    """In many channels the distance of what is alike is all bias, and hardly differs from one data set to the next."""
+    how = Resampling(seed=4, draws=100)
+    data = [(normal(2 * i, 2000, 64), normal(2 * i + 1, 2000, 64)) for i in range(40)]
+    low, high = frechet.interval(*(of_shards(of, 40) for of in data[0]), how)
+    differs = [frechet.distance(*map(Moments.of, pair)) for pair in data]
+    assert np.mean(differs) > 20 * np.std(differs)
+    assert 0.7 < (high - low) / (4 * np.std(differs)) < 1.6
 
 
 def test_shards_are_taken_as_often_as_they_are_drawn():
@@ -458,6 +468,8 @@ def test_matches_of_channels():
     assert matches(others, ones).channel.tolist() == [3, 0, NONE, 1, 0]
     assert matches(others, ones).mutual.tolist() == [True, True, False, True, False]
     assert (matches(ones, np.zeros((300, 2))).channel == NONE).all()
+    against = matches(ones[:, :1], np.stack([np.zeros(300), -ones[:, 0]], axis=1))
+    assert (against.channel.tolist(), against.correlation.tolist()) == ([1], [pytest.approx(-1)])
     with pytest.raises(UsageError, match="one image ranks nothing"):
         matches(ones[:1], others[:1])
 

@@ -1,9 +1,13 @@
-"""How far a number would be off with other shards: an interval from shards that are drawn again, with replacement.
+"""How far a number would be off with other shards: an interval from halves of the shards, drawn again and again.
 
-This is the bootstrap of Efron, "Bootstrap methods: another look at the jackknife" (1979), with shards for observations.
-Distances between samples are never negative, so those of redrawn shards lie above the value on average. The interval is
-therefore moved so that the mean of the draws lies on the value: it is the spread, without the bias. Of few shards it is
-too narrow.
+The spread of a number over random halves is that of the number of all shards over other data: McCarthy,
+"Pseudo-replication: half samples" (1969); Shao and Wu, "A general theory for jackknife variance estimation" (1989). A
+bootstrap, which draws with replacement, has some shards twice, in each draw more or fewer of them. Distances of samples
+are too large, by more the fewer different points there are, so its draws would differ by that alone: those of a Fréchet
+distance in many channels by several times what data make of it. Halves all have the same number of shards.
+
+What is left of that bias is the same in all draws. The interval is moved so that their mean lies on the value: it is
+the spread, without the bias. An odd number of shards makes it a little too wide; of few shards it says little.
 """
 
 from __future__ import annotations
@@ -31,10 +35,10 @@ class Resampling:
     level: float = 0.95
 
     def weights(self, ones: int, others: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return how often each shard of both sets is drawn: int64 [draws, shards] each."""
+        """Return whether each shard of both sets is drawn: int64 [draws, shards] each, 0 or 1."""
         generator = np.random.default_rng(self.seed)
-        first, second = (generator.multinomial(n, np.full(n, 1 / n), self.draws) for n in (ones, others))
-        return first, second
+        first, second = (generator.random((self.draws, n)).argsort(axis=1) < n // 2 for n in (ones, others))
+        return first.astype(np.int64), second.astype(np.int64)
 
     def interval(self, value: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return where intervals begin and end, neither below 0.
@@ -65,4 +69,4 @@ def few_shards(ones: int, others: int) -> str | None:
     shards = f"{fewest} shard{'s' * (fewest != 1)}"
     if not can_resample(ones, others):
         return f"no interval: there is {shards} in one set, and 2 in each are the least"
-    return f"the interval is too narrow: there are {shards} to draw from in one set, and {FEW_SHARDS} are few already"
+    return f"the interval says little: there are {shards} in one set, and {FEW_SHARDS} are few already"
