@@ -77,7 +77,7 @@ def parse_options() -> argparse.Namespace:
         "crp-images": (96, "images a repetition"),
         "stage-images": (96, "images a repetition to time the stages with"),
         "limit-seconds": (10, "how long to measure each limit"),
-        "shard-rows": (1000, "scaling: images a shard where Ray is compared with plain processes"),
+        "shard-rows": (1000, "images a shard: scaling, where Ray is compared with plain processes, and activations"),
         "large-shards": (4, "scaling: how many such shards"),
         "rows": (1_000_000, "activations: rows of 508 channels to read"),
     }

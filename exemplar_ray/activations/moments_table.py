@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,6 +20,7 @@ SCHEMA = pa.schema(
         ("scatter", pa.list_(pa.float64())),
     ]
 )
+"""`scatter` is a symmetric matrix: what stands on its diagonal and to the right of it, row by row."""
 
 # A covariance of more channels takes more room than the activations of a shard.
 _MOST_CHANNELS = 4096
@@ -39,10 +41,11 @@ def to_parquet(moments: OfLayers) -> bytes:
         "pool": [pool for _, pool in moments],
         "count": [of.count for of in moments.values()],
         "mean": [of.mean for of in moments.values()],
-        "scatter": [of.scatter.reshape(-1) for of in moments.values()],
+        "scatter": [of.scatter[np.triu_indices(len(of.mean))] for of in moments.values()],
     }
     file = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=SCHEMA), file, compression="zstd")
+    # No two numbers are the same: looking for what repeats would take longer than all the rest.
+    pq.write_table(pa.table(columns, schema=SCHEMA), file, compression="none", use_dictionary=["layer", "pool"])
     return file.getvalue()
 
 
@@ -52,7 +55,9 @@ def from_parquet(content: bytes) -> dict[tuple[str, str], Moments]:
     for row in pq.read_table(pa.BufferReader(content)).to_batches():
         for number in range(len(row)):
             mean = row["mean"][number].values.to_numpy()
-            scatter = row["scatter"][number].values.to_numpy().reshape(len(mean), len(mean))
+            above = np.triu_indices(len(mean))
+            scatter = np.empty((len(mean), len(mean)))
+            scatter[above] = scatter.T[above] = row["scatter"][number].values.to_numpy()
             key = row["layer"][number].as_py(), row["pool"][number].as_py()
             found[key] = Moments(row["count"][number].as_py(), mean, scatter)
     return found

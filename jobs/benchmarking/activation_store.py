@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from benchmarking.data import shards_of_rows
 from benchmarking.limits import MODEL, WEIGHTS
 from benchmarking.measuring import in_own_process, print_table, spread
 from exemplar_ray.activations.asked import StoreSettings
@@ -31,10 +32,10 @@ _ROWS_A_SHARD, _CHANNELS = 4357, 508
 
 def activation_store(shards: Sequence[str], work: Path, options: Namespace) -> None:
     """Measure both, `--repeats` times; write activation_store.json."""
-    storing = in_own_process(_storing, list(shards), options.repeats)
+    storing = in_own_process(_storing, shards_of_rows(shards, work / "large", options.shard_rows, 1), options.repeats)
     reading = in_own_process(_reading, work / "rows", options.rows, options.repeats)
     rows = [
-        ("storing the mean of nine layers / the same pass without", spread(storing, 3)),
+        ("CPU time of storing the mean of nine layers / the same pass without", spread(storing, 3)),
         (f"array of {options.rows:,} x {_CHANNELS} float32 / numpy.load", spread(reading["array"], 2)),
         ("the same by pyarrow / numpy.load", spread(reading["pyarrow"], 2)),
     ]
@@ -47,7 +48,7 @@ def activation_store(shards: Sequence[str], work: Path, options: Namespace) -> N
 
 
 def _storing(shards: list[str], repeats: int) -> list[float]:
-    """Return how much longer a worker takes for a shard that stores than for one that only looks."""
+    """Return how much more a CPU works for a shard that is stored than for one that is only looked at."""
     torch.set_num_threads(1)
     listed, names = inspect(discover(shards), Chosen(None, None, None), False)
     network = resolve_network(NetworkRequest(MODEL, WEIGHTS, _LAYERS, "all")).spec
@@ -73,7 +74,7 @@ def _storing(shards: list[str], repeats: int) -> list[float]:
         for place, shard in enumerate(listed):
             # In turns, so that what the machine does meanwhile falls on both.
             for one in (look, store) if (place + number) % 2 else (store, look):
-                seconds[one] += _seconds(lambda one=one, shard=shard: one(shard))
+                seconds[one] += _seconds(lambda one=one, shard=shard: one(shard), time.process_time)
         found.append(seconds[store] / seconds[look])
         print(f"storing: {found[-1]:.3f} times the pass without", flush=True)
     return found
@@ -121,7 +122,7 @@ def _reading(folder: Path, rows: int, repeats: int) -> dict[str, list[float]]:
     return found
 
 
-def _seconds(function: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def _seconds(function: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    started = clock()
     function()
-    return time.perf_counter() - started
+    return clock() - started
