@@ -141,7 +141,7 @@ def _scan_some(data: Sequence[str], precision: str, decode: str, device: str, th
     scan(shards[0], 0)
     _barrier.wait(_LONGEST_START)
     started = time.monotonic()
-    count = sum(scan(shard, position).scored for position, shard in enumerate(shards))
+    count = sum(scan(shard, position).read.scored for position, shard in enumerate(shards))
     return count, started, time.monotonic()
 
 
@@ -158,7 +158,7 @@ def exemplars(data: Sequence[str], precision: str, decode: str, device: str) -> 
     settings = ScanSettings(spec, BATCH[device], threads=4)
     scanned = [scan_shard(trunk, settings, shard, position) for position, shard in enumerate(shards)]
     merged = fold(((p, one.part) for p, one in enumerate(scanned)), spec)
-    selection = Selection(spec, merged, sum(one.scored for one in scanned))
+    selection = Selection(spec, merged, sum(one.read.scored for one in scanned))
     reference = trunk_of(spec.reference_trunk, "cpu")
     torch.set_num_threads(REFERENCE_THREADS)
 

@@ -103,7 +103,7 @@ def by_turns(shards: Sequence[str]) -> list[tuple[str, Rate]]:
         settings = ScanSettings(specs[name], BATCH, threads=1, most_rows=most_rows)
         scanned = scan_shard(trunks[name], settings, shard, 0)
         to_files(scanned.part, specs[name])
-        return scanned.scored
+        return scanned.read.scored
 
     several = discover(shards)
     # The first batch prepares what the others find ready.
