@@ -138,7 +138,7 @@ def scan_memory(path):
     trunk = Trunk(network.module, spec.layers, spec.statistics, spec.network.preprocess, torch.device("cpu"))
     [shard], _ = inspect(discover([path]))
     scanned = scan_it(trunk, spec, shard, batch_size=8)
-    assert scanned.scored == shard.rows
+    assert scanned.read.scored == shard.rows
     return peak_memory()
 
 
