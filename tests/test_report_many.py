@@ -6,8 +6,9 @@ import sys
 from contextlib import contextmanager
 
 import pytest
+from conftest import wait_for
 from many_channels import write_run
-from test_report_browser import chromium, needs_chromium, visit, wait_for  # noqa: F401
+from test_report_browser import chromium, needs_chromium  # noqa: F401
 
 FEW, MANY = 1000, 5000
 
@@ -79,7 +80,7 @@ def traced(page):
 
 
 @needs_chromium
-def test_the_overview_shows_at_once_and_scrolls_without_a_halt(reports, visit):  # noqa: F811
+def test_the_overview_shows_at_once_and_scrolls_without_a_halt(reports, visit):
     shown = []
     # Other programs on the machine may hold the browser up: what counts is what the page can do.
     while len(shown) < 3 and min(shown, default=2000) >= 2000:
