@@ -17,12 +17,11 @@ from conftest import TESTS, wait_for
 from PIL import Image
 from planted_map import CLASSES, colour_of, planted_map, thumbnails
 from test_map_page import HOSTILE, hostile_map
+from test_report_browser import CHROMIUM, needs_chromium, playwright
 
 from exemplar_ray.report.map_page import write_map_page
 
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH: apt-get install chromium")
+pytestmark = needs_chromium
 
 AXE = (TESTS / "vendor" / "axe.min.js").read_text()
 COUNT = 3000

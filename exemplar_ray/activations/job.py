@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -16,14 +16,13 @@ from exemplar_ray.activations.asked import StoreSettings, ToResolve
 from exemplar_ray.activations.job_names import FOLDER, INDEX, MOMENTS, WHOLE, folder_of
 from exemplar_ray.activations.spec import ActivationOptions, ActivationsSpec
 from exemplar_ray.data.chosen import Chosen
-from exemplar_ray.data.contents import changed_groups
-from exemplar_ray.data.data_set import data_set, refuse_unlabelled
-from exemplar_ray.data.formats.registry import describe, format_named
-from exemplar_ray.data.hub_data_sets import addressed
-from exemplar_ray.data.labels import ClassLabels, read_class_labels
+from exemplar_ray.data.contents import why_done_anew
+from exemplar_ray.data.data_set import refuse_unlabelled
+from exemplar_ray.data.formats.registry import describe
+from exemplar_ray.data.planned_images import PlannedImages, planned_images
 from exemplar_ray.data.preprocess import DECODERS, GPU_DECODER
-from exemplar_ray.data.shard import Shard, identity_of_columns, to_question_with
-from exemplar_ray.data.subset import Subset, Wanted, choose
+from exemplar_ray.data.shard import Shard, to_question_with
+from exemplar_ray.data.subset import Wanted
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.driver import JobOutcome, run_job
@@ -59,10 +58,7 @@ class Subject:
     """What activations are stored of: a network, and images."""
 
     network: NetworkRequest | KnownNetwork
-    shards: Sequence[Shard]
-    class_labels: ClassLabels
-    revisions: Mapping[str, str] = field(default_factory=dict)
-    subset: Subset | None = None
+    images: PlannedImages
     statistics: tuple[str, ...] = ()
     """Of the run that it is of."""
     notes: tuple[str, ...] = ()
@@ -80,15 +76,8 @@ def of_run(uri: str) -> Subject:
     spec, shards, questions = values.get("spec"), values.get("shards"), values.get("questions")
     if not isinstance(spec, Mapping) or "weights_sha256" not in spec or not shards or not questions:
         raise UsageError(f"'{uri}' names no network and images; give --model, --layer, --data and --out instead of it")
-    labels = ClassLabels.from_json(values["class_labels"])
-    return Subject(
-        network=KnownNetwork(NetworkSpec.from_json(spec).kept_in(folder.full_uri), Answers.from_json(questions)),
-        shards=[Shard.from_json(shard, labels.names) for shard in shards],
-        class_labels=labels,
-        revisions=values.get("revisions", {}),
-        subset=Subset.from_json(values["subset"]) if values.get("subset") else None,
-        statistics=tuple(spec.get("statistics", ())),
-    )
+    network = KnownNetwork(NetworkSpec.from_json(spec).kept_in(folder.full_uri), Answers.from_json(questions))
+    return Subject(network, PlannedImages.from_json(values), tuple(spec.get("statistics", ())))
 
 
 def of_data(
@@ -108,12 +97,8 @@ def of_data(
     Raises:
         UsageError: the data or the file of class names cannot be had.
     """
-    table = read_class_labels(class_labels) if class_labels else {}
-    before = RunFolder(out).read_json(RUN) or {}
-    data, revisions = addressed(data, before.get("revisions", {}))
-    listed, labels, notes = data_set(data, columns, table, revisions)
-    shards, subset, of_choice = choose(listed, labels, wanted)
-    return Subject(network, shards, labels, revisions, subset, notes=(*notes, *of_choice))
+    images, notes = planned_images(data, columns, wanted, class_labels, RunFolder(out).read_json(RUN) or {})
+    return Subject(network, images, notes=tuple(notes))
 
 
 class ActivationsJob(Job):
@@ -125,36 +110,30 @@ class ActivationsJob(Job):
     compare = "exemplar_ray.data.contents:difference"
     verb = "store"
 
-    def __init__(self, spec: ActivationsSpec, subject: Subject, answers: Answers, settings: StoreSettings) -> None:
+    def __init__(self, spec: ActivationsSpec, images: PlannedImages, answers: Answers, settings: StoreSettings) -> None:
         self.spec, self.settings = spec, settings
-        self.items: Sequence[Shard] = subject.shards
-        self._subject, self._answers = subject, answers
+        self.items: Sequence[Shard] = images.shards
+        self._images, self._answers = images, answers
 
     def identity(self) -> dict[str, Any]:
         """Return what decides what is stored."""
-        of_subset = self._subject.subset.identity() if self._subject.subset else {}
-        data = [shard.name for shard in self.items]
-        return {**self.spec.identity(), "data": data, **identity_of_columns(self.items), **of_subset}
+        return {**self.spec.identity(), **self._images.identity()}
 
     def details(self) -> dict[str, Any]:
         """Return what else `run.json` keeps."""
-        subset = self._subject.subset
         return {
             "spec": self.spec.to_json(),
             "versions": versions(),
-            "class_labels": self._subject.class_labels.to_json(),
-            "revisions": dict(self._subject.revisions),
+            **self._images.to_json(),
             "questions": self._answers.to_json(),
-            **({"subset": asdict(subset)} if subset else {}),
         }
 
     def reduce(self, context: Context) -> Reduced:
         """Merge the moments, in the order of the shards, and say which rows are in which file."""
         merged: dict[tuple[str, str], Any] = {}
         for _, files in context.parts(only={MOMENTS}):
-            merged = {**merged, **moments_table.merged(merged, moments_table.from_parquet(files[MOMENTS]))}
-        with context.folder.writing(MOMENTS) as path, open(path, "wb") as file:
-            file.write(moments_table.to_parquet(merged))
+            merged = moments_table.merged(merged, moments_table.from_parquet(files[MOMENTS]))
+        context.folder.write(MOMENTS, moments_table.to_parquet(merged))
         with context.folder.writing(INDEX) as path:
             pq.write_table(self._index(context), path, compression="zstd")
         records: list[CompletionRecord] = list(context.completed.values())
@@ -187,11 +166,8 @@ class ActivationsJob(Job):
 
     def difference(self, before: CompletionRecord, after: CompletionRecord) -> str | None:
         """Say whether a shard that was stored anew had changed, or had been stored wrongly."""
-        kind = format_named(after.item.get("format"))
-        changed = changed_groups(kind, before.facts.get("contents"), after.facts.get("contents"))
-        if changed is None:
-            return None
-        return f"its file changed ({changed})" if changed else f"its file is the same: {before.host} stored it wrongly"
+        contents = (before.facts.get("contents"), after.facts.get("contents"))
+        return why_done_anew(after.item.get("format"), *contents, f"{before.host} stored it wrongly")
 
     def announce(self, cluster: Cluster) -> Sequence[str]:
         """Say what is stored."""
@@ -235,17 +211,17 @@ def activations(
         raise UsageError("decode gpu needs a GPU a task, and there is none; give --gpus-per-task, or --decode fast")
     known = _known(subject, options, RunFolder(out), cluster)
     if known.spec.takes_labels:
-        refuse_unlabelled(subject.shards)
+        refuse_unlabelled(subject.images.shards)
     spec = ActivationsSpec(known.spec, options.pool, options.dtype, decode)
     settings = StoreSettings(
         spec,
-        subject.class_labels,
+        subject.images.class_labels,
         threads=cluster.demand.cpus,
         use_gpu=cluster.demand.gpus > 0,
         max_skipped=max_skipped,
         allow_overflow=options.allow_overflow,
     )
-    return run_job(ActivationsJob(spec, subject, known.answers, settings), out, cluster, console, started)
+    return run_job(ActivationsJob(spec, subject.images, known.answers, settings), out, cluster, console, started)
 
 
 def _known(subject: Subject, options: ActivationOptions, store: RunFolder, cluster: Cluster) -> KnownNetwork:
@@ -259,8 +235,9 @@ def _known(subject: Subject, options: ActivationOptions, store: RunFolder, clust
     if before.get("job") == JOB and before.get("questions"):
         known = KnownNetwork(NetworkSpec.from_json(before["spec"]), Answers.from_json(before["questions"]))
     request = subject.network if cluster.brings_working_folder else subject.network.with_whole_paths()
-    cluster.prepare(TASKS, len(subject.shards))
-    given = ToResolve(request, statistics, to_question_with(subject.shards), known)
+    shards = subject.images.shards
+    cluster.prepare(TASKS, len(shards))
+    given = ToResolve(request, statistics, to_question_with(shards), known)
     return cluster.call(f"{TASKS}:resolve", given, "the model cannot be built")
 
 

@@ -24,7 +24,7 @@ from exemplar_ray.data.formats.registry import open_shard
 from exemplar_ray.data.shard import ImageRow, Shard
 from exemplar_ray.errors import ShardError
 from exemplar_ray.moments import Moments
-from exemplar_ray.network.shard_images import Reading, RowsRead, ShardImages
+from exemplar_ray.network.shard_images import ReadOptions, RowsRead, ShardImages
 from exemplar_ray.network.trunk import Trunk
 
 
@@ -50,7 +50,7 @@ def store_shard(trunk: Trunk, settings: StoreSettings, shard: Shard) -> StoredSh
             listed one, or float16 cannot hold an activation and that is not allowed.
     """
     spec = settings.spec
-    reading = Reading(settings.batch_size, settings.threads, settings.max_skipped, spec.decode)
+    reading = ReadOptions(settings.batch_size, settings.threads, settings.max_skipped, spec.decode)
     with _sheets(spec) as sheets, ShardImages(spec.network, shard, reading, trunk.device) as images:
         ids = _Ids(shard, settings)
         for batch, labels in images.batches():

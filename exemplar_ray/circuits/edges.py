@@ -77,9 +77,9 @@ def edges(
     """
     kernel = trimmed(kernel)
     strength = strengths(kernel)
-    order = np.argsort(strength.rank)
+    nearly_zero, order = strength.nearly_zero, np.argsort(strength.rank)
     for at in order[: top or None]:
-        if strength.nearly_zero[at]:
+        if nearly_zero[at]:
             return
         yield {
             **names,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from exemplar_ray.data.formats.format import Format
-from exemplar_ray.data.formats.registry import format_of, open_shard
+from exemplar_ray.data.formats.registry import format_named, format_of, open_shard
 from exemplar_ray.data.shard import Shard
 
 _MOST_NAMED = 5
@@ -26,6 +26,22 @@ def difference(_settings: Any, given: tuple[int, Shard], facts: Mapping[str, Any
     with open_shard(shard) as reader:
         changed = changed_groups(format_of(shard), facts.get("contents"), reader.contents_now())
     return "what it held then was not recorded" if changed is None else changed or None
+
+
+def why_done_anew(
+    format_name: str | None, then: Sequence[str] | None, now: Sequence[str] | None, if_the_same: str
+) -> str | None:
+    """Say why a shard that was done anew, as its part was wrong, had been so; None if nothing tells.
+
+    Args:
+        format_name: as completion records have it.
+        then, now: see `ShardReader.contents`.
+        if_the_same: what it was if the shard's bytes are the same.
+    """
+    changed = changed_groups(format_named(format_name), then, now)
+    if changed is None:
+        return None
+    return f"its file changed ({changed})" if changed else f"its file is the same: {if_the_same}"
 
 
 def changed_groups(kind: Format, then: Sequence[str] | None, now: Sequence[str] | None) -> str | None:

@@ -9,12 +9,10 @@ from typing import Any
 
 from rich.console import Console
 
-from exemplar_ray.data.data_set import data_set, refuse_unlabelled
-from exemplar_ray.data.hub_data_sets import addressed
-from exemplar_ray.data.labels import read_class_labels
+from exemplar_ray.data.data_set import refuse_unlabelled
+from exemplar_ray.data.planned_images import planned_images
 from exemplar_ray.data.preprocess import GPU_DECODER
 from exemplar_ray.data.shard import Shard, to_question_with
-from exemplar_ray.data.subset import choose
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.driver import JobOutcome, reduce_job, run_job
@@ -80,18 +78,22 @@ def run(
     """
     started = time.monotonic()
     options = options or RunOptions()
-    table = read_class_labels(options.class_labels) if options.class_labels else {}
     refuse_writing(out)
     before = RunFolder(out).read_json(RUN) or {}
-    # A branch may have moved since the run began; the run has not.
-    data, revisions = addressed(data, before.get("revisions", {}))
-    listed, labels, notes = data_set(data, columns_chosen(spec), table, revisions)
-    shards, subset, of_choice = choose(listed, labels, images_wanted(spec))
-    for line in (*notes, *of_choice):
+    images, notes = planned_images(data, columns_chosen(spec), images_wanted(spec), options.class_labels, before)
+    for line in notes:
         say(console, line)
     with Cluster(resources, options.log_level, partial(say, console)) as cluster:
-        resolved = resolve_spec(cluster, spec, shards, _known_network(before))
-        plan = Plan(resolved.spec, shards, labels, versions(), revisions, resolved.answers, subset)
+        resolved = resolve_spec(cluster, spec, images.shards, _known_network(before))
+        plan = Plan(
+            resolved.spec,
+            images.shards,
+            images.class_labels,
+            versions(),
+            dict(images.revisions),
+            resolved.answers,
+            images.subset,
+        )
         refuse_more_maps_than_room(plan, lambda: RunFolder(out).exists(EXEMPLARS))
         job = ExemplarsJob(plan, cluster, options.max_skipped, options.settle)
         return run_job(job, out, cluster, console, started)

@@ -18,11 +18,12 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 from exemplar_ray.data.labels import ClassLabels
-from exemplar_ray.data.shard import Shard, identity_of_columns
+from exemplar_ray.data.planned_images import PlannedImages
+from exemplar_ray.data.shard import Shard
 from exemplar_ray.data.subset import Subset, Wanted
 from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars.spec import FORMAT_VERSION, ExemplarsSpec, RunSpec
@@ -67,13 +68,14 @@ class Plan:
     subset: Subset | None = None
     """Which part of the shards' images is searched; None for all."""
 
+    @property
+    def images(self) -> PlannedImages:
+        """Return which images are searched."""
+        return PlannedImages(self.shards, self.class_labels, self.revisions, self.subset)
+
     def identity(self) -> dict[str, Any]:
-        """Return what decides the result, under the user's key names. Shards count by name:
-        what is in them is held against each completion record instead, so that a broken
-        shard can be repaired."""
-        data = [shard.name for shard in self.shards]
-        of_subset = self.subset.identity() if self.subset else {}
-        return {**self.spec.identity(), "data": data, **identity_of_columns(self.shards), **of_subset}
+        """Return what decides the result, under the user's key names."""
+        return {**self.spec.identity(), **self.images.identity()}
 
     @property
     def fingerprint(self) -> str:
@@ -85,10 +87,8 @@ class Plan:
         return {
             "spec": replace(self.spec, network=self.spec.network.kept_in("")).to_json(),
             "versions": self.versions,
-            "class_labels": self.class_labels.to_json(),
-            "revisions": self.revisions,
+            **self.images.to_json(),
             "questions": self.answers.to_json() if self.answers else None,
-            **({"subset": asdict(self.subset)} if self.subset else {}),
         }
 
     def manifest(self) -> Manifest:
@@ -98,15 +98,15 @@ class Plan:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Plan:
         """Read back what its manifest wrote."""
-        class_labels = ClassLabels.from_json(values["class_labels"])
+        images = PlannedImages.from_json(values)
         return cls(
             spec=ExemplarsSpec.from_json(values["spec"]),
-            shards=[Shard.from_json(shard, class_labels.names) for shard in values["shards"]],
-            class_labels=class_labels,
+            shards=images.shards,
+            class_labels=images.class_labels,
             versions=values["versions"],
-            revisions=values.get("revisions", {}),
+            revisions=dict(images.revisions),
             answers=Answers.from_json(values["questions"]) if values.get("questions") else None,
-            subset=Subset.from_json(values["subset"]) if values.get("subset") else None,
+            subset=images.subset,
         )
 
     def known_network(self) -> KnownNetwork | None:

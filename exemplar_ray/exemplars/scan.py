@@ -10,7 +10,7 @@ from exemplar_ray.exemplars.parts import Part
 from exemplar_ray.exemplars.running_spectrum import RunningSpectrum
 from exemplar_ray.exemplars.settings import ScanSettings
 from exemplar_ray.network.compiled_trunk import CompiledTrunk
-from exemplar_ray.network.shard_images import Reading, RowsRead, ShardImages
+from exemplar_ray.network.shard_images import ReadOptions, RowsRead, ShardImages
 from exemplar_ray.network.trunk import Trunk
 
 
@@ -35,7 +35,7 @@ def scan_shard(trunk: Trunk | CompiledTrunk, settings: ScanSettings, shard: Shar
             listed one, or an image lacks a label that the network is to be given.
     """
     spec = settings.spec
-    reading = Reading(settings.batch_size, settings.threads, settings.max_skipped, spec.decode, settings.most_rows)
+    reading = ReadOptions(settings.batch_size, settings.threads, settings.max_skipped, spec.decode, settings.most_rows)
     spectrum = RunningSpectrum(spec.network.preprocess, trunk.device)
     with (
         ShardImages(spec.network, shard, reading, trunk.device) as images,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from exemplar_ray.data.contents import changed_groups
-from exemplar_ray.data.formats.registry import describe, format_named
+from exemplar_ray.data.contents import why_done_anew
+from exemplar_ray.data.formats.registry import describe
 from exemplar_ray.data.shard import Shard
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.job import Context, Job, Reduced
@@ -78,11 +78,8 @@ class ScanJob(Job):
 
     def difference(self, before: CompletionRecord, after: CompletionRecord) -> str | None:
         """Say whether a shard that was scanned anew had changed, or had been scanned wrongly."""
-        kind = format_named(after.item.get("format"))
-        changed = changed_groups(kind, before.facts.get("contents"), after.facts.get("contents"))
-        if changed is None:
-            return None
-        return f"its file changed ({changed})" if changed else f"its file is the same: {before.host} scanned it wrongly"
+        contents = (before.facts.get("contents"), after.facts.get("contents"))
+        return why_done_anew(after.item.get("format"), *contents, f"{before.host} scanned it wrongly")
 
     def retract(self, folder: RunFolder, position: int) -> None:
         """Take a shard's part back, and that of exact scans for channels that screening left in doubt."""

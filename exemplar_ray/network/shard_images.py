@@ -29,7 +29,7 @@ Prepare = Callable[[Iterable[ImageRow]], Iterable[ImageRow]]
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How a shard is read. But for `decode`, none of it changes the numbers."""
 
     batch_size: int
@@ -77,7 +77,7 @@ class ShardImages:
         device: where the batches go.
     """
 
-    def __init__(self, network: NetworkSpec, shard: Shard, reading: Reading, device: torch.device) -> None:
+    def __init__(self, network: NetworkSpec, shard: Shard, reading: ReadOptions, device: torch.device) -> None:
         self._network, self._shard, self._reading, self._device = network, shard, reading, device
         self._skipped: list[dict[str, object]] = []
         self._scored = 0

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from exemplar_ray.activations.rows_table import IDS
 from exemplar_ray.data.imagenet_names import spelled_out
 from exemplar_ray.errors import UsageError
 
-ID_COLUMNS = ("shard", "row", "image_path", "label", "synset_id", "class_name")
+ID_COLUMNS = tuple(IDS.names)
 MOST_CATEGORIES = 65_535
 """Codes have 16 bits; the last one stands for none."""
 _AT_ONCE = 65_536

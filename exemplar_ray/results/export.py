@@ -18,7 +18,7 @@ from exemplar_ray.errors import UsageError
 from exemplar_ray.results.store import Store
 
 ROWS = "rows.parquet"
-_SHARED_ENDING = ".JPEG"
+_USUAL_ENDING = ".JPEG"
 
 
 def export(
@@ -146,7 +146,7 @@ def _images_into(store: Store, target: Path) -> Iterator[str]:
         rows = ids["row"].to_pylist()
         with open_shard(shards[ids["shard"][0].as_py()]) as reader:
             for image in reader.select(rows):
-                ending = posixpath.splitext(image.path or "")[1] or _SHARED_ENDING
+                ending = posixpath.splitext(image.path or "")[1] or _USUAL_ENDING
                 name = f"images/{number:08d}{ending}"
                 (target / name).write_bytes(image.data or b"")
                 number += 1

@@ -16,7 +16,7 @@ from exemplar_ray.activations.job_names import INDEX, MOMENTS
 from exemplar_ray.activations.moments_table import from_parquet
 from exemplar_ray.activations.rows_table import IDS, read_groups, read_values
 from exemplar_ray.activations.spec import ActivationsSpec, Stored
-from exemplar_ray.data.labels import ClassLabels
+from exemplar_ray.data.planned_images import PlannedImages
 from exemplar_ray.data.shard import Shard
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.moments import Moments
@@ -69,9 +69,7 @@ class Store:
     @cached_property
     def shards(self) -> list[Shard]:
         """The shards whose images these are, in the order of the rows."""
-        values = self._folder.read_run()
-        names = ClassLabels.from_json(values["class_labels"]).names
-        return [Shard.from_json(shard, names) for shard in values["shards"]]
+        return PlannedImages.from_json(self._folder.read_run()).shards
 
     @property
     def layers(self) -> list[str]:

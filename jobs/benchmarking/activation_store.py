@@ -23,7 +23,7 @@ from exemplar_ray.data.labels import ClassLabels
 from exemplar_ray.data.shards import discover, inspect
 from exemplar_ray.network.loading import trunk_of
 from exemplar_ray.network.resolve import resolve_network
-from exemplar_ray.network.shard_images import Reading, ShardImages
+from exemplar_ray.network.shard_images import ReadOptions, ShardImages
 from exemplar_ray.network.spec import NetworkRequest
 
 _LAYERS = ("mixed3a", "mixed3b", "mixed4a", "mixed4b", "mixed4c", "mixed4d", "mixed4e", "mixed5a", "mixed5b")
@@ -57,7 +57,7 @@ def _storing(shards: list[str], repeats: int) -> list[float]:
     trunk = trunk_of(spec.trunk, "cpu")
 
     def look(shard) -> None:
-        reading = Reading(settings.batch_size, settings.threads, settings.max_skipped)
+        reading = ReadOptions(settings.batch_size, settings.threads, settings.max_skipped)
         with ShardImages(network, shard, reading, trunk.device) as images:
             for batch, labels in images.batches():
                 trunk(batch.crops, labels)
