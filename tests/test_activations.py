@@ -1,5 +1,6 @@
 """The activations of every image: the right rows, whatever becomes of shards, workers and storages."""
 
+import hashlib
 import json
 import shutil
 
@@ -135,7 +136,14 @@ def test_where_rows_are_is_in_the_index(store):
         assert len(table) == entry["rows"]
         assert table.select(rows.column_names).equals(rows.slice(entry["first_row"], entry["rows"]))
         assert set(table["shard"].to_pylist()) == {entry["shard"]}
-        assert (store / entry["file"]).stat().st_size == entry["bytes"]
+        content = (store / entry["file"]).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (entry["bytes"], entry["sha256"])
+
+
+def test_a_digest_tells_apart_what_is_stored(store):
+    opened = open_store(str(store))
+    digests = {opened.digest(layer, pool) for layer in opened.layers for pool in opened.pools}
+    assert len(digests) == len(opened.layers) * len(opened.pools) - 3  # all pools of a vector are the vector
 
 
 def test_moments_are_numpys(store):

@@ -48,6 +48,7 @@ INDEX_SCHEMA = pa.schema(
         ("first_row", pa.int64()),
         ("rows", pa.int64()),
         ("bytes", pa.int64()),
+        ("sha256", pa.string()),
     ]
 )
 """A row a file, in the order of a layer's rows: `first_row` counts from the store's first."""
@@ -158,7 +159,7 @@ class ActivationsJob(Job):
                         "file": part_file(position, ending),
                         "first_row": first,
                         "rows": record.facts["scored"],
-                        "bytes": record.files[ending].bytes,
+                        **record.files[ending]._asdict(),
                     }
                 )
                 first += record.facts["scored"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -32,6 +33,7 @@ class _File(NamedTuple):
     first_row: int
     rows: int
     bytes: int
+    sha256: str
 
 
 class Store:
@@ -51,7 +53,7 @@ class Store:
         with folder.open(INDEX) as file:
             for row in pq.read_table(file).to_pylist():
                 key = row["layer"], row["pool"]
-                of_shard = _File(row["shard"], row["file"], row["first_row"], row["rows"], row["bytes"])
+                of_shard = _File(*(row[name] for name in ("shard", "file", "first_row", "rows", "bytes", "sha256")))
                 self._files.setdefault(key, []).append(of_shard)
         self.summary: dict[str, Any] = summary
         """How many images there are, and how many were skipped."""
@@ -137,6 +139,12 @@ class Store:
         """Return the parquet files of a layer and pool, in the order of the rows: for Arrow, `datasets` or DuckDB."""
         stored = self._one(layer, pool)
         return [f"{self.uri.rstrip('/')}/{file.name}" for file in self._files[stored.layer.name, stored.pool]]
+
+    def digest(self, layer: str | None = None, pool: str | None = None) -> str:
+        """Return a SHA-256 (hex) of a layer's rows and activations: the same of stores that hold the same."""
+        stored = self._one(layer, pool)
+        files = self._files[stored.layer.name, stored.pool]
+        return hashlib.sha256("".join(file.sha256 for file in files if file.rows).encode()).hexdigest()
 
     def moments(self, layer: str | None = None, pool: str | None = None, label: int | None = None) -> Moments:
         """Return count, mean and covariance of the activations that are finite numbers.
