@@ -15,10 +15,21 @@ from exemplar_ray.circuits.spec import CircuitOptions
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.spec import RunOptions, RunSpec
+from exemplar_ray.explore.spec import ExploreOptions
 from exemplar_ray.keys import Key, keys_of
 from exemplar_ray.visualize.spec import PictureOptions
 
-T = TypeVar("T", RunSpec, RunOptions, Resources, CheckOptions, PictureOptions, CircuitOptions, ActivationOptions)
+T = TypeVar(
+    "T",
+    RunSpec,
+    RunOptions,
+    Resources,
+    CheckOptions,
+    PictureOptions,
+    CircuitOptions,
+    ActivationOptions,
+    ExploreOptions,
+)
 
 WHERE: dict[str, tuple[Key, type]] = {
     "data": (
@@ -46,6 +57,9 @@ CIRCUITS_KEYS = {**RUN_KEYS, **keys_of(CircuitOptions)}
 
 ACTIVATIONS_KEYS = {**RUN_KEYS, **keys_of(ActivationOptions)}
 """The same of `activations`."""
+
+EXPLORE_KEYS = {**RUN_KEYS, **keys_of(ExploreOptions)}
+"""The same of `explore`, whose `layer` and `seed` are its own."""
 
 
 def add_keys(parser: argparse._ActionsContainer, keys: Mapping[str, tuple[Key, type]]) -> None:

@@ -12,6 +12,7 @@ import exemplar_ray
 from exemplar_ray.cli.activations import add_activations
 from exemplar_ray.cli.common import BAD_USAGE, INTERRUPTED, Parser
 from exemplar_ray.cli.data import add_data_commands
+from exemplar_ray.cli.explore import add_explore
 from exemplar_ray.cli.networks import add_check, add_circuits, add_layers, add_visualize
 from exemplar_ray.cli.pages import add_publish, add_report
 from exemplar_ray.cli.runs import add_run_commands
@@ -69,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_visualize,
         add_circuits,
         add_activations,
+        add_explore,
         add_report,
         add_publish,
     ):

@@ -176,8 +176,8 @@ def map_items(job: Job, context: Context, positions: Sequence[int], title: str |
                 continue
             record: CompletionRecord = outcome.value
             completed[outcome.key] = job.keep(record)
-            scored, skipped = record.facts.get("scored", 0), record.facts.get("skipped", 0)
-            images += scored
+            scored, skipped = record.facts.get("scored"), record.facts.get("skipped", 0)
+            images += scored or 0
             notes.update(job.notes(record))
             notes_here = f"{skipped} skipped" if skipped else ""
             display.finished(item.name, scored, notes_here, record.host, job.steps(item) or 1)

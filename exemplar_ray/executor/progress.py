@@ -88,7 +88,8 @@ class ProgressDisplay:
         """
         self._images += images or 0
         said = ", ".join(one for one in ("" if images is None else f"{images} {self._counted}", notes) if one)
-        self._advance(f"{shard}: {said}{f' on {host}' if host else ''}", steps)
+        where = f"on {host}" if host else ""
+        self._advance(f"{shard}: {' '.join(one for one in (said, where) if one)}", steps)
 
     def failed(self, shard: str, reason: str, steps: int = 1) -> None:
         """A shard failed for good."""

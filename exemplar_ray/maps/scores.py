@@ -70,6 +70,8 @@ def _agree(function: str, clusters: np.ndarray, labels: np.ndarray | None, said:
     for what, groups in (("label", labels), ("cluster", clusters)):
         if len(np.unique(groups)) < 2:
             return Score(None, f"all {len(groups):,} points have the same {what}{said}")
+        if len(np.unique(groups)) == len(groups):
+            return Score(None, f"each of {len(groups):,} points has a {what} of its own{said}")
     value = getattr(library("sklearn.metrics"), function)(labels, clusters)
     return Score(float(value), f"of {len(labels):,} points{said}")
 
@@ -119,6 +121,8 @@ def knn_accuracy(points: np.ndarray, labels: np.ndarray | None, neighbours: int 
     names, classes = np.unique(labels[labelled], return_inverse=True)
     if len(names) < 2:
         return Score(None, f"all {len(labelled):,} points have the same label")
+    if len(names) == len(labelled):
+        return Score(None, f"each of {len(labelled):,} points has a label of its own")
     of = points if len(labelled) == len(points) else points[labelled]
     asked = drawn(len(of), MOST_VOTED, seed)
     found, _ = nearest(of[asked], of, neighbours, own=asked)

@@ -152,9 +152,12 @@ class MapPoints:
     scores: Sequence[Score] = ()
     score_columns: Sequence[str] = ("score",)
     channels: StrongestChannels | None = None
+    beside: tuple[str, str] | None = None
+    """Another map, of the same images in another network: what it is, and its page, relative to this one."""
 
     def __post_init__(self) -> None:
         points = len(self.x)
+        refuse_scripts(self.beside[1] if self.beside else None)
         if not points:
             raise UsageError("there are no points to show: the store or the chosen part of it has no rows")
         if len(self.y) != points or self.ids.num_rows != points:

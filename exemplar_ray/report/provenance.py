@@ -5,6 +5,7 @@ from __future__ import annotations
 import os.path
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -153,7 +154,7 @@ def arguments_of(plan: Plan, out: str) -> list[str]:
         "weights": without_secrets(spec.network.weights),
         "layer": [layer.name for layer in spec.layers],
         "channels": channels,
-        "layout": _flow(layouts) if (layouts := _layouts_to_name(plan)) else "auto",
+        "layout": flow(layouts) if (layouts := _layouts_to_name(plan)) else "auto",
         "statistic": list(spec.statistics),
         "top_k": spec.top_k,
         "sample": list(spec.samples),
@@ -188,8 +189,9 @@ def arguments_of(plan: Plan, out: str) -> list[str]:
     return words
 
 
-def _flow(values: dict[str, Any]) -> str:
-    return yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=10_000).strip()
+def flow(values: Mapping[str, Any]) -> str:
+    """Write a mapping as a command has it: YAML in one line."""
+    return yaml.safe_dump(dict(values), default_flow_style=True, sort_keys=False, width=10_000).strip()
 
 
 def _patterns(plan: Plan) -> list[str]:

@@ -19,6 +19,7 @@ from exemplar_ray.activations.rows_table import IDS, read_groups, read_values
 from exemplar_ray.activations.spec import ActivationsSpec, Stored
 from exemplar_ray.data.planned_images import PlannedImages
 from exemplar_ray.data.shard import Shard
+from exemplar_ray.data.subset import Subset
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.moments import Moments
 from exemplar_ray.network.spec import NetworkSpec
@@ -68,10 +69,20 @@ class Store:
         """The network, its preprocessing, and the layers that are stored."""
         return self._spec.network
 
-    @cached_property
+    @property
     def shards(self) -> list[Shard]:
         """The shards whose images these are, in the order of the rows."""
-        return PlannedImages.from_json(self._folder.read_run()).shards
+        return self.images.shards
+
+    @property
+    def subset(self) -> Subset | None:
+        """Which part of the shards' images it is; None for all."""
+        return self.images.subset
+
+    @cached_property
+    def images(self) -> PlannedImages:
+        """The images, as they were planned."""
+        return PlannedImages.from_json(self._folder.read_run())
 
     @property
     def layers(self) -> list[str]:
@@ -87,6 +98,11 @@ class Store:
     def dtype(self) -> np.dtype:
         """What is stored of each activation."""
         return np.dtype(self._spec.dtype)
+
+    @property
+    def decode(self) -> str:
+        """How images were decoded, see `preprocess.DECODERS`."""
+        return self._spec.decode
 
     def __len__(self) -> int:
         return sum(file.rows for file in next(iter(self._files.values())))
@@ -134,6 +150,11 @@ class Store:
         """Yield what the rows of one shard after another are, of those that have any."""
         [files, *_] = self._files.values()
         yield from (self._read(file, IDS.names) for file in files if file.rows)
+
+    def ids_of(self, shard: str) -> pa.Table:
+        """Return what the rows of one shard are."""
+        [files, *_] = self._files.values()
+        return self._read(next(file for file in files if file.shard == shard), IDS.names)
 
     def files(self, layer: str | None = None, pool: str | None = None) -> list[str]:
         """Return the parquet files of a layer and pool, in the order of the rows: for Arrow, `datasets` or DuckDB."""

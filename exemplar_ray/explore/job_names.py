@@ -1,0 +1,16 @@
+"""Where a map is, for those who read it. Imports neither torch nor Ray."""
+
+MAPS = "maps"
+"""The folder of a store's maps, below the store."""
+MAP = "map.parquet"
+"""Where the points lie, with the ids of their rows."""
+FITTED = "fitted.npz"
+"""The fitted map, as `maps.placing.FittedMap.to_arrays` writes it."""
+SCORES = "scores.json"
+PAGE = "page"
+"""The folder of the page."""
+BESIDE = "beside"
+"""The folder of the same of the other network's store."""
+
+SCORES_PART, PLACES_PART, FITTED_PART, PICTURES_PART = "scores.json", "places.parquet", "fitted.npz", "pictures.parquet"
+"""How parts' files end."""
