@@ -15,6 +15,7 @@ from exemplar_ray.executor.driver import JobOutcome, run_job
 from exemplar_ray.executor.job import Context, Job, Reduced
 from exemplar_ray.explore.answer import Answer
 from exemplar_ray.explore.asked import ExploreSettings
+from exemplar_ray.explore.colours import coloured_by
 from exemplar_ray.explore.job_names import MAP, MAPS
 from exemplar_ray.explore.spec import ExploreOptions, ExploreSpec, Piece, PointsOf
 from exemplar_ray.results.store import Store, open_store
@@ -103,6 +104,7 @@ def explore(
     started = time.monotonic()
     opened = [open_store(uri) for uri in (store, *project, *([beside] if beside else []))]
     layer, pool = opened[0].chosen(options.layer, options.pool)
+    coloured_by(options.colours, next(one.channels for one in opened[0].network.layers if one.name == layer))
     names = _names([one.uri for one in opened])
     sets = [_points_of(one, name, layer, pool) for one, name in zip(opened, names, strict=True)]
     others = opened[1 : 1 + len(project)]

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from exemplar_ray.executor.job import Context
+from exemplar_ray.explore.colours import coloured_by
 from exemplar_ray.explore.groups import NONE, grouped
 from exemplar_ray.explore.job_names import PICTURES_PART
 from exemplar_ray.explore.measured import SCORES
 from exemplar_ray.explore.spec import ExploreOptions
-from exemplar_ray.network.layers import parse_channels
 from exemplar_ray.report.map_points import (
     Categories,
     MapPoints,
@@ -95,7 +95,8 @@ def map_points(
         colourings["cluster"] = _clusters(table)
     if len(shown.stores) > 1:
         colourings["set"] = _sets(table)
-    coloured = _coloured(options.colours, values.shape, channels)
+    wanted = coloured_by(options.colours, channels)
+    coloured = [] if options.colours is None and values.size > MOST_NUMBERS else wanted
     for place in coloured:
         colourings[names[place]] = Values(values[:, place], group=shown.layer)
     facts = [
@@ -129,14 +130,6 @@ def _clusters(table: pa.Table) -> Categories:
 def _sets(table: pa.Table) -> Categories:
     encoded = table["set"].combine_chunks().dictionary_encode()
     return Categories(encoded.indices.to_numpy(), encoded.dictionary.to_pylist())
-
-
-def _coloured(asked: str | None, shape: tuple[int, ...], channels: Sequence[int]) -> list[int]:
-    """Return the places of the channels that the page is coloured by."""
-    if asked == "none" or (asked is None and shape[0] * shape[1] > MOST_NUMBERS):
-        return []
-    wanted = set(channels) if asked in (None, "all") else set(parse_channels(str(asked), max(channels) + 1))
-    return [place for place, channel in enumerate(channels) if channel in wanted]
 
 
 def _too_many(numbers: int) -> str:
