@@ -4,6 +4,7 @@ import colorsys
 import json
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -139,6 +140,28 @@ def test_the_pages_of_both_networks_open_and_lead_to_each_other(explored, visit)
     page.get_by_role("link", name="tiny").click()
     wait_for(page, "document.querySelectorAll('#list li').length > 0")
     assert page.get_by_role("note").count() == 0
+
+
+def test_the_map_is_exported_as_embedding_atlas_loads_it(stores, explored, tmp_path, cli):
+    """Its loader is `pandas.read_parquet`; pictures are as the Hub has them, {bytes, path}."""
+    status, said = cli("export", explored, tmp_path / "atlas", "--format", "embedding-atlas")
+    assert (status, "--x projection_x --y projection_y --text class_name --image image" in said) == (0, True), said
+    loaded = pd.read_parquet(tmp_path / "atlas" / "dataset.parquet")
+    table = pq.read_table(explored / "map.parquet")
+    for name in table.column_names:
+        assert (
+            loaded[{"x": "projection_x", "y": "projection_y"}.get(name, name)]
+            .astype(object)
+            .where(lambda column: column.notna(), None)
+            .tolist()
+            == table[name].to_pylist()
+        )
+    parts = [pq.read_table(path).to_pylist() for path in sorted((explored / "parts").glob("*.pictures.parquet"))]
+    assert [image["bytes"] for image in loaded["image"]] == [row["picture"] for part in parts for row in part]
+    for words in (["export", explored, tmp_path / "atlas"], ["export", stores / "real", tmp_path / "new"]):
+        status, said = cli(*words, "--format", "embedding-atlas")
+        assert (status, said.count("\n")) == (2, 1)
+    assert not (tmp_path / "new").exists()
 
 
 def test_running_it_again_does_nothing_and_mends_what_is_broken(stores, explored, cli):

@@ -8,10 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
-from exemplar_ray.activations.export_names import FORMATS
+from exemplar_ray.activations.export_names import EMBEDDING_ATLAS, FORMATS
 from exemplar_ray.activations.spec import ActivationOptions
 from exemplar_ray.cli.common import COMPLETE, add_command, finish
 from exemplar_ray.config import ACTIVATIONS_KEYS, add_keys, pick, settings_of
+from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.progress import say
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.spec import RunOptions, RunSpec, columns_chosen
@@ -38,9 +39,9 @@ def add_activations(commands: Any) -> None:
     resources = [key for key in keys_of(Resources) if key not in _UNUSED]
     add_keys(sub, {key: ACTIVATIONS_KEYS[key] for key in (*keys, *resources)})
 
-    text = "write a store's activations into a folder, in the form of numpy or of extraction scripts"
+    text = "write a store's activations, or a map of them, into a folder, in the form of other programs"
     sub = add_command(commands, "export", _export, text)
-    sub.add_argument("store", metavar="STORE", help="a finished store of activations")
+    sub.add_argument("store", metavar="STORE", help="a finished store of activations; for embedding-atlas, a map")
     sub.add_argument("folder", metavar="DIR", help="a new local folder")
     forms = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
     sub.add_argument("--format", required=True, choices=tuple(FORMATS), help=forms)
@@ -51,6 +52,8 @@ def add_activations(commands: Any) -> None:
 
 
 def _export(options: argparse.Namespace, console: Console) -> int:
+    if options.format == EMBEDDING_ATLAS:
+        return _export_map(options, console)
     from exemplar_ray.results.export import export
     from exemplar_ray.results.store import open_store
 
@@ -65,6 +68,17 @@ def _export(options: argparse.Namespace, console: Console) -> int:
         not options.without_images,
     )
     say(console, f"{store.network.title}: {images:,} images")
+    say(console, f"exported: {options.folder}")
+    return COMPLETE
+
+
+def _export_map(options: argparse.Namespace, console: Console) -> int:
+    from exemplar_ray.explore.export import export_map
+
+    if options.layer or options.pool or options.without_images:
+        raise UsageError("a map is of one layer and pool, with the pictures it was made with; leave these flags out")
+    images, command = export_map(options.store, options.folder)
+    say(console, f"{images:,} images; to look at them: {command}")
     say(console, f"exported: {options.folder}")
     return COMPLETE
 

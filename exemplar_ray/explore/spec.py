@@ -157,7 +157,7 @@ class Piece:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {"name": self.name}
+        return {"name": self.name, "of": self.of, "seed": self.seed, "shard": self.shard}
 
     def change_since(self, recorded: Mapping[str, Any]) -> str | None:
         """Nothing of it can change: the stores' digests are in the run's identity."""

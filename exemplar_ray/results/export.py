@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from exemplar_ray.activations.export_names import FORMATS, NPY
+from exemplar_ray.activations.export_names import NPY, NPZ
 from exemplar_ray.data.formats.registry import open_shard
 from exemplar_ray.errors import UsageError
 from exemplar_ray.results.store import Store
 
 ROWS = "rows.parquet"
+_OF_STORES = (NPZ, NPY)
 _USUAL_ENDING = ".JPEG"
 
 
@@ -33,7 +34,7 @@ def export(
     """Write a store's activations into a new local folder.
 
     Args:
-        form: one of `FORMATS`.
+        form: npz or npy, see `export_names`.
         layers: which; all if there are none.
         pool: which; may be left out where the store has one.
         batch_size: images a batch, of `npz`.
@@ -49,8 +50,8 @@ def export(
     target = Path(folder)
     if "://" in folder or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
         raise UsageError(f"'{folder}' is no new or empty local folder; choose another")
-    if form not in FORMATS:
-        raise UsageError(f"a format is one of {', '.join(FORMATS)}, not '{form}'")
+    if form not in _OF_STORES:
+        raise UsageError(f"a format is one of {', '.join(_OF_STORES)}, not '{form}'")
     if batch_size < 1:
         raise UsageError(f"batch_size is a whole number from 1, not {batch_size}")
     chosen = [store.chosen(layer, pool) for layer in (layers or store.layers)]
