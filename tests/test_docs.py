@@ -43,6 +43,7 @@ QUICKSTART, *OTHER_QUICKSTARTS = [text for _, kind, text in BLOCKS if kind == "b
 OTHERS = [text for _, kind, text in BLOCKS if kind == "bash" and "sample-data" not in text]
 [SQL] = [text for _, kind, text in BLOCKS if kind == "sql"]
 # Those on how to extend it are pieces of a program; all others read the quickstart's run.
+MAP = "exemplar-ray explore run/activations --out map --method pca --seeds 1 --no-thumbnails"
 PYTHON = "\n".join(text for page, kind, text in BLOCKS if kind == "python" and "/extend/" not in page)
 
 
@@ -82,8 +83,8 @@ def test_the_commands_and_the_examples_run_as_they_stand(ray_head, tmp_path, mon
     environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "HF_HOME": str(tmp_path / "hf")}
     environment["RAY_ADDRESS"] = ray_head["address"]
     done = subprocess.run(
-        # Python's examples read what `activations` makes of it, too.
-        ["bash", "-ec", f"{QUICKSTART}\nexemplar-ray activations run"],
+        # Python's examples read what these make of it, too.
+        ["bash", "-ec", f"{QUICKSTART}\nexemplar-ray activations run\n{MAP}"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -164,7 +165,18 @@ def check(words):
         project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
         assert set(extras.split(",")) <= project["optional-dependencies"].keys()
     else:
-        assert words[0] in ("docker", "kubectl", "sed", "openssl", "chmod", "mkdir", "cp", "export", "hf")
+        assert words[0] in (
+            "docker",
+            "kubectl",
+            "sed",
+            "openssl",
+            "chmod",
+            "mkdir",
+            "cp",
+            "export",
+            "hf",
+            "embedding-atlas",
+        )
     for flag, name in pairwise(words):
         if flag in ("--file", "--filename"):
             assert Path(name).exists()

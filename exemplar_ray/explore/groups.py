@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from exemplar_ray.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NONE = -1
 _MOST_LABELS = 1 << 20
@@ -52,6 +53,9 @@ def _labels(name: str, text: str) -> tuple[int, ...]:
 
 def grouped(labels: np.ndarray, groups: Mapping[str, Any]) -> np.ndarray:
     """Return which group each label is in: int64 like `labels`, the place among the groups; `NONE` for none."""
+    # Here, as the command line answers sooner without.
+    import numpy as np
+
     found = np.full(len(labels), NONE, np.int64)
     for number, members in enumerate(labels_of_groups(groups).values()):
         found[np.isin(labels, members)] = number
