@@ -8,6 +8,8 @@ which an entry point in the group `exemplar_ray.networks` names. A user's own, `
 
 from __future__ import annotations
 
+import importlib
+import sys
 import types
 from collections.abc import Callable
 from contextlib import suppress
@@ -234,12 +236,29 @@ def _refuse_unless_weights_are_fixed(maker: _Maker, module: nn.Module) -> None:
 _INCEPTIONV1_PREPROCESS = Preprocess(mean=(117.0, 117.0, 117.0))
 
 
-def _inceptionv1() -> Architecture:
-    from lucent.modelzoo import inceptionv1
+def _lucents() -> types.ModuleType:
+    """Import torch-lucent's file of the network, `lucent.modelzoo.inceptionv1.InceptionV1`.
 
+    But not the folder's `__init__`, which imports all of torchvision, and that torch's compiler: 1 s in every worker.
+    """
+    folder = "lucent.modelzoo"
+    if folder in sys.modules:
+        return importlib.import_module(f"{folder}.inceptionv1.InceptionV1")
+    lucent = importlib.import_module("lucent")
+    stand_in = types.ModuleType(folder)
+    stand_in.__path__ = [f"{path}/modelzoo" for path in lucent.__path__]
+    sys.modules[folder] = stand_in
+    try:
+        return importlib.import_module(f"{folder}.inceptionv1.InceptionV1")
+    finally:
+        # Who imports the folder finds it as it is.
+        del sys.modules[folder]
+
+
+def _inceptionv1() -> Architecture:
     return Architecture(
         title="InceptionV1 (torch-lucent)",
-        build=partial(inceptionv1, pretrained=False),
+        build=partial(_lucents().InceptionV1, pretrained=False),
         pretrained=_inceptionv1_weights,
         preprocess=_INCEPTIONV1_PREPROCESS,
     )
@@ -250,9 +269,7 @@ def _inceptionv1_tf() -> Architecture:
 
 
 def _inceptionv1_weights() -> StateDict:
-    from lucent.modelzoo.inceptionv1.InceptionV1 import model_urls
-
-    url = model_urls["inceptionv1"]
+    url = _lucents().model_urls["inceptionv1"]
     fetch = partial(torch.hub.load_state_dict_from_url, url, map_location="cpu", progress=False, weights_only=True)
     return downloaded("InceptionV1's weights", url, fetch)
 
@@ -276,8 +293,7 @@ class _TensorFlowFunctional:
 
 def _build_inceptionv1_tf() -> nn.Module:
     """Build torch-lucent's network with its forward pass bound to `_TensorFlowFunctional`."""
-    from lucent.modelzoo.inceptionv1 import InceptionV1
-
+    InceptionV1 = _lucents().InceptionV1
     forward = InceptionV1.forward
     names = {**forward.__globals__, "F": _TensorFlowFunctional()}
     faithful = types.FunctionType(forward.__code__, names, "forward")
