@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BVLC, TESTS, TINY_NETWORK, needs_shared
+from conftest import BVLC, TESTS, TINY_NETWORK, needs_shared, python_without
 from safetensors.torch import save_file
 from tiny_network import TinyNetwork
 
@@ -334,3 +334,19 @@ def test_a_users_file_with_real_weights_loads_them():
     assert load_network(f"{BVLC}:BVLCGoogLeNet", str(BVLC.with_suffix(".safetensors"))).weights_sha256 == (
         network.weights_sha256
     )
+
+
+def test_inceptionv1_is_built_and_questioned_without_torchs_compiler():
+    program = (
+        "from exemplar_ray.network.resolve import resolve_network\n"
+        "from exemplar_ray.network.spec import NetworkRequest\n"
+        "known = resolve_network(NetworkRequest('inceptionv1', 'random:0', ('conv2d0',), 'all'))\n"
+        "assert known.spec.layers[0].field is not None\n"
+        "from exemplar_ray.network.pre_relu import ReluInputs\n"
+        "import torch\n"
+        "with ReluInputs() as seen:\n"
+        "    given = torch.ones(1)\n"
+        "    output = given.relu()\n"
+        "assert seen.before(output) is given\n"
+    )
+    python_without("torchvision torch._dynamo", program)

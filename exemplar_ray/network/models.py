@@ -293,11 +293,11 @@ class _TensorFlowFunctional:
 
 def _build_inceptionv1_tf() -> nn.Module:
     """Build torch-lucent's network with its forward pass bound to `_TensorFlowFunctional`."""
-    InceptionV1 = _lucents().InceptionV1
-    forward = InceptionV1.forward
+    network = _lucents().InceptionV1
+    forward = network.forward
     names = {**forward.__globals__, "F": _TensorFlowFunctional()}
     faithful = types.FunctionType(forward.__code__, names, "forward")
-    return type("InceptionV1TF", (InceptionV1,), {"forward": faithful})(pretrained=False)
+    return type("InceptionV1TF", (network,), {"forward": faithful})(pretrained=False)
 
 
 # EfficientNet-Lite0 ----------------------------------------------------------------------

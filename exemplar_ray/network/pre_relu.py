@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from exemplar_ray.network.dispatch_mode import DispatchMode
 
 SUFFIX = "_pre_relu"
 
@@ -66,7 +67,7 @@ class Origins:
         return torch.cat(pieces, source[2]) if len(pieces) == len(source[1]) else None
 
 
-class ReluInputs(TorchDispatchMode):
+class ReluInputs(DispatchMode):
     """While inside, remembers what went into every ReLU, and what concatenations are made of."""
 
     def __init__(self) -> None:

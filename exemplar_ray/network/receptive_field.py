@@ -18,9 +18,9 @@ from typing import Any
 
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from exemplar_ray.network.dispatch_mode import DispatchMode
 from exemplar_ray.network.followed_axes import Axes
 from exemplar_ray.network.layers import Axis, ReceptiveField
 from exemplar_ray.network.operations import Followed, after_operation, lost, name_of, settled
@@ -38,7 +38,7 @@ class UntraceableError(Exception):
     """What the network does to an image cannot be followed."""
 
 
-class WatchedOperations(TorchDispatchMode):
+class WatchedOperations(DispatchMode):
     """While inside, follows everything that depends on an image: `followed` tells of a tensor what it is now.
 
     Args:
