@@ -16,7 +16,7 @@ import ray
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.attempts import Attempts, Call, Key, Outcome
 from exemplar_ray.executor.blame import Blame
-from exemplar_ray.executor.connection import connect, kinds_to_come, may_grow, raylet
+from exemplar_ray.executor.connection import connect, disconnect, kinds_to_come, may_grow, raylet
 from exemplar_ray.executor.machines import Machines
 from exemplar_ray.executor.ray_address import Watch, is_same
 from exemplar_ray.executor.ray_token import RayToken
@@ -87,7 +87,7 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         if not self._joined:
-            ray.shutdown()
+            disconnect()
             self._token.restore()
 
     def _refuse_another(self) -> None:

@@ -7,6 +7,8 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
@@ -46,16 +48,17 @@ def connect(address: str | None, token: RayToken) -> tuple[str, ...]:
     config._py_driver_sys_path = path
     options: dict[str, Any] = {} if place.startswith(CLIENT) else {"job_config": config}
     try:
-        ray.init(
-            # "local" starts a Ray of our own; without it ray.init would join whatever
-            # cluster it finds on this machine.
-            address=place,
-            num_cpus=None if address else cpus(),
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **options,
-        )
+        with nullcontext() if address else _no_dashboard():
+            ray.init(
+                # "local" starts a Ray of our own; without it ray.init would join whatever
+                # cluster it finds on this machine.
+                address=place,
+                num_cpus=None if address else cpus(),
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **options,
+            )
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise UsageError(why_not(place, error)) from error
     except SystemExit as error:
@@ -68,6 +71,31 @@ def connect(address: str | None, token: RayToken) -> tuple[str, ...]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
     return tuple(path.left_out)
+
+
+@contextmanager
+def _no_dashboard() -> Iterator[None]:
+    """While inside, a Ray that starts has no process of a dashboard.
+
+    Where none is wanted (`include_dashboard=False`), Ray 2.60 starts it all the same, for statistics of its use alone,
+    and waits for it, 0.6 s.
+    """
+    node = ray._private.node.Node
+    start = node.start_api_server
+    node.start_api_server = lambda *_, **__: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        node.start_api_server = start  # type: ignore[method-assign]
+
+
+def disconnect() -> None:
+    """Leave a Ray; end it if `connect` started it."""
+    node = ray._private.worker._global_node
+    if node is not None and node.is_head():
+        # Its monitor is deaf to the signal that asks it to end, and Ray waits 1 s for it. It has nothing to lose.
+        node.kill_monitor(check_alive=False)
+    ray.shutdown()
 
 
 def _found(address: str) -> str:
