@@ -237,7 +237,7 @@ def _known(subject: Subject, options: ActivationOptions, store: RunFolder, clust
         known = KnownNetwork(NetworkSpec.from_json(before["spec"]), Answers.from_json(before["questions"]))
     request = subject.network if cluster.brings_working_folder else subject.network.with_whole_paths()
     shards = subject.images.shards
-    cluster.prepare(TASKS, len(shards))
+    cluster.prepare(f"{TASKS}:import_library", (request.model, request.weights), len(shards))
     given = ToResolve(request, statistics, to_question_with(shards), known)
     return cluster.call(f"{TASKS}:resolve", given, "the model cannot be built")
 

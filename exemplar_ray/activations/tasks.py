@@ -17,12 +17,12 @@ from exemplar_ray.data.first_images import two_images
 from exemplar_ray.data.shard import Shard
 from exemplar_ray.executor.job import Made
 from exemplar_ray.executor.machine import cpus
-from exemplar_ray.network.loading import counts, device, trunk_of
+from exemplar_ray.network.loading import counts, device, import_library, trunk_of
 from exemplar_ray.network.questions import KnownNetwork
 from exemplar_ray.network.resolve import resolve_network
 from exemplar_ray.network.statistics import refuse_missing_class_token
 
-__all__ = ["resolve", "store"]
+__all__ = ["import_library", "resolve", "store"]
 
 # Broken EXIF, palettes with transparency, large images: images like any other, no news.
 warnings.filterwarnings("ignore", module=r"PIL\.")

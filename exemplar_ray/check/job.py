@@ -145,7 +145,7 @@ def _introduce(subject: Subject, cluster: Cluster) -> Introduced:
     if isinstance(asked, AskedNetwork) and not cluster.brings_working_folder:
         model, weights = whole_paths(asked.model, asked.weights)
         asked = replace(asked, model=model, weights=weights)
-    cluster.prepare(TASKS, len(subject.shards))
+    cluster.prepare(f"{TASKS}:import_library", (asked.model, asked.weights), len(subject.shards))
     given = ToIntroduce(asked, to_question_with(subject.shards))
     introduced = cluster.call(f"{TASKS}:introduce", given, "the model cannot be built")
     if introduced.network.takes_labels:

@@ -46,6 +46,7 @@ from exemplar_ray.network.inputs import Input, labels_for
 from exemplar_ray.network.layers import NCHW
 from exemplar_ray.network.layouts import AUTO
 from exemplar_ray.network.loading import device, network_of
+from exemplar_ray.network.loading import import_library as import_library
 from exemplar_ray.network.looks import failure, in_one_line
 from exemplar_ray.network.models import Network, find_architecture
 from exemplar_ray.network.reference_precision import reference_precision

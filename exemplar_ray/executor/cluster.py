@@ -121,19 +121,21 @@ class Cluster:
         """Whether workers have a copy of the driver's working folder: a submitted job brings it along."""
         return "working_dir" in ray.get_runtime_context().runtime_env
 
-    def prepare(self, module: str, tasks: int) -> None:
-        """Have workers import a module while other things go on; if one cannot, the tasks that follow will say so.
+    def prepare(self, function: str, item: Any, tasks: int) -> None:
+        """Have workers call `function(item)` while other things go on, to import what the tasks that follow need; if
+        one cannot, those will say so.
 
         Where no machine is there yet, an autoscaler sees at once what all tasks will ask for, and not only what the
         first does. That goes with the driver: nothing is asked for in advance that a killed one would leave behind.
 
         Args:
+            function: `module:function`, of this package.
             tasks: how many there will be.
         """
         # A Ray that stays would keep asking after the run.
         count = min(self.slots - 1 if self.slots or self._joined else tasks, _MOST_PREPARED)
         for _ in range(count):
-            prepare.options(num_cpus=self.demand.cpus, num_gpus=self.demand.gpus).remote(module)
+            prepare.options(num_cpus=self.demand.cpus, num_gpus=self.demand.gpus).remote(function, item)
 
     @property
     def at_once(self) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import logging
 import socket
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,5 +82,7 @@ def call(called: Called, item: bytes, shared: list[ray.ObjectRef]) -> Done:
 
 
 @ray.remote(max_retries=0, max_calls=0)
-def prepare(module: str) -> None:
-    importlib.import_module(module)
+def prepare(function: str, item: Any) -> None:
+    # The tasks that follow fail as well, and say why.
+    with suppress(Exception, SystemExit):
+        named_function(function)(item)

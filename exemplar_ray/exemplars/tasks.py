@@ -31,9 +31,9 @@ from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.exemplars.topk import Scores
 from exemplar_ray.network.compiled_trunk import CompiledForm, CompiledTrunk
 from exemplar_ray.network.inputs import labels_for
-from exemplar_ray.network.loading import LoadedTrunk, counts, device, scanning_trunk, trunk_of
+from exemplar_ray.network.loading import LoadedTrunk, counts, device, import_library, scanning_trunk, trunk_of
 
-__all__ = ["gather", "probe", "resolve", "scan"]
+__all__ = ["gather", "import_library", "probe", "resolve", "scan"]
 
 # Broken EXIF, palettes with transparency, large images: images like any other, no news.
 warnings.filterwarnings("ignore", module=r"PIL\.")

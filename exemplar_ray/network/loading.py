@@ -12,7 +12,7 @@ import torch
 
 from exemplar_ray.errors import MachineError, UnlikeRunError
 from exemplar_ray.network.compiled_trunk import CannotCompileError, CompiledForm, CompiledTrunk, compiled_trunk
-from exemplar_ray.network.models import Network, load_network
+from exemplar_ray.network.models import Network, find_architecture, load_network
 from exemplar_ray.network.spec import NetworkSpec, TrunkSpec, split_model
 from exemplar_ray.network.trunk import ContiguousTrunk, Trunk
 
@@ -91,6 +91,15 @@ def trunk_of(spec: TrunkSpec, device: str) -> Trunk:
         spec.precision,
         spec.pre_relu,
     )
+
+
+def import_library(named: tuple[str, str]) -> None:
+    """Import what a network is made with, which may take as long as importing torch, before it is wanted.
+
+    Args:
+        named: the model and its weights, see `models.load_network`.
+    """
+    find_architecture(*named)
 
 
 def network_of(spec: NetworkSpec) -> Network:
