@@ -15,6 +15,7 @@ mixed4a. It writes benchmark.json and stages.png.
 `scaling` compares the job with itself: more images, fewer channels, more layers, without Ray. It
 writes scaling.json. `cluster-model` holds what `exemplar-ray plan` foresees against what one worker and two do.
 `questions` holds the start of a run against its next start, where the network need not be questioned again.
+`start` runs 30 and 800 images from the command to the exit, beside a Ray that runs nothing; it writes start.json.
 `gpu` measures one GPU: scans in processes that share it, their limits, and whether the answer is the CPU's; give it
 `--cores` and enough `--copies`. It needs no Ray, and writes gpu.json.
 
@@ -50,6 +51,7 @@ MODES = {
     "cluster-model": ("benchmarking.cluster_model", "cluster_model"),
     "gpu": ("benchmarking.gpu", "gpu"),
     "questions": ("benchmarking.questions", "questions"),
+    "start": ("benchmarking.start", "start"),
     "activations": ("benchmarking.activation_store", "activation_store"),
     "visualize": ("benchmarking.pictures", "visualize"),
     "visualize-gpu": ("benchmarking.pictures_gpu", "visualize_gpu"),
