@@ -80,19 +80,23 @@ def _no_dashboard() -> Iterator[None]:
     Where none is wanted (`include_dashboard=False`), Ray 2.60 starts it all the same, for statistics of its use alone,
     and waits for it, 0.6 s.
     """
-    node = ray._private.node.Node
-    start = node.start_api_server
-    node.start_api_server = lambda *_, **__: None  # type: ignore[method-assign]
+    node: Any = ray._private.node.Node
+    start = getattr(node, "start_api_server", None)
+    if start is None:
+        # Another Ray than 2.60: it starts as it does.
+        yield
+        return
+    node.start_api_server = lambda *_, **__: None
     try:
         yield
     finally:
-        node.start_api_server = start  # type: ignore[method-assign]
+        node.start_api_server = start
 
 
 def disconnect() -> None:
     """Leave a Ray; end it if `connect` started it."""
-    node = ray._private.worker._global_node
-    if node is not None and node.is_head():
+    node = getattr(ray._private.worker, "_global_node", None)
+    if node is not None and node.is_head() and hasattr(node, "kill_monitor"):
         # Its monitor is deaf to the signal that asks it to end, and Ray waits 1 s for it. It has nothing to lose.
         node.kill_monitor(check_alive=False)
     ray.shutdown()
