@@ -12,6 +12,7 @@ import yaml
 from exemplar_ray.activations.spec import ActivationOptions
 from exemplar_ray.check.options import CheckOptions
 from exemplar_ray.circuits.spec import CircuitOptions
+from exemplar_ray.compare.options import CompareOptions
 from exemplar_ray.errors import UsageError, near_matches
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.spec import RunOptions, RunSpec
@@ -29,6 +30,7 @@ T = TypeVar(
     CircuitOptions,
     ActivationOptions,
     ExploreOptions,
+    CompareOptions,
 )
 
 WHERE: dict[str, tuple[Key, type]] = {
@@ -60,6 +62,15 @@ ACTIVATIONS_KEYS = {**RUN_KEYS, **keys_of(ActivationOptions)}
 
 EXPLORE_KEYS = {**RUN_KEYS, **keys_of(ExploreOptions)}
 """The same of `explore`, whose `layer` and `seed` are its own."""
+
+_OF_JOBS_UPON_RESULTS = {key: RUN_KEYS[key] for key in ("address", "cpus_per_task", "retries", "log_level")}
+
+COMPARE_KEYS = {
+    "out": (Key("DIR", "where the comparison goes: a run folder of its own, local or remote"), str),
+    **keys_of(CompareOptions),
+    **_OF_JOBS_UPON_RESULTS,
+}
+"""The same of `compare`."""
 
 
 def add_keys(parser: argparse._ActionsContainer, keys: Mapping[str, tuple[Key, type]]) -> None:

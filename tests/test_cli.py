@@ -16,7 +16,7 @@ from exemplar_ray.config import RUN_KEYS
 from exemplar_ray.executor.progress import ProgressDisplay
 
 COMMANDS = ["sample-data", "shard", "run", "plan", "status", "merge", "layers", "check", "visualize", "circuits"]
-COMMANDS += ["activations", "export", "explore", "report", "publish"]
+COMMANDS += ["activations", "export", "explore", "compare", "report", "publish"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

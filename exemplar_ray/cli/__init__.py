@@ -11,6 +11,7 @@ from rich.console import Console
 import exemplar_ray
 from exemplar_ray.cli.activations import add_activations
 from exemplar_ray.cli.common import BAD_USAGE, INTERRUPTED, Parser
+from exemplar_ray.cli.comparing import add_compare
 from exemplar_ray.cli.data import add_data_commands
 from exemplar_ray.cli.explore import add_explore
 from exemplar_ray.cli.networks import add_check, add_circuits, add_layers, add_visualize
@@ -71,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_circuits,
         add_activations,
         add_explore,
+        add_compare,
         add_report,
         add_publish,
     ):
