@@ -36,8 +36,9 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
 
     settings = settings_of(options, required=("out",), keys=COMPARE_KEYS)
     run_options = pick(RunOptions, settings)
+    given = job.asked(options.a, options.b, pick(CompareOptions, settings))
     # Nothing of it runs a network.
     resources = replace(pick(Resources, settings), gpus_per_task=0)
     with Cluster(resources, run_options.log_level, partial(say, console)) as cluster:
-        outcome = job.compare(options.a, options.b, settings["out"], pick(CompareOptions, settings), cluster, console)
+        outcome = job.compare(given, settings["out"], cluster, console)
     return finish(outcome, settings["out"], options.invocation.again, options.invocation, console)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -22,7 +22,6 @@ from exemplar_ray.executor.driver import JobOutcome, run_job
 from exemplar_ray.executor.job import Context, Job, Reduced
 from exemplar_ray.report.pages import INDEX
 from exemplar_ray.runs.versions import versions
-from exemplar_ray.storage.hub_uri import refuse_writing
 
 JOB = "compare"
 TASK = "exemplar_ray.compare.tasks:make"
@@ -40,10 +39,10 @@ class CompareJob(Job):
     verb = "compare"
     counted = "pieces"
 
-    def __init__(self, spec: CompareSpec, sides: tuple[Side, Side], pieces: Sequence[Piece], threads: int) -> None:
-        self.spec, self._sides = spec, sides
-        self.items: Sequence[Piece] = pieces
-        self.settings = CompareSettings(spec, threads)
+    def __init__(self, given: Asked, threads: int) -> None:
+        self.spec, self._sides = given.spec, given.sides
+        self.items: Sequence[Piece] = given.pieces
+        self.settings = CompareSettings(given.spec, threads)
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the comparison."""
@@ -114,25 +113,42 @@ def _said(spec: CompareSpec, layer: dict[str, Any]) -> str:
     return f"{names}: {', '.join(known)}"
 
 
-def compare(a: str, b: str, out: str, options: CompareOptions, cluster: Cluster, console: Console) -> JobOutcome:
-    """Compare two folders, or do what is lacking.
+@dataclass(frozen=True)
+class Asked:
+    """What is to be compared, found to be comparable."""
+
+    spec: CompareSpec
+    sides: tuple[Side, Side]
+    pieces: Sequence[Piece]
+
+
+def asked(a: str, b: str, options: CompareOptions) -> Asked:
+    """Find out what two folders are for.
 
     Args:
         a: a store or a run: the reference.
         b: another, or the same.
-        out: where: a run folder of its own.
 
     Raises:
-        UsageError: a comparison would mean nothing; nothing was computed.
+        UsageError: a comparison would mean nothing.
     """
-    started = time.monotonic()
-    refuse_writing(out)
     sides = Side(A, a), Side(B, b)
     kind, pieces = decided(*sides, options)
     of_both = (sides[0].network.preprocess, sides[1].network.preprocess)
-    spec = CompareSpec(kind, sides[0].uri, sides[1].uri, of_both, options)
     if kind == SETS and options.pictures and all(side.store is not None for side in sides):
         # Their pictures are there when the pages of layers are made.
         pieces = [*of_pictures(sides, _MOST_THUMBNAILS), *pieces]
-    job = CompareJob(spec, sides, pieces, cluster.demand.cpus)
-    return run_job(job, out, cluster, console, started)
+    return Asked(CompareSpec(kind, sides[0].uri, sides[1].uri, of_both, options), sides, pieces)
+
+
+def compare(given: Asked, out: str, cluster: Cluster, console: Console) -> JobOutcome:
+    """Compare, or do what is lacking.
+
+    Args:
+        out: where: a run folder of its own.
+
+    Raises:
+        UsageError: something that was asked for cannot be done.
+    """
+    started = time.monotonic()
+    return run_job(CompareJob(given, cluster.demand.cpus), out, cluster, console, started)

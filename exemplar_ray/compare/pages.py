@@ -98,6 +98,7 @@ class Pages:
         self._layers: list[tuple[Row, str]] = []
         self._names: set[str] = set()
         self._pictures = 0
+        self._words = NUMBERS if spec.kind == SETS else OF_NETWORKS
         self.provenance = self._provenance()
 
     def add(self, piece: Piece, files: Mapping[str, bytes]) -> None:
@@ -130,8 +131,17 @@ class Pages:
             writer.finish()
             ones = list(dict.fromkeys((row["layer"], row["pool"]) for row, _ in self._layers))
             others = list(dict.fromkeys(row.get("other_layer") for row, _ in self._layers))
-            by_pair = {(row["layer"], row["pool"], row.get("other_layer")): row for row, _ in self._layers}
-            page = self._page("compare.html", layers=self._layers, ones=ones, others=others, by_pair=by_pair)
+            rows = [row for row, _ in self._layers]
+            page = self._page(
+                "compare.html",
+                layers=self._layers,
+                ones=ones,
+                others=others,
+                by_pair={(row["layer"], row["pool"], row.get("other_layer")): row for row in rows},
+                seen_words=[
+                    one for one in self._words if one.in_overview and any(row[one.column] is not None for row in rows)
+                ],
+            )
             writer.write(INDEX, page)
 
     def _page(self, template: str, **values: Any) -> bytes:
@@ -142,7 +152,7 @@ class Pages:
             sides=self._sides,
             kind=self._spec.kind,
             options=self._spec.options,
-            words=NUMBERS if self._spec.kind == SETS else OF_NETWORKS,
+            words=self._words,
             **values,
         )
         return page.encode(errors="replace")
