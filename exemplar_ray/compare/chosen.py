@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from exemplar_ray.compare.spec import A, B
 from exemplar_ray.compare.tables import CHANNELS, EXEMPLARS, IMAGES, Tables
 
-CHANNELS_SHOWN, IMAGES_SHOWN, EXEMPLARS_SHOWN = 12, 24, 5
+CHANNELS_SHOWN, IMAGES_SHOWN, EXEMPLARS_SHOWN, CLASSES_SHOWN = 12, 24, 5, 100
 
 Row = dict[str, Any]
 Picture = tuple[str, str, int]

@@ -9,6 +9,7 @@ assets/
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -22,7 +23,7 @@ import pyarrow.compute as pc
 from exemplar_ray import report
 from exemplar_ray._version import __version__
 from exemplar_ray.activations.rows_table import IDS
-from exemplar_ray.compare.chosen import Row, channels_shown, exemplars_by_channel, furthest, uncovered
+from exemplar_ray.compare.chosen import CLASSES_SHOWN, Row, channels_shown, exemplars_by_channel, furthest, uncovered
 from exemplar_ray.compare.options import CompareOptions
 from exemplar_ray.compare.sides import Side
 from exemplar_ray.compare.spec import SETS, A, B, CompareSpec, Piece
@@ -43,11 +44,12 @@ from exemplar_ray.report.map_page import write_map_page
 from exemplar_ray.report.map_points import Categories, MapPoints, categories_of_labels
 from exemplar_ray.report.pages import INDEX
 from exemplar_ray.report.provenance import Provenance, describe_preprocess, without_secrets
-from exemplar_ray.report.templating import environment
+from exemplar_ray.report.templating import environment, number
 from exemplar_ray.report.writer import ReportWriter
 from exemplar_ray.storage.folder import Folder
 from exemplar_ray.storage.folder_names import folder_names
 
+_BY_FIDELITY = [("fidelity", "ascending"), ("label", "ascending")]
 _ASSETS = ("report.css", "state.js", "compare.css")
 
 
@@ -94,6 +96,7 @@ class Pages:
     def __init__(self, folder: str, spec: CompareSpec, sides: tuple[Side, Side]) -> None:
         self._folder, self._spec, self._sides = folder, spec, sides
         self._environment = environment()
+        self._environment.filters["number"] = _written
         self._thumbnails: dict[tuple[str, str, int], bytes] = {}
         self._layers: list[tuple[Row, str]] = []
         self._names: set[str] = set()
@@ -257,6 +260,7 @@ class _ShownLayer:
         self.furthest: list[ShownPair] = []
         self.uncovered_count = self.furthest_count = 0
         self.classes: list[Row] = []
+        self.class_count = len(tables[CLASSES]) if CLASSES in tables else 0
         if IMAGES not in tables:
             return
         images = tables[IMAGES]
@@ -266,8 +270,7 @@ class _ShownLayer:
         self.uncovered_count = _count(images, A, "covered")
         self.furthest_count = _count(images, B, "among_other")
         self.classes = [
-            {**row, "name": _name_of(row)}
-            for row in _rows(tables[CLASSES].sort_by([("fidelity", "ascending"), ("label", "ascending")]))
+            {**row, "name": _name_of(row)} for row in _rows(tables[CLASSES].sort_by(_BY_FIDELITY)[:CLASSES_SHOWN])
         ]
 
     def _channel(self, row: Row) -> ShownChannel:
@@ -286,6 +289,13 @@ class _ShownLayer:
         where = f"{row['shard']}, row {row['row']}"
         picture = self._pictures.get((letter, row["shard"], row["row"]))
         return Shown(picture, _name_of(row) or row["image_path"] or where, where, value)
+
+
+def _written(value: float | None, digits: int = 4) -> str:
+    """Write a number with so many digits, large ones without an exponent."""
+    if value is not None and 10**digits <= abs(value) < math.inf:
+        return f"{float(f'{value:.{digits}g}'):,.0f}"
+    return number(value, digits)
 
 
 def _name_of(row: Row) -> str:

@@ -146,7 +146,7 @@ def _refuse_other_images(a: Side, b: Side, by: str) -> None:
         raise UsageError("the images of a run are named by shard and row: leave --by out")
     if by == CompareOptions().by:
         names = [{shard.name: shard for shard in side.shards} for side in (a, b)]
-        for name in names[0].keys() & names[1].keys():
+        for name in sorted(names[0].keys() & names[1].keys()):
             if names[1][name].change_since(names[0][name].to_json()):
                 raise UsageError(f"{differ}: shard {name} holds others in B than in A")
         of_images = [(sorted(of), side.images.identity()) for of, side in zip(names, (a, b), strict=True)]
