@@ -45,10 +45,10 @@ LAYERS = ["--layer", "conv1", "mixed"]
 SHARDS, ROWS = 12, 5
 
 
-def write_data(folder, rows=ROWS):
+def write_data(folder, rows=ROWS, step=1):
     images = [
         LabelledImage(encode(random_picture(i)), f"n0144076{i % 3}_{i}.JPEG", i % 3) for i in range(SHARDS * ROWS)
-    ]
+    ][::step]
     write_images(images, str(folder), TINY_CLASSES, rows)
 
 
@@ -61,7 +61,7 @@ def folder(tmp_path_factory, ray_cluster):
     """Data `real`, two blurred copies, the same in other shards; stores (s-) and runs (r-) of them."""
     folder = tmp_path_factory.mktemp("compare")
     write_data(folder / "real")
-    write_data(folder / "resharded", rows=20)
+    write_data(folder / "resharded", rows=20, step=-1)
     for radius in (1, 4):
         altered_copy(folder / "real", folder / f"blur-{radius}", "blur", radius)
     for name in ("real", "blur-1", "blur-4"):
@@ -134,15 +134,26 @@ def test_the_tables_are_what_arrays_give(compared, folder):
     assert [{key: image[key] for key in ids[0]} for image in of_a] == ids
     assert [image["covered"] for image in of_a] == near.covered.tolist()
     assert [image["among_other"] for image in of_b] == near.in_real.tolist()
-    distances = np.linalg.norm(b[:, None].astype(np.float64) - a[None], axis=2)
-    assert np.allclose([image["nearest"] for image in of_b], distances.min(axis=1))
-    nearest = [ids[place] for place in distances.argmin(axis=1)]
-    assert [(i["nearest_shard"], i["nearest_row"]) for i in of_b] == [(i["shard"], i["row"]) for i in nearest]
+    hold_the_nearest(where, folder / "s-real", folder / "s-blur-4")
     for channel in (0, 11):
         which = strongest(b, 10)[channel]
         found = table(where, "exemplars", layer="mixed", set="B", channel=channel)
         assert [(one["shard"], one["row"]) for one in found] == [(ids[i]["shard"], ids[i]["row"]) for i in which]
         assert [one["activation"] for one in found] == b[which, channel].tolist()
+
+
+def hold_the_nearest(where, a, b):
+    """Every image's nearest of the other set is the one that a plain search finds."""
+    stores = [open_store(str(store)) for store in (a, b)]
+    (of_a, ids_a), (of_b, ids_b) = (
+        (store.array("mixed", "mean").astype(np.float64), store.rows.to_pylist()) for store in stores
+    )
+    distances = np.linalg.norm(of_a[:, None] - of_b[None], axis=2)
+    for letter, apart, ids in (("A", distances, ids_b), ("B", distances.T, ids_a)):
+        images = table(where, "images", layer="mixed", set=letter)
+        assert np.allclose([image["nearest"] for image in images], apart.min(axis=1))
+        nearest = [ids[place] for place in apart.argmin(axis=1)]
+        assert [(i["nearest_shard"], i["nearest_row"]) for i in images] == [(i["shard"], i["row"]) for i in nearest]
 
 
 def test_classes_are_compared_by_label(compared, folder):
@@ -339,6 +350,8 @@ def test_labels_that_mean_something_else_are_not_compared(folder, tmp_path, cli)
     assert "no classes: label 0 is n01440760 tench in A and n02000000 cat in B" in row["warnings"]
     assert row["fidelity"] is None
     assert table(tmp_path / "out", "classes") == []
+    # Of which a row is another image than A's.
+    hold_the_nearest(tmp_path / "out", folder / "s-real", tmp_path / "store")
     assert {image["voted"] for image in table(tmp_path / "out", "images")} == {None}
 
 
