@@ -1,4 +1,4 @@
-"""The notebook of the activation space, run in a real one on a part of its digits: trained and untrained beside each other."""
+"""The notebook of the activation space, run in a real one on some of its digits: trained beside untrained."""
 
 import json
 import os
