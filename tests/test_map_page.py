@@ -350,6 +350,13 @@ def test_classes_are_told_apart_by_label(points):
         ["crane", "crane"],
         [1, 0, 1, -1],
     )
+    # Of two sets whose fourth folders are others; a third has labels alone.
+    names = ["7", "8", "8", None, None]
+    ids = pa.table({"label": [7, 8, 7, 7, 9], "class_name": names, "synset_id": pa.nulls(5, pa.string())})
+    assert (categories_of_labels(ids).names, categories_of_labels(ids).codes.tolist()) == (
+        ["7", "8", "8", "class 9"],
+        [0, 2, 1, 0, 3],
+    )
     unnamed = pa.table({"label": [5], "class_name": pa.nulls(1, pa.string()), "synset_id": pa.nulls(1, pa.string())})
     assert categories_of_labels(unnamed).names == ["class 5"]
     unlabelled = pa.table(

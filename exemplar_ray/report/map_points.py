@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from exemplar_ray.activations.rows_table import IDS
 from exemplar_ray.data.imagenet_names import spelled_out
@@ -175,12 +176,27 @@ class MapPoints:
 
 
 def categories_of_labels(ids: pa.Table) -> Categories:
-    """Return the classes of points as a colouring: by label, called by name, found by synset id too."""
+    """Return the classes of points as a colouring: by label, called by name, found by synset id too.
+
+    A label that is called otherwise in another set, such as the fourth of other folders, is another class there. Points
+    without a name have that of their label.
+    """
     labels = ids["label"].to_numpy(zero_copy_only=False).astype(np.float64)  # null becomes NaN
     known = ~np.isnan(labels) & (labels >= 0)
-    _, first, codes = np.unique(labels[known], return_index=True, return_inverse=True)
+    classes, by_label = np.unique(labels[known], return_inverse=True)
+    named = pc.dictionary_encode(ids["class_name"].combine_chunks())
+    by_name = named.indices.fill_null(-1).to_numpy()[known].astype(np.int64)
+    usual = np.full(len(classes), -1, np.int64)
+    with_name = np.flatnonzero(by_name >= 0)[::-1]  # the first one of a label is written last
+    usual[by_label[with_name]] = by_name[with_name]
+    by_name = np.where(by_name < 0, usual[by_label], by_name)
+    both = by_label * (len(named.dictionary) + 1) + by_name + 1
+    _, first, codes = np.unique(both, return_index=True, return_inverse=True)
     rows = ids.take(np.flatnonzero(known)[first]).to_pylist()
-    names = [spelled_out(row["class_name"] or row["synset_id"] or f"class {row['label']}") for row in rows]
+    called = [named.dictionary[code].as_py() if code >= 0 else None for code in by_name[first]]
+    names = [
+        spelled_out(name or row["synset_id"] or f"class {row['label']}") for name, row in zip(called, rows, strict=True)
+    ]
     of_points = np.full(ids.num_rows, -1, np.int32)
     of_points[known] = codes
     return Categories(of_points, names, [row["synset_id"] or "" for row in rows], "no class")
