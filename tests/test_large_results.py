@@ -4,8 +4,10 @@ import json
 import tempfile
 from types import SimpleNamespace
 
+import datasets
 import duckdb
 import numpy as np
+import pandas
 import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -178,7 +180,7 @@ def test_row_groups_grow_only_where_images_repeat():
     assert larger_than_any == [range(1), range(1, 2), range(2, 3)]
     # Maps are read along with images.
     with_maps = row_groups.row_groups(np.arange(1000) % 50, sizes, none + 1_000_000, 100)
-    assert [len(group) for group in with_maps] == [100] * 10
+    assert [len(group) for group in with_maps] == [263, 263, 263, 211]
     assert row_groups.row_groups(none[:0], none[:0], none[:0], 100) == []
 
 
@@ -187,10 +189,17 @@ def test_row_groups_grow_only_where_images_repeat():
 def test_row_groups_hold_every_row_once(rows, step):
     image = np.array([number for number, _ in rows], np.int64)
     sizes = np.array([0 if number < 0 else (number + 1) * (4 << 20) for number, _ in rows], np.int64)
-    groups = row_groups.row_groups(image, sizes, np.array([other for _, other in rows], np.int64), step)
+    others = np.array([other for _, other in rows], np.int64)
+    groups = row_groups.row_groups(image, sizes, others, step)
     assert [row for group in groups for row in group] == list(range(len(rows)))
-    assert all(len(group) <= 20 * step for group in groups)
-    assert 0 <= row_groups.share_stored(image, sizes, groups) <= 1
+    for group in groups:
+        assert len(group) == 1 or sizes[group].sum() + others[group].sum() <= row_groups._MOST_UNPACKED
+        if len(group) > step:
+            once = sum({image[row]: sizes[row] for row in group}.values())
+            assert once + others[group].sum() <= row_groups._MOST_BYTES or once == sum(
+                {image[row]: sizes[row] for row in group[:step]}.values()
+            )
+            assert 0 < 2 * once <= sizes[group].sum()
 
 
 def answer(folder, images, channel_count=40, top_k=5):
@@ -216,38 +225,65 @@ def answer(folder, images, channel_count=40, top_k=5):
     return folder / "exemplars.parquet", expected, values
 
 
-def test_a_result_is_about_as_large_as_its_images(tmp_path):
+@pytest.mark.parametrize("most_unpacked", [None, 8_000_000])
+def test_a_result_is_about_as_large_as_its_images(tmp_path, monkeypatch, most_unpacked):
     images = [100_000 + i for i in range(20)]
+    if most_unpacked:
+        monkeypatch.setattr(row_groups, "_MOST_UNPACKED", most_unpacked)
     path, expected, values = answer(tmp_path, images)
-    assert path.stat().st_size < 1.2 * sum(images)
+    groups = pq.read_metadata(path).num_row_groups
+    assert groups == (3 if most_unpacked else 1)
+    assert path.stat().st_size < groups * 1.02 * sum(images)
     assert sum(len(one or b"") for one in expected) > 8 * sum(images)
     table = pq.read_table(path)
     assert [row and row["bytes"] for row in table["image"].to_pylist()] == expected
     assert table["activation_map"].to_pylist() == values
-    # The types and the metadata are those of a table whose images stand there as often as they are shown.
-    (tmp_path / "plain").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("exemplar_ray.exemplars.tables.exemplars._WORTH_LOOKING_UP", 0)
-        plain, *_ = answer(tmp_path / "plain", images)
-    assert plain.stat().st_size > 8 * sum(images)
-    other = pq.read_table(plain)
-    assert table.schema.equals(other.schema, check_metadata=True)
-    assert table.equals(other)
     assert json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]["image"] == {"_type": "Image"}
-    for file in (path, plain):
+    # As it is read where its images stand as often as they are shown, with the same types and metadata.
+    plain = tmp_path / "plain.parquet"
+    pq.write_table(table, plain, use_dictionary=False)
+    assert plain.stat().st_size > 8 * sum(images)
+    assert table.schema.equals(pq.read_schema(plain), check_metadata=True)
+    assert table.combine_chunks().equals(pq.read_table(plain).combine_chunks())
+    packed = pq.read_table(path, read_dictionary=["image.bytes"]).combine_chunks()
+    assert packed["image"].nbytes < 1.1 * sum(images)
+    assert packed["image"].to_pylist() == table["image"].to_pylist()
+    for number, file in enumerate((path, plain)):
         of_duckdb = duckdb.sql(f"SELECT image.bytes FROM '{file}' ORDER BY channel, rank").fetchall()
         assert [row[0] for row in of_duckdb] == expected
-        of_polars = polars.read_parquet(file)["image"].to_list()
-        assert [row and row["bytes"] for row in of_polars] == expected
-        assert [row and row["bytes"] for row in other.to_pandas()["image"]] == expected
+        assert [row and row["bytes"] for row in polars.read_parquet(file)["image"].to_list()] == expected
+        assert [row and row["bytes"] for row in pandas.read_parquet(file)["image"]] == expected
+        cache = str(tmp_path / f"cache{number}")
+        data = datasets.load_dataset("parquet", data_files=str(file), split="train", cache_dir=cache)
+        assert data.features["image"] == datasets.Image()
+        undecoded = data.cast_column("image", datasets.Image(decode=False))
+        assert [row and row["bytes"] for row in undecoded["image"]] == expected
 
 
-def test_images_that_hardly_repeat_stand_as_they_are(tmp_path):
+def test_images_beyond_what_one_row_group_unpacks(tmp_path):
+    """2.2 GB shown of 20 MB: in the file twenty images a row group, in memory as many."""
+    path, expected, _ = answer(tmp_path, [1_000_000] * 20, channel_count=440)
+    shown = sum(len(one or b"") for one in expected)
+    assert shown > 1.8e9
+    assert path.stat().st_size < 1.02 * 2 * 20_000_000
+    lengths = duckdb.sql(f"SELECT sum(octet_length(image.bytes)) FROM '{path}'").fetchall()
+    assert lengths == [(shown,)]
+    packed = pq.read_table(path, columns=["image"], read_dictionary=["image.bytes"]).combine_chunks()["image"].chunk(0)
+    assert packed.nbytes < 25_000_000
+    assert [packed[at].as_py() and packed[at].as_py()["bytes"] == expected[at] for at in range(1, 2200, 190)]
+
+
+def test_images_that_do_not_repeat_take_no_more_room(tmp_path):
     path, expected, _ = answer(tmp_path, [3000 + i for i in range(1000)])
-    assert [row and row["bytes"] for row in pq.read_table(path)["image"].to_pylist()] == expected
-    encodings = pq.ParquetFile(path).metadata.row_group(0).column(11).encodings
-    assert pq.ParquetFile(path).metadata.row_group(0).column(11).path_in_schema == "image.bytes"
-    assert "RLE_DICTIONARY" not in encodings
+    table = pq.read_table(path)
+    assert [row and row["bytes"] for row in table["image"].to_pylist()] == expected
+    each = [set(filter(None, expected[start : start + 100])) for start in range(0, 200, 100)]
+    metadata = pq.read_metadata(path)
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [100, 100]
+    for group, images in enumerate(each):
+        column = metadata.row_group(group).column(11)
+        assert column.path_in_schema == "image.bytes"
+        assert column.total_compressed_size < sum(map(len, images)) + 10 * 100
 
 
 # Classes -------------------------------------------------------------------------------------

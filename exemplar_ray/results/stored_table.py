@@ -8,10 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from exemplar_ray.exemplars.tables.image_writer import IMAGE
+
 _IMAGE_BYTES = "image.bytes"
 # Bytes.
 _MOST_OF_A_NUMBER, _MOST_OF_HEADERS = 8, 4096
-_PLAIN_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def open_table(file: Any) -> pq.ParquetFile:
@@ -51,8 +52,8 @@ def with_plain_images(table: pa.Table) -> pa.Table:
     kind = table.schema.field(at).type if at >= 0 else None
     if kind is None or not pa.types.is_struct(kind) or not pa.types.is_dictionary(kind.field("bytes").type):
         return table
-    field = table.schema.field(at).with_type(_PLAIN_IMAGE)
-    return table.set_column(at, field, table.column(at).cast(_PLAIN_IMAGE))
+    field = table.schema.field(at).with_type(IMAGE)
+    return table.set_column(at, field, table.column(at).cast(IMAGE))
 
 
 def statistics_of(parquet: pq.ParquetFile, column: str) -> list[Any]:

@@ -16,21 +16,19 @@ from exemplar_ray.exemplars.rerank.selected import Selected
 from exemplar_ray.exemplars.sample_names import TOP
 from exemplar_ray.exemplars.spec import Readout
 from exemplar_ray.exemplars.tables.image_spool import ImageSpool
-from exemplar_ray.exemplars.tables.image_writer import image_column, image_writer, with_images_once
-from exemplar_ray.exemplars.tables.row_groups import row_groups, share_stored
+from exemplar_ray.exemplars.tables.image_writer import IMAGE, image_column, image_writer, with_images_once
+from exemplar_ray.exemplars.tables.row_groups import row_groups
 from exemplar_ray.network.statistics import STATISTICS
 from exemplar_ray.network.unit_boxes import field_box
-from exemplar_ray.prefetch import map_ahead
 
 ROWS_PER_GROUP = 100
-
-_WORTH_LOOKING_UP = 0.75
 
 
 def write_exemplars(
     path: str, plan: Plan, selected: Selected, percentiles: np.ndarray, images: ImageSpool, partial: str | None
 ) -> None:
-    """Write the table, in row groups of `ROWS_PER_GROUP` images, or more where images repeat.
+    """Write the table, in row groups of `ROWS_PER_GROUP` images, or more where images repeat. An image's bytes stand
+    once in each.
 
     Equal arguments give equal bytes.
 
@@ -40,21 +38,15 @@ def write_exemplars(
         partial: None, or what the result leaves out, for the file's metadata.
     """
     schema = exemplars_schema(plan, partial)
-    groups, once = _groups(plan, selected, images)
+    groups = _groups(plan, selected, images)
     shown = ["layer", "statistic", "sample", "shard", "class_name"]
-    with image_writer(path, schema, _compression(schema), shown, once) as writer:
-        # One row group is put together while the one before is written.
-        for group in map_ahead(
-            lambda rows: _row_group(schema, plan, selected, percentiles, rows, images), groups, threads=1, ahead=1
-        ):
-            writer(group)
+    with image_writer(path, schema, _compression(schema), shown) as writer:
+        for rows in groups:
+            writer(_row_group(schema, plan, selected, percentiles, rows, images))
 
 
-def _groups(plan: Plan, selected: Selected, images: ImageSpool) -> tuple[list[range], bool]:
-    """Return the rows of each row group, and whether its images are to stand there once each.
-
-    They are where that saves much: what has to be looked up takes a little longer to read.
-    """
+def _groups(plan: Plan, selected: Selected, images: ImageSpool) -> list[range]:
+    """Return the rows of each row group."""
     keys = zip(selected.scores.shard.tolist(), selected.scores.row.tolist(), strict=True)
     # Only the strongest carry their images.
     shown = [key if sample == TOP else None for key, sample in zip(keys, selected.samples, strict=True)]
@@ -62,8 +54,7 @@ def _groups(plan: Plan, selected: Selected, images: ImageSpool) -> tuple[list[ra
     image = np.array([-1 if key is None else numbers[key] for key in shown], np.int64)
     sizes = np.array([0 if key is None else images.size(*key) for key in shown], np.int64)
     map_bytes = images.map_bytes(selected.maps["map_number"].to_pylist()) if len(shown) else sizes
-    groups = row_groups(image, sizes, map_bytes, ROWS_PER_GROUP * len(plan.spec.shown_samples))
-    return groups, share_stored(image, sizes, groups) < _WORTH_LOOKING_UP
+    return row_groups(image, sizes, map_bytes, ROWS_PER_GROUP * len(plan.spec.shown_samples))
 
 
 def write_images(path: str, plan: Plan, selected: Selected, images: ImageSpool) -> None:
@@ -85,15 +76,14 @@ def write_images(path: str, plan: Plan, selected: Selected, images: ImageSpool) 
             columns = {
                 "shard": [plan.shards[shard].name for shard, _ in group],
                 "row": [row for _, row in group],
-                "image": [images.image(shard, row) for shard, row in group],
+                "image": images.images([(shard, row) for shard, row in group]).cast(IMAGE),
             }
             writer.write_table(pa.table(columns, schema=schema))
 
 
 def images_schema() -> pa.Schema:
     """Return the schema of `images.parquet`, with Hugging Face features."""
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    fields = [("shard", pa.string()), ("row", pa.int64()), ("image", image)]
+    fields = [("shard", pa.string()), ("row", pa.int64()), ("image", IMAGE)]
     features = {name: _hugging_face_feature(kind) for name, kind in fields}
     features["image"] = {"_type": "Image"}
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
@@ -114,7 +104,7 @@ def exemplars_schema(plan: Plan, partial: str | None) -> pa.Schema:
         ("label", pa.int64()),
         ("synset_id", pa.string()),
         ("class_name", pa.string()),
-        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("image", IMAGE),
         ("percentile", pa.float64()),
         ("peak_y", pa.int32()),
         ("peak_x", pa.int32()),
@@ -196,7 +186,7 @@ def _row_group(
         "class_name": [labels.class_name(image["label"]) for image in described],
         "image": image_column(
             [key if sample == TOP else None for key, sample in zip(keys, selected.samples[inside], strict=True)],
-            images.image,
+            images.images,
         ),
         "percentile": percentiles[inside],
         "peak_y": maps["peak_y"],

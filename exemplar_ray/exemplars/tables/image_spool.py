@@ -88,10 +88,17 @@ class ImageSpool:
         """Return how many bytes an image has."""
         return self._at[shard, row][1]
 
-    def image(self, shard: int, row: int) -> dict[str, Any]:
-        """Return one image as Hugging Face's features have it: {"bytes", "path"}."""
-        begin, size = self._at[shard, row]
-        return {"bytes": self._read(begin, size), "path": self._described[shard, row]["path"]}
+    def images(self, keys: Sequence[tuple[int, int]]) -> pa.StructArray:
+        """Return some images by their shards and rows: struct<bytes: large_binary, path: string>."""
+        places = [self._at[key] for key in keys]
+        ends = np.cumsum([0, *(size for _, size in places)], dtype=np.int64)
+        # They are many: there is one copy of them in memory.
+        data = bytearray(ends[-1])
+        for (begin, size), start in zip(places, ends.tolist(), strict=False):
+            data[start : start + size] = self._read(begin, size)
+        content = pa.Array.from_buffers(pa.large_binary(), len(keys), [None, pa.py_buffer(ends), pa.py_buffer(data)])
+        paths = pa.array([self._described[key]["path"] for key in keys], pa.string())
+        return pa.StructArray.from_arrays([content, paths], names=["bytes", "path"])
 
     def map_bytes(self, numbers: Sequence[int | None]) -> np.ndarray:
         """Return how large some maps are, int64 [maps]; 0 where there is none."""

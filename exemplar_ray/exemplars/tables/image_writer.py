@@ -7,16 +7,19 @@ the rows here and parquet's encoding.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_Key = TypeVar("_Key", bound=tuple)
+_Key = TypeVar("_Key", bound=Hashable)
 
-_IMAGE = pa.struct([("bytes", pa.dictionary(pa.int32(), pa.binary())), ("path", pa.string())])
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+"""The type of a column of images: the very one of `datasets`' Image feature, which takes no other for images."""
+
+_IMAGE = pa.struct([("bytes", pa.dictionary(pa.int32(), pa.large_binary())), ("path", pa.string())])
 # Parquet gives up a dictionary that is larger. Row groups are cut below it, but for a single image of such a size.
 _LARGEST_DICTIONARY = (1 << 30) + (1 << 29)
 
@@ -26,40 +29,41 @@ def with_images_once(schema: pa.Schema) -> pa.Schema:
     return schema.set(schema.get_field_index("image"), pa.field("image", _IMAGE))
 
 
-def image_column(keys: Sequence[_Key | None], image: Callable[..., Mapping[str, Any]]) -> pa.Array:
+def image_column(keys: Sequence[_Key | None], images: Callable[[list[_Key]], pa.StructArray]) -> pa.StructArray:
     """Return the column `image` of some rows, with its bytes in a dictionary.
 
     Args:
-        keys: tuples that name the images; None where a row has none.
-        image: returns {"bytes", "path"}, given a key's entries.
+        keys: what names the images; None where a row has none.
+        images: returns some, struct<bytes: large_binary, path: string>; see `ImageSpool.images`.
     """
     numbers = {key: number for number, key in enumerate(dict.fromkeys(key for key in keys if key is not None))}
-    images = [image(*key) for key in numbers]
+    each_once = images(list(numbers))
     which = pa.array([None if key is None else numbers[key] for key in keys], pa.int32())
-    data = pa.DictionaryArray.from_arrays(which, pa.array([one["bytes"] for one in images], pa.binary()))
-    paths = pa.array([one["path"] for one in images], pa.string()).take(which)
+    data = pa.DictionaryArray.from_arrays(which, each_once.field("bytes"))
+    paths = each_once.field("path").take(which)
     return pa.StructArray.from_arrays([data, paths], fields=list(_IMAGE), mask=which.is_null())
 
 
 @contextmanager
 def image_writer(
-    path: str, schema: pa.Schema, compression: Mapping[str, str], dictionaries: Sequence[str], once: bool
+    path: str, schema: pa.Schema, compression: Mapping[str, str], dictionaries: Sequence[str]
 ) -> Iterator[Callable[[pa.Table], None]]:
     """Open a file; yield a function that writes a table of `with_images_once(schema)` as a row group.
 
     Args:
         path: a local file.
-        compression: {parquet column: codec}.
+        compression: {parquet column: codec}, of every column.
         dictionaries: which other columns have few values.
-        once: whether an image is to stand once in a row group; else as often as it is shown.
     """
-    options: dict[str, Any] = {"compression": dict(compression), "use_dictionary": list(dictionaries)}
-    if not once:
-        with pq.ParquetWriter(path, schema, **options) as writer:
-            yield lambda table: writer.write_table(table.cast(schema))
-        return
-    options |= {"use_dictionary": [*dictionaries, "image.bytes"], "dictionary_pagesize_limit": _LARGEST_DICTIONARY}
-    with pq.ParquetWriter(path, with_images_once(schema), **options, store_schema=False) as writer:
+    options: dict[str, Any] = {
+        "compression": dict(compression),
+        "use_dictionary": [*dictionaries, "image.bytes"],
+        "dictionary_pagesize_limit": _LARGEST_DICTIONARY,
+        # Of small images they would be two more images in each row group.
+        "write_statistics": [column for column in compression if column != "image.bytes"],
+        "store_schema": False,
+    }
+    with pq.ParquetWriter(path, with_images_once(schema), **options) as writer:
         yield writer.write_table
         # As pyarrow stores it: readers that know of Arrow's types see those of the schema.
         stored = base64.b64encode(schema.serialize().to_pybytes())

@@ -1,23 +1,23 @@
 """Where the row groups of a table with images end.
 
 The bytes of an image stand once in each row group that shows it. So where few images are shown again and again, a row
-group takes in more rows, as long as it costs a reader of one channel little. Numpy only.
+group takes in as many rows as readers can bear. Numpy only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-# What a row group may hold where its images repeat: rows, in multiples of the usual; bytes of images, each once, and of
-# all else.
-_MOST_STEPS = 20
-_MOST_BYTES = 32 << 20
+# What a row group may hold where its images repeat, in bytes: images, each once, and all else that may be large. Who
+# reads a channel reads its row group, the Hub shows none of more than 300 MB, and writing one takes four times as much.
+_MOST_BYTES = 256 << 20
 # Then its images are shown so many times each, or more.
 _SHOWN_AGAIN = 2
-# No reader has more than this to unpack from a row group: lists and bytes of Arrow end at 2 GB.
+# No row group is more than this when a reader has an image's bytes as often as it is shown. `datasets` and pyarrow read
+# several row groups at a time, and a row group of 2 GB is more than `datasets` can read at all.
 _MOST_UNPACKED = 1 << 30
+# What else stands in so many rows is not worth counting.
+_MOST_ROWS = 1 << 15
 
 
 def row_groups(image: np.ndarray, image_bytes: np.ndarray, other_bytes: np.ndarray, step: int) -> list[range]:
@@ -33,27 +33,23 @@ def row_groups(image: np.ndarray, image_bytes: np.ndarray, other_bytes: np.ndarr
     shown_before = _last_shown(image)
     groups, start = [], 0
     while start < count:
-        window = slice(start, min(start + _MOST_STEPS * step, count))
-        unpacked = np.cumsum(image_bytes[window] + other_bytes[window])
+        window = slice(start, min(start + max(step, _MOST_ROWS), count))
+        shown = np.cumsum(image_bytes[window])
         each_once = np.cumsum(np.where(shown_before[window] < start, image_bytes[window], 0))
         others = np.cumsum(other_bytes[window])
-        most = max(1, int(np.searchsorted(unpacked, _MOST_UNPACKED, side="right")))
+        stored = each_once + others
+        most = max(1, _within(shown + others, _MOST_UNPACKED))
         usual = min(step, most)
-        wide = most
-        for size in (each_once, others):
-            wide = min(wide, int(np.searchsorted(size, max(_MOST_BYTES, int(size[usual - 1])), side="right")))
-        shown = int(unpacked[wide - 1] - others[wide - 1])
-        repeats = shown > 0 and shown >= _SHOWN_AGAIN * int(each_once[wide - 1])
+        wide = min(most, _within(stored, max(_MOST_BYTES, stored[usual - 1])))
+        repeats = 0 < _SHOWN_AGAIN * each_once[wide - 1] <= shown[wide - 1]
         groups.append(range(start, start + (wide if repeats else usual)))
         start = groups[-1].stop
     return groups
 
 
-def share_stored(image: np.ndarray, image_bytes: np.ndarray, groups: Sequence[range]) -> float:
-    """Return what is left of the bytes of images if each stands once in a row group: 1 if none repeats."""
-    shown_before = _last_shown(image)
-    starts = np.repeat([group.start for group in groups], [len(group) for group in groups])
-    return float(image_bytes[shown_before < starts].sum() / max(1, image_bytes.sum()))
+def _within(sizes: np.ndarray, most: int) -> int:
+    """Return how many of some ascending sizes are at most so large."""
+    return int(np.searchsorted(sizes, most, side="right"))
 
 
 def _last_shown(image: np.ndarray) -> np.ndarray:
