@@ -355,6 +355,21 @@ def test_labels_that_mean_something_else_are_not_compared(folder, tmp_path, cli)
     assert {image["voted"] for image in table(tmp_path / "out", "images")} == {None}
 
 
+def test_folders_of_images_number_the_classes_that_they_have(tmp_path, cli):
+    """Where one class is lacking, the next one has its number: without synsets, names tell."""
+    for of, names in (("real", "378"), ("generated", "38")):
+        for name in names:
+            (tmp_path / of / f"class {name}").mkdir(parents=True)
+            for number in range(12):
+                random_picture(number).save(tmp_path / of / f"class {name}" / f"{number}.png")
+        made("activations", "--data", tmp_path / of, "--out", tmp_path / f"s-{of}", *NETWORK, "--layer", "mixed")
+    words = ["compare", tmp_path / "s-real", tmp_path / "s-generated", "--out", tmp_path / "out", "--no-pictures"]
+    assert cli(*words)[0] == 0
+    row = layer(tmp_path / "out")
+    assert "no classes: label 1 is class 7 in A and class 8 in B" in row["warnings"]
+    assert (row["fidelity"], row["classes_covered"]) == (None, None)
+
+
 def test_what_limits_a_comparison_is_said_where_it_is_read(folder, tmp_path, cli):
     part = ["--data", folder / "real", "--images", "20", "--out", tmp_path / "part", *NETWORK, "--layer", "mixed"]
     made("activations", *part)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,15 +143,22 @@ def _placed(a: Pointed, b: Pointed, options: CompareOptions) -> tuple[list[np.nd
 
 
 def other_names(a: Pointed, b: Pointed) -> str | None:
-    """Say that labels mean something else in B than in A; None if they do not."""
-    named: dict[int, tuple[Any, Any]] = {}
-    for of in (a, b):
-        for label, row in _first_of_class(of).items():
-            said = row["synset_id"], row["class_name"]
-            before = named.setdefault(label, said)
-            if all(said) and all(before) and before != said:
-                return f"no classes: label {label} is {' '.join(before)} in A and {' '.join(said)} in B"
+    """Say that labels mean something else in B than in A; None if they do not.
+
+    Synsets say it where both have them, names otherwise: image folders have no synsets, and number the classes that
+    they have.
+    """
+    in_a = _first_of_class(a)
+    for label, row in _first_of_class(b).items():
+        before = in_a.get(label, {})
+        name = next((one for one in ("synset_id", "class_name") if before.get(one) and row[one]), None)
+        if name is not None and before[name] != row[name]:
+            return f"no classes: label {label} is {_named(before)} in A and {_named(row)} in B"
     return None
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    return " ".join(row[name] for name in ("synset_id", "class_name") if row[name])
 
 
 def _first_of_class(of: Pointed) -> dict[int, dict[str, Any]]:
