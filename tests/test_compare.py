@@ -370,6 +370,17 @@ def test_folders_of_images_number_the_classes_that_they_have(tmp_path, cli):
     assert (row["fidelity"], row["classes_covered"]) == (None, None)
 
 
+def test_shards_of_one_class_each_are_warned_of(tmp_path, cli):
+    images = [LabelledImage(encode(random_picture(i)), f"n0144076{i % 3}_{i}.JPEG", i % 3) for i in range(36)]
+    for of, shown in (("mixed", images), ("sorted", sorted(images, key=lambda one: one.label))):
+        write_images(shown, str(tmp_path / of), TINY_CLASSES, 12)
+        made("activations", "--data", tmp_path / of, "--out", tmp_path / f"s-{of}", *NETWORK, "--layer", "mixed")
+    words = ["compare", tmp_path / "s-mixed", tmp_path / "s-sorted", "--out", tmp_path / "out", "--no-pictures"]
+    assert cli(*words)[0] == 0
+    said = [line for line in layer(tmp_path / "out")["warnings"] if "few classes each" in line]
+    assert [line.partition(" hold")[0] for line in said] == ["shards of B"]
+
+
 def test_what_limits_a_comparison_is_said_where_it_is_read(folder, tmp_path, cli):
     part = ["--data", folder / "real", "--images", "20", "--out", tmp_path / "part", *NETWORK, "--layer", "mixed"]
     made("activations", *part)

@@ -19,7 +19,7 @@ from exemplar_ray.comparisons import frechet
 from exemplar_ray.comparisons.channels import Shifts, shifts_with_intervals
 from exemplar_ray.comparisons.classes import Fidelity, class_distances, fidelity, mode_coverage
 from exemplar_ray.comparisons.neighbours import Nearness, Neighbours, nearness
-from exemplar_ray.comparisons.resampling import Resampling, few_shards
+from exemplar_ray.comparisons.resampling import Resampling, few_shards, sorted_by_class
 from exemplar_ray.maps.drawing import drawn
 from exemplar_ray.maps.projections import fit
 from exemplar_ray.moments import Moments
@@ -45,6 +45,11 @@ def compared_sets(
     of_frechet, warnings = _frechet(a, b, how)
     if few := few_shards(a.shard_count, b.shard_count):
         warnings.append(few)
+    warnings += [
+        f"shards of {letter} hold few classes each, so that intervals are too wide: mix images before making shards"
+        for letter, side in ((A, a), (B, b))
+        if side.shard_count > 1 and sorted_by_class(side.shards, side.labels)
+    ]
     warnings += [
         f"{side.left_out} images of {letter} gave NaN or infinity, and are left out"
         for letter, side in ((A, a), (B, b))

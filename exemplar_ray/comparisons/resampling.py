@@ -57,6 +57,36 @@ def can_resample(ones: int, others: int) -> bool:
     return min(ones, others) > 1
 
 
+# Of the classes that shards would have if images were mixed, so large a share is not much fewer.
+_MIXED = 0.75
+
+
+def sorted_by_class(shards: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether shards hold far fewer classes than if images were mixed; halves of them then lack classes, and intervals
+    are as wide as classes are apart.
+
+    Of n images, drawn from C classes of shares p, a shard would have the sum of 1 - (1 - p)^n classes.
+
+    Args:
+        shards: int [images]: of which shard each is.
+        labels: int [images]; negative for none.
+
+    >>> sorted_by_class(np.array([0, 0, 1, 1]), np.array([3, 3, 7, 7]))
+    True
+    >>> sorted_by_class(np.array([0, 1, 0, 1]), np.array([3, 3, 7, 7]))
+    False
+    """
+    shards, labels = shards[labels >= 0], labels[labels >= 0]
+    if not len(labels):
+        return False
+    _, images = np.unique(shards, return_counts=True)
+    _, of_class = np.unique(labels, return_counts=True)
+    there = len(np.unique(np.stack([shards, labels]), axis=1).T)
+    shares = of_class / len(labels)
+    mixed = float((1 - (1 - shares[:, None]) ** images).sum())
+    return there < _MIXED * mixed
+
+
 def few_shards(ones: int, others: int) -> str | None:
     """Return in words why an interval is missing or says little; None if it does not.
 
