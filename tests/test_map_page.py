@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
-from planted_map import colour_of, planted_map, synset, thumbnails
+from planted_map import GROUPS, colour_of, planted_map, synset, thumbnails
 
 from exemplar_ray.errors import UsageError
 from exemplar_ray.report import map_page
@@ -239,7 +239,7 @@ HOSTILE = (
 def hostile_map(**changes):
     """A small map all of whose texts are as bad as can be."""
     ids = planted_map(120).ids
-    many = [HOSTILE[row % 3].replace("\ud800", "") for row in range(120)]
+    many = [HOSTILE[row % GROUPS % 3].replace("\ud800", "") for row in range(120)]  # one name a label
     for name in ("shard", "image_path", "synset_id", "class_name"):
         ids = ids.set_column(ids.column_names.index(name), name, pa.array(many))
     bad = HOSTILE[0]
