@@ -248,6 +248,36 @@ def visit(chromium):
     assert [url for url in fetched if not url.startswith((*allowed, "data:"))] == []
 
 
+@pytest.fixture
+def run_notebook(ray_head, tmp_path, monkeypatch):
+    """Run a notebook of the documentation in `tmp_path`, by a real Jupyter, on the session's Ray; return its cells of
+    code.
+
+    `run_notebook(path, parameters, most_lines)` puts the parameters in their cell's place, and holds the notebook to
+    what is promised of all: it is short, and holds no results.
+    """
+
+    import nbformat
+    from nbclient import NotebookClient
+
+    def run(path, parameters, most_lines):
+        notebook = nbformat.read(path, as_version=4)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        assert len([line for cell in code for line in cell.source.splitlines() if line.strip()]) <= most_lines
+        assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+        [cell] = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+        cell.source = parameters
+        # The package beside these tests, and the commands of this environment, whichever are installed.
+        monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+        monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        monkeypatch.setenv("RAY_ADDRESS", ray_head["address"])
+        there = {"metadata": {"path": tmp_path}}
+        NotebookClient(notebook, timeout=300, kernel_name="python3", resources=there).execute()
+        return code
+
+    return run
+
+
 def wait_for(page, expression, seconds=10):
     """Wait until an expression is true. Playwright's own way evaluates in the page, whose policy forbids that."""
     deadline = time.monotonic() + seconds

@@ -1,15 +1,11 @@
 """The notebook of the activation space, run in a real one on some of its digits: trained beside untrained."""
 
 import json
-import os
-import sys
 from pathlib import Path
 
-import nbformat
 import pyarrow.parquet as pq
 import pytest
 from conftest import PROJECT
-from nbclient import NotebookClient
 
 from exemplar_ray import open_store
 
@@ -18,18 +14,8 @@ NOTEBOOK = PROJECT / "docs" / "activation_space.ipynb"
 pytest.importorskip("umap")
 
 
-def test_it_is_short_holds_no_results_and_runs(ray_head, tmp_path, monkeypatch):
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert len([line for cell in code for line in cell.source.splitlines() if line.strip()]) <= 47
-    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
-    [parameters] = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
-    parameters.source = "images, steps, seeds, layer = 600, 40, 1, 'block3'"
-    # The package beside these tests, and the commands of this environment, whichever are installed.
-    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("RAY_ADDRESS", ray_head["address"])
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+def test_it_is_short_holds_no_results_and_runs(tmp_path, run_notebook):
+    code = run_notebook(NOTEBOOK, "images, steps, seeds, layer = 600, 40, 1, 'block3'", 47)
     store = open_store(str(tmp_path / "store"))
     assert len(store) == 300
     assert store.network.trained

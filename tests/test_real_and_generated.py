@@ -1,32 +1,19 @@
 """The notebook of real and generated images, run in a real one on some of its digits."""
 
-import os
-import sys
 from pathlib import Path
 
-import nbformat
 import pandas as pd
 import pytest
 from conftest import PROJECT
-from nbclient import NotebookClient
 
 NOTEBOOK = PROJECT / "docs" / "real_and_generated.ipynb"
 
 pytest.importorskip("sklearn")
 
 
-def test_it_is_short_holds_no_results_and_runs(ray_head, tmp_path, monkeypatch):
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert len([line for cell in code for line in cell.source.splitlines() if line.strip()]) <= 57
-    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
-    [parameters] = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
-    parameters.source = "images, shards, steps, layer = 800, 4, 60, 'block3'\nbadly, never, method = (3, 8), 7, 'pca'"
-    # The package beside these tests, and the commands of this environment, whichever are installed.
-    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("RAY_ADDRESS", ray_head["address"])
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+def test_it_is_short_holds_no_results_and_runs(tmp_path, run_notebook):
+    parameters = "images, shards, steps, layer = 800, 4, 60, 'block3'\nbadly, never, method = (3, 8), 7, 'pca'"
+    code = run_notebook(NOTEBOOK, parameters, 57)
     layer = pd.read_parquet(tmp_path / "compared" / "layers.parquet").iloc[0]
     classes = pd.read_parquet(tmp_path / "compared" / "classes.parquet").set_index("class_name")
     asked = classes.index != "7"

@@ -31,7 +31,7 @@ def add_explore(commands: Any) -> None:
         "--untrained", type=int, metavar="SEED", help="the same, with random weights, which are stored below STORE"
     )
     sub.add_argument("--config", metavar="FILE.yaml", help="a file with any of the keys below; a flag wins")
-    # A map needs no GPU; the images of an untrained network's store would be the only ones that do.
+    # Only what an untrained network answers is computed on GPUs.
     names = ("out", *keys_of(ExploreOptions), "address", "cpus_per_task", "gpus_per_task", "retries", "log_level")
     add_keys(sub, {name: EXPLORE_KEYS[name] for name in names})
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
@@ -24,7 +24,6 @@ from exemplar_ray import report
 from exemplar_ray._version import __version__
 from exemplar_ray.activations.rows_table import IDS
 from exemplar_ray.compare.chosen import CLASSES_SHOWN, Row, channels_shown, exemplars_by_channel, furthest, uncovered
-from exemplar_ray.compare.options import CompareOptions
 from exemplar_ray.compare.sides import Side
 from exemplar_ray.compare.spec import SETS, A, B, CompareSpec, Piece
 from exemplar_ray.compare.tables import (
@@ -43,7 +42,7 @@ from exemplar_ray.data.imagenet_names import spelled_out
 from exemplar_ray.report.map_page import write_map_page
 from exemplar_ray.report.map_points import Categories, MapPoints, categories_of_labels
 from exemplar_ray.report.pages import INDEX
-from exemplar_ray.report.provenance import Provenance, describe_preprocess, without_secrets
+from exemplar_ray.report.provenance import Provenance, describe_preprocess, flags_of, without_secrets
 from exemplar_ray.report.templating import environment, number
 from exemplar_ray.report.writer import ReportWriter
 from exemplar_ray.storage.folder import Folder
@@ -179,19 +178,9 @@ class Pages:
         return Provenance(warnings, essentials, facts, self._command())
 
     def _command(self) -> str:
-        usual, options = CompareOptions(), self._spec.options
         words = ["exemplar-ray", "compare", *(without_secrets(side.folder.uri) for side in self._sides)]
         words += ["--out", without_secrets(self._folder.rpartition("/")[0])]
-        for one in fields(options):
-            value = getattr(options, one.name)
-            if value == getattr(usual, one.name):
-                continue
-            flag = one.name.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(f"--{flag}" if value else f"--no-{flag}")
-            else:
-                words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-        return shlex.join(words)
+        return shlex.join([*words, *flags_of(self._spec.options)])
 
     def _write_pictures(self, writer: ReportWriter, rows: Iterable[Row]) -> dict[tuple[str, str, int], str]:
         """Write pictures; return {(set, shard, row): its file}."""

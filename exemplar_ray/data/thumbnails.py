@@ -10,7 +10,7 @@ from PIL import Image
 
 from exemplar_ray.data.decode import UndecodableImageError, decode
 from exemplar_ray.data.formats.registry import open_shard
-from exemplar_ray.data.framing import Framing
+from exemplar_ray.data.framing import Box, Framing
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.data.shard import Shard
 from exemplar_ray.prefetch import map_ahead
@@ -42,7 +42,16 @@ def _made(data: bytes | None, preprocess: Preprocess, side: int) -> bytes | None
         image = decode(data)
     except UndecodableImageError:
         return None
-    x0, y0, x1, y1 = Framing.of(*image.size, preprocess).view_box
-    box = (max(x0, 0), max(y0, 0), min(x1, image.width), min(y1, image.height))
-    small = image.resize((side, side), Image.Resampling.LANCZOS, box, reducing_gap=2.0)
+    small = small_view(image, Framing.of(*image.size, preprocess).view_box, side)
     return simplejpeg.encode_jpeg(np.asarray(small), quality=_QUALITY, colorsubsampling="420")
+
+
+def small_view(image: Image.Image, view_box: Box, side: int) -> Image.Image:
+    """Return what a network sees of an image, side x side pixels; what it sees beyond the image's edge is left out.
+
+    Args:
+        view_box: see `Framing.view_box`.
+    """
+    x0, y0, x1, y1 = view_box
+    box = (max(x0, 0), max(y0, 0), min(x1, image.width), min(y1, image.height))
+    return image.resize((side, side), Image.Resampling.LANCZOS, box, reducing_gap=2.0)

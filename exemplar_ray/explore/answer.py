@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from exemplar_ray.executor.job import Context
 from exemplar_ray.explore.job_names import BESIDE, FITTED, FITTED_PART, MAP, PAGE, PLACES_PART, SCORES, SCORES_PART
 from exemplar_ray.explore.page import Shown, map_points, pictures, score_lines
-from exemplar_ray.explore.spec import ExploreOptions, ExploreSpec, Piece, PointsOf
+from exemplar_ray.explore.spec import ExploreSpec, Piece, PointsOf
 from exemplar_ray.maps.scores import Score, over_seeds
 from exemplar_ray.report.map_page import write_map_page
-from exemplar_ray.report.provenance import flow, without_secrets
+from exemplar_ray.report.provenance import flags_of, without_secrets
 from exemplar_ray.results.store import Store
 
 _IN_SHORT = ("knn_points", "knn_map", "adjusted_rand", "trustworthiness")
@@ -131,16 +131,7 @@ def _in_short(scores: Mapping[str, Mapping[str, Any]]) -> str:
 
 def arguments_of(spec: ExploreSpec) -> list[str]:
     """Return the arguments of `exemplar-ray` that make such a map, without what is as by default."""
-    words = ["explore", without_secrets(spec.fitted.uri)]
-    for field in fields(ExploreOptions):
-        value, usual = getattr(spec.options, field.name), field.default
-        if value == usual:
-            continue
-        flag = field.name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{'' if value else 'no-'}{flag}")
-        else:
-            words += [f"--{flag}", flow(value) if isinstance(value, Mapping) else str(value)]
+    words = ["explore", without_secrets(spec.fitted.uri), *flags_of(spec.options)]
     if spec.projected:
         words += ["--project", *(without_secrets(of.uri) for of in spec.projected)]
     if spec.beside is not None:

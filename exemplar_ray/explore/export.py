@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 
 from exemplar_ray.errors import UsageError
 from exemplar_ray.explore.job_names import MAP, PICTURES_PART
+from exemplar_ray.results.export import new_folder
 from exemplar_ray.runs.manifest import job_of
 from exemplar_ray.runs.run_folder import RunFolder
 
@@ -35,9 +35,7 @@ def export_map(uri: str, folder: str) -> tuple[int, str]:
     values = run.read_run()
     if job_of(values) != _JOB or not run.exists(MAP):
         raise UsageError(f"'{uri}' is no finished map, which this format is of; exemplar-ray explore makes one")
-    target = Path(folder)
-    if "://" in folder or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
-        raise UsageError(f"'{folder}' is no new or empty local folder; choose another")
+    target = new_folder(folder)
     target.mkdir(parents=True, exist_ok=True)
     with run.open(MAP) as file:
         table = pq.read_table(file)

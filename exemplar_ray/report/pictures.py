@@ -20,6 +20,7 @@ from PIL import Image
 
 from exemplar_ray.data.decode import decode
 from exemplar_ray.data.framing import Box, Framing
+from exemplar_ray.data.thumbnails import small_view
 from exemplar_ray.network.layers import Axis, Layer
 from exemplar_ray.report.writer import ReportWriter
 
@@ -110,11 +111,7 @@ class Pictures:
             if thumbnail is not None:
                 self._thumbnails.move_to_end(name)
                 return thumbnail
-        image = decode(row["image"]["bytes"])
-        size = (_THUMBNAIL, _THUMBNAIL)
-        x0, y0, x1, y1 = row["view_box"]
-        box = (max(x0, 0), max(y0, 0), min(x1, image.width), min(y1, image.height))
-        thumbnail = image.resize(size, Image.Resampling.LANCZOS, box, reducing_gap=2.0)
+        thumbnail = small_view(decode(row["image"]["bytes"]), row["view_box"], _THUMBNAIL)
         with self._lock:
             self._thumbnails[name] = thumbnail
             if len(self._thumbnails) > _MOST_THUMBNAILS:

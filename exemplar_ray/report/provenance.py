@@ -6,7 +6,7 @@ import os.path
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import yaml
@@ -186,6 +186,27 @@ def arguments_of(plan: Plan, out: str) -> list[str]:
             words += [flag, *value]
         else:
             words += [flag, str(value)]
+    return words
+
+
+def flags_of(options: Any) -> list[str]:
+    """Return the flags that set a dataclass of keys, without those that are as by default.
+
+    Args:
+        options: such as `CompareOptions`; each of its fields has a default.
+    """
+    words: list[str] = []
+    for one in fields(options):
+        value = getattr(options, one.name)
+        if value == one.default:
+            continue
+        flag = one.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, Mapping):
+            words += [f"--{flag}", flow(value)]
+        else:
+            words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
     return words
 
 

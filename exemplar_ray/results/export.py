@@ -47,9 +47,7 @@ def export(
         UsageError: the folder is not new, or the store does not have it.
         ShardError, OSError: the images' shards cannot be read.
     """
-    target = Path(folder)
-    if "://" in folder or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
-        raise UsageError(f"'{folder}' is no new or empty local folder; choose another")
+    target = new_folder(folder)
     if form not in _OF_STORES:
         raise UsageError(f"a format is one of {', '.join(_OF_STORES)}, not '{form}'")
     if batch_size < 1:
@@ -59,6 +57,18 @@ def export(
     if form == NPY:
         return _write_arrays(store, target, chosen)
     return _write_batches(store, target, chosen, batch_size, images)
+
+
+def new_folder(folder: str) -> Path:
+    """Return the path of a local folder that is yet to be made, or empty.
+
+    Raises:
+        UsageError: it is none.
+    """
+    target = Path(folder)
+    if "://" in folder or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+        raise UsageError(f"'{folder}' is no new or empty local folder; choose another")
+    return target
 
 
 def _write_arrays(store: Store, target: Path, chosen: Sequence[tuple[str, str]]) -> int:
