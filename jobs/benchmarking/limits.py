@@ -21,6 +21,7 @@ from exemplar_ray.data import decode as images
 from exemplar_ray.executor.malloc import keep_freed_memory
 from exemplar_ray.exemplars.resolve import resolve
 from exemplar_ray.exemplars.spec import ExemplarsSpec, RunSpec
+from exemplar_ray.exemplars.to_resolve import ToResolve
 from exemplar_ray.network.compiled_trunk import CompiledForm, CompiledTrunk, compiled_trunk
 from exemplar_ray.network.loading import trunk_of
 from exemplar_ray.network.models import find_architecture
@@ -40,7 +41,8 @@ def spec_of(precision: str, decode: str = "reference", **wanted: Any) -> Exempla
     Args:
         wanted: what else is not as usual, as `RunSpec` has it.
     """
-    return resolve(RunSpec(model=MODEL, weights=WEIGHTS, precision=precision, decode=decode, **wanted))
+    asked = RunSpec(model=MODEL, weights=WEIGHTS, precision=precision, decode=decode, **wanted)
+    return resolve(ToResolve(asked)).spec
 
 
 def crop_of(data: bytes, decode: str) -> np.ndarray:
