@@ -202,10 +202,11 @@ def test_row_groups_hold_every_row_once(rows, step):
             assert 0 < 2 * once <= sizes[group].sum()
 
 
-def answer(folder, images, channel_count=40, top_k=5):
-    """Write exemplars that show the same images again and again; return the file and what is in it."""
+def answer(folder, images, channel_count=40, top_k=5, copies=1):
+    """Write exemplars that show the same images, and copies of them, again and again; return the file and what is in
+    it."""
     random = np.random.default_rng(0)
-    data = [random.bytes(size) for size in images]
+    data = [random.bytes(size) for size in images] * copies
     spec = resolved(layers=(Layer("a", channel_count, (2, 2), tuple(range(channel_count))),), top_k=top_k)
     plan = Plan(spec, [Shard("s.parquet", "/s.parquet", 1, len(data))], ClassLabels(["one", "two"]), {})
     count = channel_count * top_k
@@ -258,6 +259,16 @@ def test_a_result_is_about_as_large_as_its_images(tmp_path, monkeypatch, most_un
         assert data.features["image"] == datasets.Image()
         undecoded = data.cast_column("image", datasets.Image(decode=False))
         assert [row and row["bytes"] for row in undecoded["image"]] == expected
+
+
+def test_copies_of_an_image_stand_in_the_result_once(tmp_path):
+    images = [100_000 + i for i in range(20)]
+    path, expected, _ = answer(tmp_path, images, copies=3)
+    assert path.stat().st_size < 1.02 * sum(images)
+    found = pq.read_table(path)["image"].to_pylist()
+    assert [row and row["bytes"] for row in found] == expected
+    # Each under its own name.
+    assert len({row["path"] for row in found if row}) > len({row["bytes"] for row in found if row}) == len(images)
 
 
 def test_images_beyond_what_one_row_group_unpacks(tmp_path):

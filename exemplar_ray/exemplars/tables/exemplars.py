@@ -47,14 +47,13 @@ def write_exemplars(
 
 def _groups(plan: Plan, selected: Selected, images: ImageSpool) -> list[range]:
     """Return the rows of each row group."""
-    keys = zip(selected.scores.shard.tolist(), selected.scores.row.tolist(), strict=True)
+    keys = list(zip(selected.scores.shard.tolist(), selected.scores.row.tolist(), strict=True))
     # Only the strongest carry their images.
     shown = [key if sample == TOP else None for key, sample in zip(keys, selected.samples, strict=True)]
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(shown)) if key is not None}
-    image = np.array([-1 if key is None else numbers[key] for key in shown], np.int64)
+    content = np.array([-1 if key is None else images.content(*key) for key in shown], np.int64)
     sizes = np.array([0 if key is None else images.size(*key) for key in shown], np.int64)
-    map_bytes = images.map_bytes(selected.maps["map_number"].to_pylist()) if len(shown) else sizes
-    return row_groups(image, sizes, map_bytes, ROWS_PER_GROUP * len(plan.spec.shown_samples))
+    map_bytes = images.map_bytes(selected.maps["map_number"].to_pylist()) if keys else sizes
+    return row_groups(content, sizes, map_bytes, ROWS_PER_GROUP * len(plan.spec.shown_samples))
 
 
 def write_images(path: str, plan: Plan, selected: Selected, images: ImageSpool) -> None:
@@ -76,9 +75,14 @@ def write_images(path: str, plan: Plan, selected: Selected, images: ImageSpool) 
             columns = {
                 "shard": [plan.shards[shard].name for shard, _ in group],
                 "row": [row for _, row in group],
-                "image": images.images([(shard, row) for shard, row in group]).cast(IMAGE),
+                "image": _images([(shard, row) for shard, row in group], images),
             }
             writer.write_table(pa.table(columns, schema=schema))
+
+
+def _images(keys: list[tuple[int, int]], images: ImageSpool) -> pa.StructArray:
+    content = images.contents([images.content(*key) for key in keys]).cast(pa.binary())
+    return pa.StructArray.from_arrays([content, pa.array(images.paths(keys), pa.string())], fields=list(IMAGE))
 
 
 def images_schema() -> pa.Schema:
@@ -185,8 +189,12 @@ def _row_group(
         "synset_id": synset_ids,
         "class_name": [labels.class_name(image["label"]) for image in described],
         "image": image_column(
-            [key if sample == TOP else None for key, sample in zip(keys, selected.samples[inside], strict=True)],
-            images.images,
+            [
+                images.content(*key) if sample == TOP else None
+                for key, sample in zip(keys, selected.samples[inside], strict=True)
+            ],
+            images.paths(keys),
+            images.contents,
         ),
         "percentile": percentiles[inside],
         "peak_y": maps["peak_y"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -15,11 +16,17 @@ from exemplar_ray.exemplars.gathered import BYTES_OF_A_UNIT, SPOOLED_MAPS_SCHEMA
 
 
 class ImageSpool:
-    """Gathered images and maps in a file without a name; only what is asked for is in memory."""
+    """Gathered images and maps in a file without a name; only what is asked for is in memory.
+
+    Bytes that several images have, as copies of a file do, stand in it once: they are one content.
+    """
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="exemplar_ray-images-")  # noqa: SIM115
-        self._at: dict[tuple[int, int], tuple[int, int]] = {}
+        # Of each content where it begins, and how many bytes it has.
+        self._contents: list[tuple[int, int]] = []
+        self._known: dict[bytes, int] = {}
+        self._content_of: dict[tuple[int, int], int] = {}
         self._described: dict[tuple[int, int], dict[str, Any]] = {}
         # Of each map where it begins, and how many numbers it has.
         self._maps: list[tuple[int, int]] = []
@@ -31,7 +38,7 @@ class ImageSpool:
         self._file.close()
 
     def __len__(self) -> int:
-        return len(self._at)
+        return len(self._content_of)
 
     def add(self, shard: int, images: pa.Table) -> None:
         """Keep some of a shard's images (`IMAGES_SCHEMA`).
@@ -41,9 +48,16 @@ class ImageSpool:
         """
         described = images.drop_columns(["bytes", "hash"]).to_pylist()
         for image, data in zip(described, images["bytes"], strict=True):
-            self._at[shard, image["row"]] = self._append(data.as_buffer())
+            self._content_of[shard, image["row"]] = self._add_content(data.as_buffer())
             self._described[shard, image["row"]] = image
         self._written(self._file.flush)
+
+    def _add_content(self, data: pa.Buffer) -> int:
+        digest = hashlib.sha256(data).digest()
+        if digest not in self._known:
+            self._contents.append(self._append(data))
+            self._known[digest] = len(self._contents) - 1
+        return self._known[digest]
 
     def add_maps(self, maps: pa.Table) -> pa.Table:
         """Keep maps (`MAPS_SCHEMA`); return their numbers in their place (`SPOOLED_MAPS_SCHEMA`).
@@ -84,21 +98,27 @@ class ImageSpool:
         """Return what is known of one image: its row of `IMAGES_SCHEMA` without bytes and hash."""
         return self._described[shard, row]
 
+    def content(self, shard: int, row: int) -> int:
+        """Return the number of an image's content: equal for images of equal bytes."""
+        return self._content_of[shard, row]
+
     def size(self, shard: int, row: int) -> int:
         """Return how many bytes an image has."""
-        return self._at[shard, row][1]
+        return self._contents[self._content_of[shard, row]][1]
 
-    def images(self, keys: Sequence[tuple[int, int]]) -> pa.StructArray:
-        """Return some images by their shards and rows: struct<bytes: large_binary, path: string>."""
-        places = [self._at[key] for key in keys]
+    def contents(self, numbers: Sequence[int]) -> pa.LargeBinaryArray:
+        """Return the bytes of some contents."""
+        places = [self._contents[number] for number in numbers]
         ends = np.cumsum([0, *(size for _, size in places)], dtype=np.int64)
         # They are many: there is one copy of them in memory.
         data = bytearray(ends[-1])
         for (begin, size), start in zip(places, ends.tolist(), strict=False):
             data[start : start + size] = self._read(begin, size)
-        content = pa.Array.from_buffers(pa.large_binary(), len(keys), [None, pa.py_buffer(ends), pa.py_buffer(data)])
-        paths = pa.array([self._described[key]["path"] for key in keys], pa.string())
-        return pa.StructArray.from_arrays([content, paths], names=["bytes", "path"])
+        return pa.Array.from_buffers(pa.large_binary(), len(places), [None, pa.py_buffer(ends), pa.py_buffer(data)])
+
+    def paths(self, keys: Sequence[tuple[int, int]]) -> list[str | None]:
+        """Return the paths of some images by their shards and rows."""
+        return [self._described[key]["path"] for key in keys]
 
     def map_bytes(self, numbers: Sequence[int | None]) -> np.ndarray:
         """Return how large some maps are, int64 [maps]; 0 where there is none."""

@@ -7,14 +7,12 @@ the rows here and parquet's encoding.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-_Key = TypeVar("_Key", bound=Hashable)
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 """The type of a column of images: the very one of `datasets`' Image feature, which takes no other for images."""
@@ -29,19 +27,22 @@ def with_images_once(schema: pa.Schema) -> pa.Schema:
     return schema.set(schema.get_field_index("image"), pa.field("image", _IMAGE))
 
 
-def image_column(keys: Sequence[_Key | None], images: Callable[[list[_Key]], pa.StructArray]) -> pa.StructArray:
+def image_column(
+    numbers: Sequence[int | None], paths: Sequence[str | None], contents: Callable[[list[int]], pa.LargeBinaryArray]
+) -> pa.StructArray:
     """Return the column `image` of some rows, with its bytes in a dictionary.
 
     Args:
-        keys: what names the images; None where a row has none.
-        images: returns some, struct<bytes: large_binary, path: string>; see `ImageSpool.images`.
+        numbers: what each row's image is, equal for equal bytes: parquet gives up a dictionary that says something
+            twice. None where a row has no image.
+        paths: of each row's image; what stands where there is none does not matter.
+        contents: returns the bytes of images by their numbers.
     """
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(key for key in keys if key is not None))}
-    each_once = images(list(numbers))
-    which = pa.array([None if key is None else numbers[key] for key in keys], pa.int32())
-    data = pa.DictionaryArray.from_arrays(which, each_once.field("bytes"))
-    paths = each_once.field("path").take(which)
-    return pa.StructArray.from_arrays([data, paths], fields=list(_IMAGE), mask=which.is_null())
+    places = {number: place for place, number in enumerate(dict.fromkeys(n for n in numbers if n is not None))}
+    which = pa.array([None if number is None else places[number] for number in numbers], pa.int32())
+    data = pa.DictionaryArray.from_arrays(which, contents(list(places)))
+    shown = [None if number is None else path for number, path in zip(numbers, paths, strict=True)]
+    return pa.StructArray.from_arrays([data, pa.array(shown, pa.string())], fields=list(_IMAGE), mask=which.is_null())
 
 
 @contextmanager
