@@ -18,8 +18,8 @@ from exemplar_ray.exemplars.resolve import resolve
 from exemplar_ray.exemplars.spec import RunSpec
 from exemplar_ray.exemplars.to_resolve import ToResolve
 from exemplar_ray.network import compiled_trunk as compiled
-from exemplar_ray.network.compiled_trunk import CannotCompileError, CompiledForm, compiled_trunk
-from exemplar_ray.network.loading import trunk_of
+from exemplar_ray.network.compiled_trunk import CannotCompileError, CompiledForm, CompiledTrunk, compiled_trunk
+from exemplar_ray.network.loading import scanning_trunk, trunk_of
 from exemplar_ray.network.trunk import Pooled
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++")
@@ -71,6 +71,16 @@ def test_compiled_activations_are_the_networks_and_come_from_the_cache_the_secon
     for trunk in (first, again):
         assert_same(trunk(crops()), expected)
     assert [path.suffix for path in sorted(cache.iterdir()) if path.suffix != ".lock"] == [".so"]
+
+
+def test_a_small_run_takes_what_was_compiled_and_waits_for_no_compiler(cache):
+    form = form_of(resolved())
+    kept = scanning_trunk.__wrapped__
+    assert not isinstance(kept(form, "cpu", "made").trunk, CompiledTrunk)
+    assert not list(cache.glob("*.so"))
+    assert isinstance(kept(form, "cpu", "auto").trunk, CompiledTrunk)
+    assert isinstance(kept(form, "cpu", "made").trunk, CompiledTrunk)
+    assert not isinstance(kept(form, "cpu", "never").trunk, CompiledTrunk)
 
 
 def test_whatever_changes_the_numbers_or_the_machine_code_is_compiled_anew(cache, monkeypatch):

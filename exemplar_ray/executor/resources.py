@@ -32,7 +32,11 @@ class Resources:
         None, "ADDRESS", "the Ray cluster (default: RAY_ADDRESS, or a Ray of its own on this machine)"
     )
     batch_size: int | None = key(None, "N", "images a forward pass (default: 8 a CPU, 128 on a GPU)")
-    compile: str = key("auto", "WHEN", "the network, for CPUs: auto (default: from 5,000 images), always, never")
+    compile: str = key(
+        "auto",
+        "WHEN",
+        "the network, for CPUs: auto (default: from 5,000 images, or where it was before), always, never",
+    )
     cpus_per_task: int | None = key(None, "N", "default: 1 without a GPU, the GPU's share of the CPUs with one")
     gpus_per_task: float | None = key(None, "N", "default: 1 where the cluster has GPUs, else 0")
     retries: int = key(3, "N", "attempts after a lost worker or a time-out (default: 3)")
@@ -56,9 +60,9 @@ class Resources:
         """Return whether to compile for a data set of so many images.
 
         Returns:
-            `always` (or fail), `never`, or `auto`: if it can be done.
+            `always` (or fail), `never`, `auto`: if it can be done, or `made`: if this machine has done it before.
         """
-        return "never" if self.compile == "auto" and images < _IMAGES_WORTH_COMPILING else self.compile
+        return "made" if self.compile == "auto" and images < _IMAGES_WORTH_COMPILING else self.compile
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class ScanSettings:
     """How many decode at the same time, and how many the network computes with."""
     use_gpu: bool = False
     compile: str = "never"
-    """`always` (or fail), `never`, or `auto`: if that can be done."""
+    """See `Resources.compile_for`."""
     max_skipped: int = 0
     """Undecodable images that a shard may have before it fails."""
     sample_rate: float = 0.0

@@ -101,7 +101,7 @@ def compiled_trunk(form: CompiledForm, build: Callable[[], Trunk]) -> tuple[Comp
     Raises:
         CannotCompileError: the network cannot be traced, there is no C++ compiler, or the result is not the network's.
     """
-    library = cache_folder() / f"{_key(form)}.so"
+    library = _library(form)
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{library}.lock"):
@@ -111,6 +111,15 @@ def compiled_trunk(form: CompiledForm, build: Callable[[], Trunk]) -> tuple[Comp
         return CompiledTrunk(library, form.trunk), new
     except OSError as error:
         raise CannotCompileError(f"{library.parent}: {error}") from error
+
+
+def is_made(form: CompiledForm) -> bool:
+    """Whether this machine's cache has the compiled trunk."""
+    return _library(form).exists()
+
+
+def _library(form: CompiledForm) -> Path:
+    return cache_folder() / f"{_key(form)}.so"
 
 
 def cache_folder() -> Path:

@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 
 from exemplar_ray.errors import MachineError, UnlikeRunError
-from exemplar_ray.network.compiled_trunk import CannotCompileError, CompiledForm, CompiledTrunk, compiled_trunk
+from exemplar_ray.network.compiled_trunk import CannotCompileError, CompiledForm, CompiledTrunk, compiled_trunk, is_made
 from exemplar_ray.network.models import Network, find_architecture, load_network
 from exemplar_ray.network.spec import NetworkSpec, TrunkSpec, split_model
 from exemplar_ray.network.trunk import ContiguousTrunk, Trunk
@@ -51,13 +51,13 @@ def scanning_trunk(form: CompiledForm, device: str, compile_it: str) -> LoadedTr
 
     Args:
         device: `cpu`, or `cuda`, for which nothing is compiled.
-        compile_it: `always` (or fail), `never`, or `auto`: if that can be done.
+        compile_it: `always` (or fail), `never`, `auto`: if that can be done, or `made`: if it was done here before.
 
     Raises:
         MachineError: the weights here are not the spec's, or it cannot be compiled as it must be.
     """
     counts["trunks_loaded"] += 1
-    if compile_it == "never" or device != "cpu":
+    if compile_it == "never" or device != "cpu" or (compile_it == "made" and not is_made(form)):
         return LoadedTrunk(trunk_of(form.trunk, device))
     try:
         trunk, new = compiled_trunk(form, lambda: trunk_of(form.trunk, device))
