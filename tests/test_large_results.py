@@ -24,9 +24,10 @@ from exemplar_ray.data.labels import ClassLabels
 from exemplar_ray.data.shards import Shard
 from exemplar_ray.data.write_shards import LabelledImage, write_images
 from exemplar_ray.errors import UsageError
-from exemplar_ray.exemplars import gather, gathered, list_columns, near_duplicates, parts, room_for_maps
+from exemplar_ray.exemplars import gather, gather_tasks, list_columns, near_duplicates, parts, room_for_maps
 from exemplar_ray.exemplars.gather import gather_shard
-from exemplar_ray.exemplars.gathered import IMAGES_SCHEMA, MAPS_SCHEMA, joined, pieces_of
+from exemplar_ray.exemplars.gather_tasks import split
+from exemplar_ray.exemplars.gathered import IMAGES_SCHEMA, MAPS_SCHEMA, joined
 from exemplar_ray.exemplars.list_columns import lengths_and_values, list_column
 from exemplar_ray.exemplars.near_duplicates import near_duplicates_of, pick_distinct
 from exemplar_ray.exemplars.parts import Part, from_files, to_files
@@ -96,10 +97,11 @@ def test_gathering_in_pieces_gives_the_same(scanned, monkeypatch):
     spec, trunk, shard, scores = scanned
     scores = scores.take(np.random.default_rng(0).permutation(len(scores.row)))
     assert (scores.ranking == NEAR_ZERO).any()
-    assert len(pieces_of(spec, shard, scores)) == 1
+    [task] = split(spec, {0: shard}, {0: scores})
+    assert task[0].tolist() == list(range(len(scores.row)))
     whole = gather_shard(trunk, spec, shard, scores)
-    monkeypatch.setattr(gathered, "_BYTES_PER_TASK", 6 * shard.size // shard.rows)
-    pieces = pieces_of(spec, shard, scores)
+    monkeypatch.setattr(gather_tasks, "_BYTES_PER_TASK", 6 * shard.size // shard.rows)
+    pieces = [task[0] for task in split(spec, {0: shard}, {0: scores})]
     assert len(pieces) > 2
     assert sorted(np.concatenate(pieces).tolist()) == list(range(len(scores.row)))
     together = joined(pieces, [gather_shard(trunk, spec, shard, scores.take(one)) for one in pieces])
@@ -420,7 +422,7 @@ def test_a_run_in_pieces_over_data_with_odd_labels(tmp_path, cli, ray_cluster, m
     write_images(images, str(tmp_path / "data"), None, 12)
     flags = [*TINY_FLAGS, "--sample", "bottom", "random", "--max-per-class", "1", "--class-top-k", "1"]
     assert cli("run", "--data", tmp_path / "data", "--out", tmp_path / "one", *flags)[0] == 0
-    monkeypatch.setattr(gathered, "_BYTES_PER_TASK", 30_000)
+    monkeypatch.setattr(gather_tasks, "_BYTES_PER_TASK", 30_000)
     assert cli("run", "--data", tmp_path / "data", "--out", tmp_path / "two", *flags)[0] == 0
     for name in ("exemplars", "images", "classes", "class_exemplars", "channels"):
         one, two = ((tmp_path / run / f"{name}.parquet").read_bytes() for run in ("one", "two"))

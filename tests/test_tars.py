@@ -22,7 +22,7 @@ from exemplar_ray.data.shard import identity_of_columns
 from exemplar_ray.data.shards import Shard, discover, inspect, open_shard
 from exemplar_ray.data.tar_samples import Piece, Stream, samples
 from exemplar_ray.errors import ShardError, UsageError
-from exemplar_ray.exemplars.answer import _as_scanned
+from exemplar_ray.exemplars.gather_job import _as_scanned
 from exemplar_ray.exemplars.plan import ScannedShard
 from exemplar_ray.runs.records import CompletionRecord
 

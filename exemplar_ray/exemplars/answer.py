@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pyarrow.parquet as pq
 
-from exemplar_ray.data.shard import Shard
 from exemplar_ray.executor.job import Context, Reduced
 from exemplar_ray.executor.progress import ProgressDisplay, say
-from exemplar_ray.exemplars.gathered import GatheredShard, NotAsScanned, joined, pieces_of
+from exemplar_ray.exemplars.gather_job import NotAsScannedFoundError, gather_candidates
 from exemplar_ray.exemplars.merge import Folded, FoldTask, fold_all, groups
 from exemplar_ray.exemplars.parts import Part
 from exemplar_ray.exemplars.plan import (
@@ -23,12 +21,10 @@ from exemplar_ray.exemplars.plan import (
     IMAGES,
     SPECTRUM,
     Plan,
-    ScannedShard,
 )
 from exemplar_ray.exemplars.rerank.candidates import Pair
 from exemplar_ray.exemplars.rerank.selected import Selected
 from exemplar_ray.exemplars.rerank.selection import Selection, rerank
-from exemplar_ray.exemplars.scan_job import TASKS
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.exemplars.summary import Account, summarise
 from exemplar_ray.exemplars.tables.channels import (
@@ -40,17 +36,8 @@ from exemplar_ray.exemplars.tables.channels import (
 )
 from exemplar_ray.exemplars.tables.exemplars import write_exemplars, write_images
 from exemplar_ray.exemplars.tables.image_spool import ImageSpool
-from exemplar_ray.exemplars.topk import Scores
 
 _FOLD_GROUP = "exemplar_ray.exemplars.merge:fold_group"
-
-
-class NotAsScannedFoundError(Exception):
-    """Parts are not what their shards give; `reasons` is {position: why}."""
-
-    def __init__(self, reasons: dict[int, str]) -> None:
-        super().__init__(reasons)
-        self.reasons = reasons
 
 
 Rescan = Callable[[Context, Selection, list[Pair]], dict[str, str]]
@@ -78,7 +65,7 @@ def _answer(plan: Plan, context: Context, rescan: Rescan | None) -> Reduced:
         return Reduced(failed)
     selection = Selection(plan.spec, merged, sum(scanned.scored for scanned in context.completed.values()))
     with ImageSpool() as images:
-        gather = partial(_gather, plan, context, images)
+        gather = partial(gather_candidates, plan, context, images)
         failed = rerank(selection, gather)
         doubtful: list[Pair] = []
         if rescan and plan.spec.screened and not failed and (doubtful := selection.unsettled()):
@@ -128,59 +115,6 @@ def merge_parts(spec: ExemplarsSpec, context: Context) -> tuple[Part, dict[str, 
 
     with ProgressDisplay(context.console, "merge", len(by_group), "groups of shards") as display:
         return fold_all(in_order(), spec), failed
-
-
-def _gather(
-    plan: Plan, context: Context, images: ImageSpool, wanted: Mapping[int, Scores]
-) -> tuple[dict[int, GatheredShard], dict[str, str]]:
-    """Recompute candidates shard by shard, and keep their images; see `selection.Gather`.
-
-    Raises:
-        NotAsScannedFoundError: shards have to be scanned again.
-    """
-    shards = {p: _as_scanned(plan.shards[p], context.completed[p]) for p in wanted}
-    pieces = {p: pieces_of(plan.spec, shards[p], candidates) for p, candidates in wanted.items()}
-    come: dict[int, dict[int, GatheredShard]] = {p: {} for p in wanted}
-    failed: dict[str, str] = {}
-    again: dict[int, str] = {}
-    with ProgressDisplay(context.console, "gather", sum(map(len, pieces.values()))) as display:
-        todo = (
-            ((p, number), (shards[p], candidates.take(which)))
-            for p, candidates in wanted.items()
-            for number, which in enumerate(pieces[p])
-        )
-        tasks = context.cluster.map(
-            f"{TASKS}:gather", todo, plan.spec, named=lambda key: f"{plan.shards[key[0]].name}, piece {key[1] + 1}"
-        )
-        for outcome in tasks:
-            position, number = outcome.key
-            name = plan.shards[position].name
-            if outcome.error is not None:
-                failed[name] = outcome.error
-                display.failed(name, outcome.error)
-                continue
-            if isinstance(outcome.value, NotAsScanned):
-                again[position] = outcome.value.reason
-                display.failed(name, outcome.value.reason)
-                continue
-            piece: GatheredShard = outcome.value
-            display.finished(name, len(piece.images), host=outcome.host)
-            images.add(position, piece.images)
-            without_bytes, maps = piece.images.drop_columns(["bytes"]), images.add_maps(piece.maps)
-            come[position][number] = replace(piece, images=without_bytes, maps=maps)
-    if again:
-        raise NotAsScannedFoundError(again)
-    gathered = {
-        p: joined(pieces[p], [of_shard[number] for number in range(len(of_shard))])
-        for p, of_shard in come.items()
-        if len(of_shard) == len(pieces[p])
-    }
-    return gathered, failed
-
-
-def _as_scanned(shard: Shard, scanned: ScannedShard) -> Shard:
-    """Return a shard with what its scan has found out, and nobody knew before."""
-    return replace(shard, places=scanned.places, about=scanned.rows if shard.rows is None else None)
 
 
 def _write_exemplars(plan: Plan, context: Context, merged: Part, selected: Selected, images: ImageSpool) -> None:

@@ -11,32 +11,27 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from exemplar_ray.data.batches import decode_ahead
 from exemplar_ray.data.decode import UndecodableImageError, size_of
 from exemplar_ray.data.formats.registry import open_shard
 from exemplar_ray.data.shard import ImageRow, Shard
 from exemplar_ray.exemplars.gathered import IMAGES_SCHEMA, MAPS_SCHEMA, GatheredShard, units_of_maps
 from exemplar_ray.exemplars.list_columns import list_column
 from exemplar_ray.exemplars.mix_up import Gathered, NotAsScannedError, outside_tolerance, refuse_mix_up
-from exemplar_ray.exemplars.near_duplicates import perceptual_hash
+from exemplar_ray.exemplars.reference import Answer, Reference
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.exemplars.topk import NEAR_ZERO, Scores
-from exemplar_ray.network.inputs import labels_for
 from exemplar_ray.network.trunk import Trunk
-
-# The reference computation: one image at a time, one thread, on the CPU. Convolutions round
-# differently with other shapes and thread counts; fixing them makes the result the same on
-# a laptop and on a cluster, whatever the scan ran on. Batches would gain a twentieth.
-REFERENCE_THREADS = 1
+from exemplar_ray.prefetch import map_ahead
 
 _IMAGES_AHEAD = 16
 
 _LARGEST_IN_MAP = float(np.finfo(np.float16).max)
 
 
-def gather_shard(trunk: Trunk, spec: ExemplarsSpec, shard: Shard, candidates: Scores) -> GatheredShard:
+def gather_shard(
+    trunk: Trunk, spec: ExemplarsSpec, shard: Shard, candidates: Scores, reference: Reference | None = None
+) -> GatheredShard:
     """Fetch the candidates' images and recompute their activations.
 
     An activation that the scan saw as a number may come out as none: then the network's numbers hang on rounding there.
@@ -44,6 +39,7 @@ def gather_shard(trunk: Trunk, spec: ExemplarsSpec, shard: Shard, candidates: Sc
     Args:
         trunk: on the CPU, for the run's layers and statistics.
         candidates: scores of this shard, as the scan computed them.
+        reference: of this trunk; it may know copies of the images from other shards.
 
     Raises:
         NotAsScannedError: an image is gone, cannot be decoded any more, or gives another activation than the scan
@@ -52,7 +48,8 @@ def gather_shard(trunk: Trunk, spec: ExemplarsSpec, shard: Shard, candidates: Sc
         UsageError: the network is no function of the image, see `mix_up`.
     """
     rows = np.unique(candidates.row)
-    rescoring = _Rescoring(trunk, spec, candidates)
+    reference = reference or Reference(trunk, spec.network)
+    rescoring = _Rescoring(spec, candidates)
     table: dict[str, list] = {name: [] for name in IMAGES_SCHEMA.names}
 
     def keep_bytes(images: Iterable[ImageRow]) -> Iterator[ImageRow]:
@@ -66,13 +63,13 @@ def gather_shard(trunk: Trunk, spec: ExemplarsSpec, shard: Shard, candidates: Sc
 
     with open_shard(shard) as reader:
         images = keep_bytes(reader.select(rows))
-        for image, pixels in decode_ahead(images, spec.network.preprocess, 1, _IMAGES_AHEAD):
-            if isinstance(pixels, UndecodableImageError):
-                raise NotAsScannedError(
-                    f"{shard.name} changed: row {image.row} was scanned and is now broken: {pixels}"
-                )
-            table["hash"].append(perceptual_hash(pixels))
-            rescoring.add(image.row, pixels, labels_for(spec.network, shard.name, [image], 1))
+        for prepared in map_ahead(reference.prepare, images, threads=1, ahead=_IMAGES_AHEAD):
+            row = table["row"][len(table["hash"])]
+            if isinstance(prepared, UndecodableImageError):
+                raise NotAsScannedError(f"{shard.name} changed: row {row} was scanned and is now broken: {prepared}")
+            answer = reference.answer(shard.name, prepared, rescoring.wants_pre_relu(row))
+            table["hash"].append(answer.hash)
+            rescoring.add(row, answer)
     if table["row"] != rows.tolist():
         raise NotAsScannedError(f"{shard.name} changed: {len(rows) - len(table['row'])} scanned rows are gone")
     for size in map(size_of, table["bytes"]):
@@ -94,14 +91,13 @@ def gather_shard(trunk: Trunk, spec: ExemplarsSpec, shard: Shard, candidates: Sc
 
 
 class _Rescoring:
-    """Recomputes candidates, an image at a time.
+    """Takes candidates' numbers from what the network says of their images.
 
     `largest` is float32 [2, readouts]: the largest activation of each readout in any channel on these images, and the
     largest before its ReLU, of images for which that was asked.
     """
 
-    def __init__(self, trunk: Trunk, spec: ExemplarsSpec, candidates: Scores) -> None:
-        self._trunk = trunk
+    def __init__(self, spec: ExemplarsSpec, candidates: Scores) -> None:
         self._readouts = spec.readouts
         self._candidates = candidates
         self._activation = candidates.activation.copy()
@@ -110,17 +106,18 @@ class _Rescoring:
         self.largest = np.zeros((2, len(self._readouts)), np.float32)
         self.maps = _Maps(spec, candidates)
 
-    def add(self, row: int, pixels: np.ndarray, label: torch.Tensor | None) -> None:
-        """Recompute all candidates of one image.
-
-        Args:
-            pixels: uint8 [crop, crop, channels].
-            label: int64 [1], where the network is given it.
-        """
+    def _of_image(self, row: int) -> np.ndarray:
         start, end = np.searchsorted(self._sorted_rows, [row, row + 1])
-        of_image = self._by_row[start:end]
+        return self._by_row[start:end]
+
+    def wants_pre_relu(self, row: int) -> bool:
+        """Whether any candidate of an image is wanted as it is before its ReLU."""
+        return bool((self._candidates.ranking[self._of_image(row)] == NEAR_ZERO).any())
+
+    def add(self, row: int, answer: Answer) -> None:
+        """Take all candidates of one image."""
+        of_image, (_, pooled, outputs) = self._of_image(row), answer
         near_zero = self._candidates.ranking[of_image] == NEAR_ZERO
-        pooled, outputs = self._trunk.with_maps(torch.tensor(pixels[None]), label, pre_relu=bool(near_zero.any()))
         wanted = (pooled.activations, of_image[~near_zero]), (pooled.pre_relu, of_image[near_zero])
         for is_pre_relu, (of_readouts, which) in enumerate(wanted):
             for number, (layer, statistic) in enumerate(self._readouts if of_readouts else ()):

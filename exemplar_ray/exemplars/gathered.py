@@ -8,15 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from exemplar_ray.data.shard import Shard
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.exemplars.topk import NEAR_ZERO, Scores, concatenate
 
 BYTES_OF_A_UNIT = np.dtype(np.float16).itemsize
 """What a unit of a kept map takes."""
-
-# A task of gather has about so much in memory, images and maps together.
-_BYTES_PER_TASK = 512 << 20
 
 # A row an image.
 IMAGES_SCHEMA = pa.schema(
@@ -76,32 +72,19 @@ def units_of_maps(spec: ExemplarsSpec, candidates: Scores) -> np.ndarray:
     return np.where(candidates.ranking == NEAR_ZERO, 0, units)
 
 
-def pieces_of(spec: ExemplarsSpec, shard: Shard, candidates: Scores) -> list[np.ndarray]:
-    """Split a shard's candidates for tasks whose images and maps fit into a task's memory.
-
-    Returns:
-        Of each piece the indices of its candidates, ascending. All of an image's are in one piece, and later
-        pieces are of later rows. Nearly always there is one piece.
-    """
-    rows, image = np.unique(candidates.row, return_inverse=True)
-    maps = np.bincount(image.reshape(-1), units_of_maps(spec, candidates), minlength=len(rows))
-    of_images = maps * BYTES_OF_A_UNIT + shard.size / max(shard.expected_rows, 1)
-    piece = (np.cumsum(of_images) // _BYTES_PER_TASK)[image.reshape(-1)]
-    return [np.flatnonzero(piece == number) for number in np.unique(piece)]
-
-
 def joined(pieces: Sequence[np.ndarray], gathered: Sequence[GatheredShard]) -> GatheredShard:
     """Return what was gathered of a shard piece by piece.
 
     Args:
-        pieces: what `pieces_of` returned.
+        pieces: of each piece the indices of its candidates; all of an image's are in one.
         gathered: of each piece.
     """
     if len(pieces) == 1:
         return gathered[0]
     order = np.argsort(np.concatenate(pieces))
+    images = pa.concat_tables([one.images for one in gathered])
     return GatheredShard(
-        images=pa.concat_tables([one.images for one in gathered]),
+        images=images.take(pa.array(np.argsort(images["row"].to_numpy()))),
         exact=concatenate(one.exact for one in gathered).take(order),
         maps=pa.concat_tables([one.maps for one in gathered]).take(pa.array(order)),
         beyond_rounding=sum(one.beyond_rounding for one in gathered),

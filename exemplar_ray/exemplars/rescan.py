@@ -13,7 +13,8 @@ from exemplar_ray.executor.driver import map_items
 from exemplar_ray.executor.job import Context
 from exemplar_ray.executor.progress import say
 from exemplar_ray.executor.repair import without_changed
-from exemplar_ray.exemplars.answer import NotAsScannedFoundError, merge_parts
+from exemplar_ray.exemplars.answer import merge_parts
+from exemplar_ray.exemplars.gather_job import NotAsScannedFoundError
 from exemplar_ray.exemplars.parts import Part
 from exemplar_ray.exemplars.plan import RESCAN, Plan
 from exemplar_ray.exemplars.rerank.candidates import Pair

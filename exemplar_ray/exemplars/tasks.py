@@ -9,6 +9,7 @@ import os
 import statistics
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -21,9 +22,10 @@ from exemplar_ray.data.shard import Shard
 from exemplar_ray.executor.job import Made
 from exemplar_ray.executor.malloc import keep_freed_memory
 from exemplar_ray.exemplars import parts
-from exemplar_ray.exemplars.gather import REFERENCE_THREADS, gather_shard
+from exemplar_ray.exemplars.gather import gather_shard
 from exemplar_ray.exemplars.gathered import GatheredShard, NotAsScanned
 from exemplar_ray.exemplars.mix_up import NotAsScannedError
+from exemplar_ray.exemplars.reference import REFERENCE_THREADS, Reference
 from exemplar_ray.exemplars.resolve import resolve
 from exemplar_ray.exemplars.scan import scan_shard
 from exemplar_ray.exemplars.settings import Probed, ScanSettings
@@ -116,16 +118,21 @@ def _gathering_seconds(spec: ExemplarsSpec, shard: Shard) -> float:
     return statistics.median(seconds) if seconds else 0.0
 
 
-def gather(spec: ExemplarsSpec, given: tuple[Shard, Scores]) -> GatheredShard | NotAsScanned:
-    """Return the images, exact scores and maps of one shard's candidates, or why the shard has to be scanned again.
+def gather(spec: ExemplarsSpec, given: Sequence[tuple[Shard, Scores]]) -> list[GatheredShard | NotAsScanned]:
+    """Return of several shards the images, exact scores and maps of their candidates, or why a shard has to be scanned
+    again.
 
     Raises:
         ShardError: see `gather.gather_shard`.
     """
-    shard, candidates = given
     keep_freed_memory()
     torch.set_num_threads(REFERENCE_THREADS)
-    try:
-        return gather_shard(trunk_of(spec.reference_trunk, "cpu"), spec, shard, candidates)
-    except NotAsScannedError as error:
-        return NotAsScanned(str(error))
+    trunk = trunk_of(spec.reference_trunk, "cpu")
+    reference = Reference(trunk, spec.network)
+    gathered: list[GatheredShard | NotAsScanned] = []
+    for shard, candidates in given:
+        try:
+            gathered.append(gather_shard(trunk, spec, shard, candidates, reference))
+        except NotAsScannedError as error:
+            gathered.append(NotAsScanned(str(error)))
+    return gathered

@@ -160,6 +160,11 @@ def number_groups(scores: Scores) -> np.ndarray:
     return np.cumsum(_differs_from_previous(*groups(scores))) - 1
 
 
+def image_numbers(scores: Scores) -> np.ndarray:
+    """Return int64 [n]: a number for each score's image, ascending with shard and row; 32 bits for the row."""
+    return scores.shard.astype(np.int64) << 32 | scores.row
+
+
 def spans(*columns: np.ndarray) -> list[slice]:
     """Return where sorted columns stay the same, one slice after another."""
     starts = np.flatnonzero(_differs_from_previous(*columns)).tolist()

@@ -25,7 +25,7 @@ from exemplar_ray.exemplars.rerank.certainty import (
 from exemplar_ray.exemplars.rerank.near_zero import NearZero
 from exemplar_ray.exemplars.rerank.recomputed import RecomputedScores
 from exemplar_ray.exemplars.rerank.selected import Certainty, Tail, TailKey, Unsettled
-from exemplar_ray.exemplars.topk import BOTTOM, NEAR_ZERO, TOP, Scores, concatenate, find, strength
+from exemplar_ray.exemplars.topk import BOTTOM, NEAR_ZERO, TOP, Scores, concatenate, find, image_numbers, strength
 
 # Recomputing an image gives all its channels at once. So candidates a few ranks beyond K are recomputed along with
 # others of their images: so many times K, but no more than so many.
@@ -114,7 +114,7 @@ class Extremes:
         ranked = self.candidates
         deep = self._top_k + min(_COMPANIONS_A_RANK * self._top_k, _MOST_COMPANIONS)
         near = np.flatnonzero((ranked.scan_ranks <= deep) & ~ranked.from_near_zero)
-        near = near[np.isin(_images(ranked.scores.take(near)), np.unique(_images(wanted)))]
+        near = near[np.isin(image_numbers(ranked.scores.take(near)), np.unique(image_numbers(wanted)))]
         return ranked.scores.take(near[self.find(near) < 0])
 
     def find(self, positions: np.ndarray) -> np.ndarray:
@@ -274,8 +274,3 @@ class Extremes:
             key: Tail(np.sort(strengths[without_gap[ends[group] : ends[group + 1]]]), float(above[group]))
             for group, key in enumerate(keys)
         }
-
-
-def _images(scores: Scores) -> np.ndarray:
-    """Return int64 [n]: equal for scores of the same image."""
-    return scores.shard.astype(np.int64) << 32 | scores.row

@@ -1,0 +1,105 @@
+"""Gather as tasks: what the driver hands out, and what it keeps of what comes. Knows no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from exemplar_ray.data.shard import Shard
+from exemplar_ray.executor.cluster import Outcome
+from exemplar_ray.executor.job import Context
+from exemplar_ray.executor.progress import ProgressDisplay
+from exemplar_ray.exemplars.gather_tasks import split
+from exemplar_ray.exemplars.gathered import GatheredShard, NotAsScanned, joined
+from exemplar_ray.exemplars.plan import Plan, ScannedShard
+from exemplar_ray.exemplars.scan_job import TASKS
+from exemplar_ray.exemplars.tables.image_spool import ImageSpool
+from exemplar_ray.exemplars.topk import Scores
+
+
+class NotAsScannedFoundError(Exception):
+    """Parts are not what their shards give; `reasons` is {position: why}."""
+
+    def __init__(self, reasons: dict[int, str]) -> None:
+        super().__init__(reasons)
+        self.reasons = reasons
+
+
+def gather_candidates(
+    plan: Plan, context: Context, images: ImageSpool, wanted: Mapping[int, Scores]
+) -> tuple[dict[int, GatheredShard], dict[str, str]]:
+    """Recompute candidates, and keep their images; see `selection.Gather`.
+
+    Raises:
+        NotAsScannedFoundError: shards have to be scanned again.
+    """
+    gathering = _Gathering(plan, context, images, wanted)
+    tasks = split(plan.spec, gathering.shards, wanted)
+    while tasks:
+        # Of several shards one is at fault.
+        tasks = [{p: which} for task in gathering.run(tasks) for p, which in task.items()]
+    if gathering.again:
+        raise NotAsScannedFoundError(gathering.again)
+    return gathering.result(), gathering.failed
+
+
+class _Gathering:
+    """What has been gathered so far of some candidates.
+
+    `failed` is {shard's name: reason}, `again` {position: reason} of shards that have to be scanned again.
+    """
+
+    def __init__(self, plan: Plan, context: Context, images: ImageSpool, wanted: Mapping[int, Scores]) -> None:
+        self._plan, self._context, self._images, self._wanted = plan, context, images, wanted
+        self.shards = {p: _as_scanned(plan.shards[p], context.completed[p]) for p in wanted}
+        self.failed: dict[str, str] = {}
+        self.again: dict[int, str] = {}
+        self._come: dict[int, list[tuple[np.ndarray, GatheredShard]]] = {p: [] for p in wanted}
+
+    def run(self, tasks: list[dict[int, np.ndarray]]) -> list[dict[int, np.ndarray]]:
+        """Run tasks, see `gather_tasks.split`; return those of several shards that failed."""
+        of_several = []
+        todo = (
+            (number, [(self.shards[p], self._wanted[p].take(which)) for p, which in task.items()])
+            for number, task in enumerate(tasks)
+        )
+        named = [self._plan.shards[min(task)].name for task in tasks]
+        run = self._context.cluster.map(f"{TASKS}:gather", todo, self._plan.spec, named=named.__getitem__)
+        with ProgressDisplay(self._context.console, "gather", len(tasks)) as display:
+            for outcome in run:
+                task, name = tasks[outcome.key], named[outcome.key]
+                if outcome.error is None:
+                    self._take(task, name, outcome, display)
+                elif len(task) > 1:
+                    of_several.append(task)
+                else:
+                    self.failed[name] = outcome.error
+                    display.failed(name, outcome.error)
+        return of_several
+
+    def _take(self, task: dict[int, np.ndarray], name: str, outcome: Outcome[Any], display: ProgressDisplay) -> None:
+        """Keep what came of a task, but for its images' bytes and maps, which are spooled."""
+        count = 0
+        for (position, which), gathered in zip(task.items(), outcome.value, strict=True):
+            if isinstance(gathered, NotAsScanned):
+                self.again[position] = gathered.reason
+                continue
+            self._images.add(position, gathered.images)
+            without_bytes, maps = gathered.images.drop_columns(["bytes"]), self._images.add_maps(gathered.maps)
+            self._come[position].append((which, replace(gathered, images=without_bytes, maps=maps)))
+            count += len(gathered.images)
+        display.finished(name, count, host=outcome.host)
+        for position in set(task) & set(self.again):
+            display.failed(self._plan.shards[position].name, self.again[position], steps=0)
+
+    def result(self) -> dict[int, GatheredShard]:
+        """Return what was gathered, by shard position."""
+        return {p: joined(*zip(*pieces, strict=True)) for p, pieces in self._come.items() if pieces}
+
+
+def _as_scanned(shard: Shard, scanned: ScannedShard) -> Shard:
+    """Return a shard with what its scan has found out, and nobody knew before."""
+    return replace(shard, places=scanned.places, about=scanned.rows if shard.rows is None else None)

@@ -1,0 +1,100 @@
+"""Which candidates each task of gather recomputes. Numpy only.
+
+A task has a shard's candidates, as it opens the shard once. Images that the scan could not tell apart, copies of one
+another most likely, go to the task of the first of them: it recomputes an image once, whatever shards have copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from exemplar_ray.data.shard import Shard
+from exemplar_ray.exemplars.gathered import BYTES_OF_A_UNIT, units_of_maps
+from exemplar_ray.exemplars.spec import ExemplarsSpec
+from exemplar_ray.exemplars.topk import NEAR_ZERO, Scores, concatenate, image_numbers
+
+# A task has about so much in memory, images and maps together.
+_BYTES_PER_TASK = 512 << 20
+
+# A screened scan has few digits: so many activations alike are no chance.
+_TIES_OF_A_COPY = 2
+
+
+def split(
+    spec: ExemplarsSpec, shards: Mapping[int, Shard], wanted: Mapping[int, Scores]
+) -> list[dict[int, np.ndarray]]:
+    """Split candidates for tasks whose images and maps fit into a task's memory.
+
+    Args:
+        shards: by position.
+        wanted: candidates by their shard's position, as scanned.
+
+    Returns:
+        For each task {shard position: the indices of its candidates among the shard's, ascending}. All of an image's
+        are in one task.
+    """
+    everything = concatenate(wanted[position] for position in sorted(wanted))
+    images, image = np.unique(image_numbers(everything), return_inverse=True)
+    image = image.reshape(-1)
+    original = likely_originals(everything, images, image, _TIES_OF_A_COPY if spec.screened else 1)
+    of_shard = images >> 32
+    maps = np.bincount(image, units_of_maps(spec, everything), minlength=len(images))
+    rows = {p: shard.size / max(shard.expected_rows, 1) for p, shard in shards.items()}
+    sizes = maps * BYTES_OF_A_UNIT + np.array([rows[p] for p in of_shard.tolist()])
+    home = of_shard[original]
+    # Copies one behind the other: a task's end does not come between them, but for the largest of tasks.
+    order = np.lexsort((np.arange(len(images)), original, home))
+    task = np.empty(len(images), np.int64)
+    task[order] = _numbered(home[order], sizes[order])
+    within = np.concatenate([np.arange(len(wanted[position].row)) for position in sorted(wanted)])
+    tasks: list[dict[int, np.ndarray]] = [{} for _ in range(int(task.max(initial=-1)) + 1)]
+    key = task[image] * (int(everything.shard.max(initial=0)) + 1) + everything.shard
+    by_task = np.argsort(key, kind="stable")
+    ends = np.flatnonzero(np.diff(key[by_task])) + 1
+    for members in np.split(by_task, ends) if len(by_task) else ():
+        tasks[task[image[members[0]]]][int(everything.shard[members[0]])] = within[members]
+    return tasks
+
+
+def likely_originals(candidates: Scores, images: np.ndarray, image: np.ndarray, least_ties: int) -> np.ndarray:
+    """Find images that the scan could not tell apart.
+
+    A copy has the activations of what it is a copy of, in every channel. And where it is a candidate, that is one, too:
+    of equal activations the first shard's first row is the stronger.
+
+    Args:
+        images: int64, ascending: a number for every image, in the order of shards and rows.
+        image: int64 [candidates]: which of the images each is of.
+        least_ties: in how many channels, at least, they must be equal.
+
+    Returns:
+        int64 [images]: the index of the first image that each seems to be a copy of; its own where there is none.
+    """
+    bits = (candidates.activation + np.float32(0)).view(np.int32)
+    columns = (candidates.readout, candidates.ranking == NEAR_ZERO, candidates.channel, bits)
+    order = np.lexsort((image, *columns[::-1]))
+    starts = np.ones(len(order), bool)
+    starts[1:] = np.logical_or.reduce([column[order][1:] != column[order][:-1] for column in columns])
+    first = np.empty(len(order), np.int64)
+    first[order] = image[order][np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))]
+    # Zeros are alike without being copies.
+    tells = candidates.activation != 0
+    pairs, ties = np.unique(np.stack([image[tells], first[tells]], axis=1), axis=0, return_counts=True)
+    of_image = np.bincount(image[tells], minlength=len(images))
+    original = np.arange(len(images))
+    copies = (2 * ties > of_image[pairs[:, 0]]) & (ties >= least_ties)
+    original[pairs[copies, 0]] = pairs[copies, 1]
+    return original
+
+
+def _numbered(home: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Number the tasks of images, sorted by home: another one for each home, and where one would be too large."""
+    starts = np.ones(len(home), bool)
+    starts[1:] = home[1:] != home[:-1]
+    behind = np.cumsum(sizes)
+    before_home = (behind - sizes)[np.maximum.accumulate(np.where(starts, np.arange(len(home)), 0))]
+    piece = (behind - before_home) // _BYTES_PER_TASK
+    starts[1:] |= piece[1:] != piece[:-1]
+    return np.cumsum(starts) - 1

@@ -1,0 +1,150 @@
+"""Copies of an image are recomputed once, wherever they are, and what comes of it is what each alone would give."""
+
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import TINY_FLAGS, encode, random_picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_scan_and_gather import scan_it, shard_of, tiny
+from test_topk import make_scores
+
+from exemplar_ray.data.write_shards import LabelledImage, write_images
+from exemplar_ray.exemplars import reference as reference_module
+from exemplar_ray.exemplars.gather import gather_shard
+from exemplar_ray.exemplars.gather_tasks import likely_originals, split
+from exemplar_ray.exemplars.reference import Reference
+from exemplar_ray.exemplars.tasks import gather
+from exemplar_ray.exemplars.topk import concatenate, image_numbers
+
+
+def originals(scores, least_ties=1):
+    """Return {(shard, row): the (shard, row) that it seems to be a copy of}."""
+    images, image = np.unique(image_numbers(scores), return_inverse=True)
+    found = likely_originals(scores, images, image, least_ties)
+    places = [(int(number >> 32), int(number & 0xFFFFFFFF)) for number in images]
+    return {place: places[original] for place, original in zip(places, found, strict=True) if places[original] != place}
+
+
+def test_copies_are_told_by_their_activations_in_every_channel():
+    channel = [0, 0, 0, 1, 1, 1, 2]
+    shard, row = [0, 1, 1, 0, 1, 1, 1], [5, 2, 3, 5, 2, 3, 3]
+    scores = make_scores(channel, [4.0, 4.0, 4.0, 7.0, 7.0, 6.0, 1.0], shard, row)
+    # Row 3 has one number of three in common with the first: chance.
+    assert originals(scores) == {(1, 2): (0, 5)}
+    assert originals(scores, least_ties=3) == {}
+    zeros = scores._replace(activation=np.zeros_like(scores.activation))
+    assert originals(zeros) == {}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_every_candidate_is_in_one_task_and_an_image_s_are_together(data):
+    spec, _ = tiny()
+    count = data.draw(st.integers(1, 40))
+    of = [data.draw(st.lists(st.integers(0, most), min_size=count, max_size=count)) for most in (3, 4, 2, 5)]
+    scores = make_scores(of[0], [float(value) for value in of[3]], of[1], of[2])
+    scores = scores.take(np.unique(np.stack([scores.shard, scores.row, scores.channel]), axis=1, return_index=True)[1])
+    wanted = {int(shard): scores.take(scores.shard == shard) for shard in np.unique(scores.shard)}
+    shard = type("Shard", (), {"size": data.draw(st.sampled_from([100, 3 << 30])), "expected_rows": 3})()
+    tasks = split(spec, dict.fromkeys(wanted, shard), wanted)
+    for position, candidates in wanted.items():
+        pieces = [task[position] for task in tasks if position in task]
+        assert sorted(np.concatenate(pieces).tolist()) == list(range(len(candidates.row)))
+        rows = [set(candidates.row[piece].tolist()) for piece in pieces]
+        assert sum(map(len, rows)) == len(set.union(*rows))
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def copies(request, tmp_path_factory):
+    """Three shards, of which the second and a part of the third have the images of the first in another order."""
+    folder = tmp_path_factory.mktemp("copies")
+    images = [(f"{i}.png", encode(random_picture(i))) for i in range(6)]
+    spec, trunk = tiny("hardly_firing", precision=request.param, layer=("classifier", "mixed"))
+    shards = [shard_of(folder / str(n), some) for n, some in enumerate((images, images[::-1], images[2:4]))]
+    scanner = tiny("hardly_firing", precision=request.param, layer=("classifier", "mixed"))[1]
+    scanned = {n: scan_it(scanner, spec, shard, position=n).part.scores for n, shard in enumerate(shards)}
+    return spec, trunk, shards, scanned
+
+
+def forward_passes(trunk, monkeypatch):
+    asked = []
+    forward = trunk._forward
+    monkeypatch.setattr(trunk, "_forward", lambda crops, *more: asked.append(len(crops)) or forward(crops, *more))
+    return asked
+
+
+def gathered(copies, task, reference):
+    spec, trunk, shards, scanned = copies
+    return [gather_shard(trunk, spec, shards[p], scanned[p].take(which), reference) for p, which in task.items()]
+
+
+def test_a_network_is_asked_once_about_copies_of_an_image(copies, monkeypatch):
+    spec, trunk, shards, scanned = copies
+    [task] = split(spec, dict(enumerate(shards)), scanned)
+    assert list(task) == [0, 1, 2]
+    asked = forward_passes(trunk, monkeypatch)
+    together = gathered(copies, task, Reference(trunk, spec.network))
+    assert asked == [1] * 6
+    alone = gathered(copies, task, None)
+    assert len(asked) == 6 + 14
+    for one, other in zip(together, alone, strict=True):
+        assert one.images.equals(other.images)
+        assert one.maps.equals(other.maps)
+        assert [column.tolist() for column in one.exact] == [column.tolist() for column in other.exact]
+
+
+def test_what_has_been_forgotten_is_asked_again(copies, monkeypatch):
+    spec, trunk, shards, scanned = copies
+    monkeypatch.setattr(reference_module, "_MOST_BYTES", 1)
+    [task] = split(spec, dict(enumerate(shards)), scanned)
+    asked = forward_passes(trunk, monkeypatch)
+    few = gathered(copies, task, Reference(trunk, spec.network))
+    # But for the last, the second shard's first.
+    assert len(asked) == 14 - 1
+    assert few[1].maps.equals(gathered(copies, task, None)[1].maps)
+
+
+def test_labels_that_a_network_is_given_tell_copies_apart(copies):
+    spec, trunk, _, _ = copies
+    takes = type("Network", (), {"takes_labels": True, "preprocess": spec.network.preprocess})()
+    reference = Reference(trunk, takes)
+    image = encode(random_picture(1))
+    keys = [reference._key(b"x", type("Row", (), {"label": label, "data": image})()) for label in (1, 2)]
+    assert keys[0] != keys[1]
+
+
+def test_a_shard_that_changed_is_told_of_beside_the_others(copies):
+    spec, _, shards, scanned = copies
+    off = scanned[1]._replace(activation=scanned[1].activation + np.float32(100))
+    exact, changed, last = gather(spec, [(shards[0], scanned[0]), (shards[1], off), (shards[2], scanned[2])])
+    assert (len(exact.images), len(last.images)) == (6, 2)
+    assert "changed: row" in changed.reason
+
+
+def test_of_shards_with_copies_only_the_damaged_one_fails(tmp_path, cli, ray_cluster):
+    images = [LabelledImage(encode(random_picture(i)), f"{i}.png", 0) for i in range(8)]
+    for name in "abc":
+        write_images(images, str(tmp_path / "data" / name), ["n01440764"], 8)
+    run = ["run", "--data", *(tmp_path / "data" / name for name in "abc"), "--out", tmp_path / "run", *TINY_FLAGS]
+    status, said = cli(*run)
+    assert status == 0, said
+    whole = pq.read_table(tmp_path / "run" / "exemplars.parquet")
+    assert {name.split("/")[0] for name in whole["shard"].to_pylist()} == {"a", "b", "c"}
+    [damaged] = (tmp_path / "data" / "b").glob("*.parquet")
+    shutil.copy(damaged, tmp_path / "kept")
+    damaged.unlink()
+    status, said = cli("merge", tmp_path / "run")
+    assert status == 1
+    assert "INCOMPLETE: 1 of 3 shards have no result:\n  b/train-00000-of-00001.parquet: FileNotFoundError" in said
+    shutil.copy(tmp_path / "kept", damaged)
+    assert cli("merge", tmp_path / "run")[0] == 0
+    assert pq.read_table(tmp_path / "run" / "exemplars.parquet").equals(whole)
+
+
+def test_tasks_of_nothing():
+    spec, _ = tiny()
+    assert split(spec, {}, {}) == []
+    assert len(concatenate([]).row) == 0
