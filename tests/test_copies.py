@@ -17,7 +17,7 @@ from exemplar_ray.exemplars.gather import gather_shard
 from exemplar_ray.exemplars.gather_tasks import likely_originals, split
 from exemplar_ray.exemplars.reference import Reference
 from exemplar_ray.exemplars.tasks import gather
-from exemplar_ray.exemplars.topk import concatenate, image_numbers
+from exemplar_ray.exemplars.topk import image_numbers
 
 
 def originals(scores, least_ties=1):
@@ -143,8 +143,3 @@ def test_of_shards_with_copies_only_the_damaged_one_fails(tmp_path, cli, ray_clu
     assert cli("merge", tmp_path / "run")[0] == 0
     assert pq.read_table(tmp_path / "run" / "exemplars.parquet").equals(whole)
 
-
-def test_tasks_of_nothing():
-    spec, _ = tiny()
-    assert split(spec, {}, {}) == []
-    assert len(concatenate([]).row) == 0

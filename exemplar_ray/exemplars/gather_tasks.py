@@ -29,7 +29,7 @@ def split(
 
     Args:
         shards: by position.
-        wanted: candidates by their shard's position, as scanned.
+        wanted: candidates by their shard's position, as scanned; at least one.
 
     Returns:
         For each task {shard position: the indices of its candidates among the shard's, ascending}. All of an image's
@@ -49,11 +49,11 @@ def split(
     task = np.empty(len(images), np.int64)
     task[order] = _numbered(home[order], sizes[order])
     within = np.concatenate([np.arange(len(wanted[position].row)) for position in sorted(wanted)])
-    tasks: list[dict[int, np.ndarray]] = [{} for _ in range(int(task.max(initial=-1)) + 1)]
-    key = task[image] * (int(everything.shard.max(initial=0)) + 1) + everything.shard
+    tasks: list[dict[int, np.ndarray]] = [{} for _ in range(int(task.max()) + 1)]
+    key = task[image] * (int(everything.shard.max()) + 1) + everything.shard
     by_task = np.argsort(key, kind="stable")
     ends = np.flatnonzero(np.diff(key[by_task])) + 1
-    for members in np.split(by_task, ends) if len(by_task) else ():
+    for members in np.split(by_task, ends):
         tasks[task[image[members[0]]]][int(everything.shard[members[0]])] = within[members]
     return tasks
 
