@@ -16,6 +16,8 @@ mixed4a. It writes benchmark.json and stages.png.
 writes scaling.json. `cluster-model` holds what `exemplar-ray plan` foresees against what one worker and two do.
 `questions` holds the start of a run against its next start, where the network need not be questioned again.
 `start` runs 30 and 800 images from the command to the exit, beside a Ray that runs nothing; it writes start.json.
+`whole` holds runs of more and more images, from the command to the exit, against the notebook's loop and Ray Data's
+pipeline; it writes whole.json.
 `gpu` measures one GPU: scans in processes that share it, their limits, and whether the answer is the CPU's; give it
 `--cores` and enough `--copies`. It needs no Ray, and writes gpu.json.
 
@@ -52,6 +54,7 @@ MODES = {
     "gpu": ("benchmarking.gpu", "gpu"),
     "questions": ("benchmarking.questions", "questions"),
     "start": ("benchmarking.start", "start"),
+    "whole": ("benchmarking.whole", "whole"),
     "activations": ("benchmarking.activation_store", "activation_store"),
     "visualize": ("benchmarking.pictures", "visualize"),
     "visualize-gpu": ("benchmarking.pictures_gpu", "visualize_gpu"),
