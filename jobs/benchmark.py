@@ -17,7 +17,8 @@ writes scaling.json. `cluster-model` holds what `exemplar-ray plan` foresees aga
 `questions` holds the start of a run against its next start, where the network need not be questioned again.
 `start` runs 30 and 800 images from the command to the exit, beside a Ray that runs nothing; it writes start.json.
 `whole` holds runs of more and more images, from the command to the exit, against the notebook's loop and Ray Data's
-pipeline; it writes whole.json.
+pipeline; it writes whole.json. `every-job` tells what exemplars, activations, pictures and circuits take beside their
+tasks; it writes every_job.json.
 `gpu` measures one GPU: scans in processes that share it, their limits, and whether the answer is the CPU's; give it
 `--cores` and enough `--copies`. It needs no Ray, and writes gpu.json.
 
@@ -55,6 +56,7 @@ MODES = {
     "questions": ("benchmarking.questions", "questions"),
     "start": ("benchmarking.start", "start"),
     "whole": ("benchmarking.whole", "whole"),
+    "every-job": ("benchmarking.every_job", "every_job"),
     "activations": ("benchmarking.activation_store", "activation_store"),
     "visualize": ("benchmarking.pictures", "visualize"),
     "visualize-gpu": ("benchmarking.pictures_gpu", "visualize_gpu"),
