@@ -142,4 +142,3 @@ def test_of_shards_with_copies_only_the_damaged_one_fails(tmp_path, cli, ray_clu
     shutil.copy(tmp_path / "kept", damaged)
     assert cli("merge", tmp_path / "run")[0] == 0
     assert pq.read_table(tmp_path / "run" / "exemplars.parquet").equals(whole)
-
