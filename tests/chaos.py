@@ -32,7 +32,7 @@ from pathlib import Path
 import fsspec
 import psutil
 from conftest import TINY_FLAGS
-from fault_proxy import FAULTS, fault_proxy
+from fault_proxy import FAULTS, FaultProxy, fault_proxy
 from object_store import BUCKET, environment, file_system, object_store, upload
 from test_bad_machine import BAD, NETWORK
 
@@ -476,39 +476,58 @@ def s3_place(url, proxy, data_uri, name):
     return Place(data_uri, f"s3://{BUCKET}/{name}/run", environment(proxy.url), look, proxy)
 
 
-def run_schedules(seeds, data, work=RUN):
-    """Run schedules over a folder of shards; yield how each went."""
+@dataclass(frozen=True)
+class Ground:
+    """What schedules run on, one after another."""
+
+    machines: Machines
+    url: str
+    """Of the object store."""
+    proxy: FaultProxy
+    """In front of it."""
+    folder: Path
+
+
+@contextmanager
+def ground():
+    """Yield a cluster, an object store behind a proxy, and a folder."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     with (
-        tempfile.TemporaryDirectory(prefix="xr-chaos-") as work_folder,
+        tempfile.TemporaryDirectory(prefix="xr-chaos-") as folder,
         object_store() as url,
         fault_proxy(url) as proxy,
     ):
-        here = Path(work_folder)
         NETWORK_FILE.parent.mkdir(exist_ok=True)
         NETWORK_FILE.write_text(NETWORK.format(tests=str(Path(__file__).parent), bad=BAD))
         os.environ.update({k: v for k, v in environment(proxy.url).items() if k.startswith("AWS_")})
-        uri = upload(file_system(url), data, "data") if work.of_data else None
         machines = Machines()
         try:
-            quiet = local_place(data, here / "quiet")
-            attempt = Attempt(work, machines, quiet, [], 0)
-            if attempt.run() != 0:
-                raise RuntimeError(f"the undisturbed run failed:\n{attempt.printed}")
-            undisturbed = answer_of(work, quiet)
-            if {work.part_of_answer(name) for name in undisturbed} != set(work.answer):
-                raise RuntimeError("the undisturbed run has not written its whole answer")
-            for seed in seeds:
-                storage, disturbances = schedule(seed, work)
-                place = (
-                    local_place(data, here / str(seed)) if storage == "disk" else s3_place(url, proxy, uri, str(seed))
-                )
-                with machines.one_bad(any(one.fault == BAD_MACHINE for one in disturbances)):
-                    survived = survive(seed, work, machines, place, undisturbed)
-                yield survived
+            yield Ground(machines, url, proxy, Path(folder))
         finally:
             machines.close()
             shutil.rmtree(NETWORK_FILE.parent)
+
+
+def run_schedules(ground, seeds, data, work=RUN):
+    """Run schedules over a folder of shards; yield how each went."""
+    here, machines = ground.folder / work.command, ground.machines
+    uri = upload(file_system(ground.url), data, f"{work.command}/data") if work.of_data else None
+    quiet = local_place(data, here / "quiet")
+    attempt = Attempt(work, machines, quiet, [], 0)
+    if attempt.run() != 0:
+        raise RuntimeError(f"the undisturbed run failed:\n{attempt.printed}")
+    undisturbed = answer_of(work, quiet)
+    if {work.part_of_answer(name) for name in undisturbed} != set(work.answer):
+        raise RuntimeError("the undisturbed run has not written its whole answer")
+    for seed in seeds:
+        storage, disturbances = schedule(seed, work)
+        if storage == "disk":
+            place = local_place(data, here / str(seed))
+        else:
+            place = s3_place(ground.url, ground.proxy, uri, f"{work.command}/{seed}")
+        with machines.one_bad(any(one.fault == BAD_MACHINE for one in disturbances)):
+            survived = survive(seed, work, machines, place, undisturbed)
+        yield survived
 
 
 def describe(survived):
@@ -537,13 +556,14 @@ def main():
     seeds = range(options.first_seed, options.first_seed + options.schedules)
     struck, storage_faults, wrong = Counter(), Counter(), 0
     data = Path(options.data).resolve() if work.of_data else None
-    for survived in run_schedules(seeds, data, work):
-        print(describe(survived), flush=True)
-        for problem in survived.wrong:
-            print(f"      {problem}", flush=True)
-        struck += survived.struck
-        storage_faults += survived.storage_faults
-        wrong += bool(survived.wrong)
+    with ground() as own:
+        for survived in run_schedules(own, seeds, data, work):
+            print(describe(survived), flush=True)
+            for problem in survived.wrong:
+                print(f"      {problem}", flush=True)
+            struck += survived.struck
+            storage_faults += survived.storage_faults
+            wrong += bool(survived.wrong)
     print(f"\n{len(seeds)} schedules, {wrong} wrong; faults injected:")
     for name, count in [*struck.most_common(), *((f"storage: {n}", c) for n, c in storage_faults.most_common())]:
         print(f"  {count:4d}  {name}")

@@ -21,6 +21,7 @@ from chaos import (
     STORE,
     WRONG_DATA,
     describe,
+    ground,
     run_schedules,
     schedule,
 )
@@ -43,11 +44,18 @@ def test_the_seeds_are_of_every_kind_that_matters():
     assert faults == {KILL_DRIVER, KILL_NODE, KILL_WORKER, INTERRUPT, SECOND_DRIVER, STORAGE, WRONG_DATA, BAD_MACHINE}
 
 
-def test_whatever_breaks_the_answer_is_the_undisturbed_runs(tmp_path):
+@pytest.fixture(scope="module")
+def machines():
+    """A cluster and an object store for all schedules."""
+    with ground() as shared:
+        yield shared
+
+
+def test_whatever_breaks_the_answer_is_the_undisturbed_runs(tmp_path, machines):
     data = tmp_path / "data"
     write_tiny_data(data, rows=40)
     injected = Counter()
-    for survived in run_schedules(SEEDS, data):
+    for survived in run_schedules(machines, SEEDS, data):
         print(describe(survived))
         assert survived.wrong == []
         injected += survived.struck + survived.storage_faults
@@ -55,8 +63,8 @@ def test_whatever_breaks_the_answer_is_the_undisturbed_runs(tmp_path):
     assert sum(injected.values()) >= 5
 
 
-def test_pictures_are_the_undisturbed_ones_whatever_breaks():
-    [survived] = run_schedules([PICTURE_SEED], None, PICTURES)
+def test_pictures_are_the_undisturbed_ones_whatever_breaks(machines):
+    [survived] = run_schedules(machines, [PICTURE_SEED], None, PICTURES)
     print(describe(survived))
     assert survived.wrong == []
     assert survived.struck == {KILL_WORKER: 1, KILL_DRIVER: 1}
@@ -64,9 +72,9 @@ def test_pictures_are_the_undisturbed_ones_whatever_breaks():
     assert survived.attempts == [-signal.SIGKILL, 0]
 
 
-def test_activations_are_the_undisturbed_ones_whatever_breaks(tmp_path):
+def test_activations_are_the_undisturbed_ones_whatever_breaks(tmp_path, machines):
     write_tiny_data(tmp_path / "data", rows=40)
-    [survived] = run_schedules([STORE_SEED], tmp_path / "data", STORE)
+    [survived] = run_schedules(machines, [STORE_SEED], tmp_path / "data", STORE)
     print(describe(survived))
     assert survived.wrong == []
     assert survived.struck == {KILL_WORKER: 1, KILL_DRIVER: 1, BAD_MACHINE: 1}
