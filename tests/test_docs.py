@@ -42,7 +42,9 @@ BLOCKS = [
 QUICKSTART, *OTHER_QUICKSTARTS = [text for _, kind, text in BLOCKS if kind == "bash" and "sample-data" in text]
 OTHERS = [text for _, kind, text in BLOCKS if kind == "bash" and "sample-data" not in text]
 [SQL] = [text for _, kind, text in BLOCKS if kind == "sql"]
-# Those on how to extend it are pieces of a program; all others read the quickstart's run.
+# Those on how to extend it are pieces of a program; all others read the quickstart's run, and its first shard's images.
+STORE = "exemplar-ray activations --data data --model efficientnet-lite0 --layer _blocks.3 --channels 0-9"
+STORE += " --pool mean --out run/activations"
 MAP = "exemplar-ray explore run/activations --out map --method pca --seeds 1 --no-thumbnails"
 PYTHON = "\n".join(text for page, kind, text in BLOCKS if kind == "python" and "/extend/" not in page)
 
@@ -84,7 +86,7 @@ def test_the_commands_and_the_examples_run_as_they_stand(ray_head, tmp_path, mon
     environment["RAY_ADDRESS"] = ray_head["address"]
     done = subprocess.run(
         # Python's examples read what these make of it, too.
-        ["bash", "-ec", f"{QUICKSTART}\nexemplar-ray activations run\n{MAP}"],
+        ["bash", "-ec", f"{QUICKSTART}\nrm data/train-0000[1-5]*\n{STORE}\n{MAP}"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
