@@ -46,15 +46,10 @@ TINY_CLASSES = ["tench", "goldfish", "great white shark"]
 
 
 # Files that take long, the longest first: where files are run side by side, the short ones fill up the end.
-LONG_FILES = ["test_check.py", "test_exactness.py", "test_hostile.py", "test_compiled.py", "test_chaos.py"]
-LONG_FILES += [
-    "test_submission.py",
-    "test_docs.py",
-    "test_hub.py",
-    "test_job.py",
-    "test_report_many.py",
-    "test_guards.py",
-]
+LONG_FILES = ["test_chaos.py", "test_exactness.py", "test_check.py", "test_hostile.py", "test_compiled.py"]
+LONG_FILES += ["test_docs.py", "test_visualize_networks.py", "test_bad_machine.py", "test_submission.py", "test_hub.py"]
+LONG_FILES += ["test_activation_space.py", "test_job.py", "test_visualize_api.py", "test_visualize.py"]
+LONG_FILES += ["test_report_many.py", "test_guards.py", "test_circuit_exercise.py", "test_forms_of_data.py"]
 LONG_FILES += ["test_layouts_of_libraries.py", "test_object_store.py", "test_machine.py", "test_list_layers.py"]
 
 
