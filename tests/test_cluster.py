@@ -1,6 +1,7 @@
 """Tasks on Ray: named functions, what becomes of them when nobody waits, and what a failed one had logged."""
 
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import ray
 
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.cluster import Cluster
+from exemplar_ray.executor.connection import _own_processes
 from exemplar_ray.executor.resources import Resources
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -83,3 +85,13 @@ def test_a_task_that_no_worker_can_import_is_refused(function):
 def test_a_mistake_of_the_users_ends_them_all():
     with Cluster(Resources()) as cluster, pytest.raises(UsageError, match="usage"):
         list(cluster.map("test_cluster:log_and_fail", [("a", "usage")]))
+
+
+@pytest.mark.parametrize("set_before", [None, "ACTIVE"])
+def test_a_ray_of_its_own_has_threads_that_sleep_where_they_wait(monkeypatch, set_before):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if set_before:
+        monkeypatch.setenv("OMP_WAIT_POLICY", set_before)
+    with _own_processes():
+        assert os.environ["OMP_WAIT_POLICY"] == (set_before or "PASSIVE")
+    assert os.environ.get("OMP_WAIT_POLICY") == set_before

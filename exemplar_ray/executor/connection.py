@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import threading
 import time
@@ -19,6 +20,8 @@ from exemplar_ray.executor.ray_address import CLIENT, refuse_unusable, why_not
 from exemplar_ray.executor.ray_token import RayToken
 from exemplar_ray.executor.search_path import SearchPath
 
+# OpenMP's name for it.
+_WAIT_POLICY = "OMP_WAIT_POLICY"
 # Where Ray's monitor says what it sees, every 5 s.
 _AUTOSCALER = "__autoscaling_status"
 _LOOKS_FOR_AUTOSCALER = 10
@@ -48,7 +51,7 @@ def connect(address: str | None, token: RayToken) -> tuple[str, ...]:
     config._py_driver_sys_path = path
     options: dict[str, Any] = {} if place.startswith(CLIENT) else {"job_config": config}
     try:
-        with nullcontext() if address else _no_dashboard():
+        with nullcontext() if address else _own_processes():
             ray.init(
                 # "local" starts a Ray of our own; without it ray.init would join whatever
                 # cluster it finds on this machine.
@@ -71,6 +74,29 @@ def connect(address: str | None, token: RayToken) -> tuple[str, ...]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
     return tuple(path.left_out)
+
+
+@contextmanager
+def _own_processes() -> Iterator[None]:
+    """While inside, a Ray that starts has the processes that a run needs, as they should be."""
+    with _no_dashboard(), _threads_that_wait_sleep():
+        yield
+
+
+@contextmanager
+def _threads_that_wait_sleep() -> Iterator[None]:
+    """While inside, processes that start have torch's threads sleep where they wait for one another.
+
+    By default they keep a core busy while they wait. There are as many workers as cores, so that it is another worker's
+    core, and where one of them uses several threads, as to question a network, all take twice as long.
+    """
+    before = os.environ.get(_WAIT_POLICY)
+    os.environ.setdefault(_WAIT_POLICY, "PASSIVE")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_WAIT_POLICY]
 
 
 @contextmanager
