@@ -6,9 +6,10 @@ on a stream of their own, beside the computing; with `decode: gpu` the GPU decod
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 
 import numpy as np
 import torch
@@ -45,30 +46,42 @@ def batches(
     threads: int,
     device: torch.device,
     decoder: str = "reference",
+    cuts: Sequence[int] = (),
 ) -> Iterator[Batch]:
     """Decode, crop and bring to the device; in order, every row in one batch.
 
     Args:
         threads: how many decode at the same time.
         decoder: see `preprocess.DECODERS`.
+        cuts: rows, ascending, that a batch begins with.
     """
     if decoder == GPU_DECODER:
-        yield from _decoded_on(device, images, preprocess, batch_size)
+        yield from _decoded_on(device, _in_batches(images, batch_size, cuts), preprocess, batch_size)
         return
     staging = _Staging((batch_size, *preprocess.crop_shape), device)
-    rows: list[ImageRow] = []
-    undecodable: list[tuple[ImageRow, UndecodableImageError]] = []
-    for image, pixels in decode_ahead(images, preprocess, threads, 2 * batch_size, decoder):
-        if isinstance(pixels, UndecodableImageError):
-            undecodable.append((image, pixels))
-            continue
-        staging.put(len(rows), pixels)
-        rows.append(image)
-        if len(rows) == batch_size:
+    decoded = decode_ahead(images, preprocess, threads, 2 * batch_size, decoder)
+    # What is decoded ahead may be of the next piece already.
+    for _, of_piece in groupby(decoded, key=lambda one: bisect_right(cuts, one[0].row)):
+        rows: list[ImageRow] = []
+        undecodable: list[tuple[ImageRow, UndecodableImageError]] = []
+        for image, pixels in of_piece:
+            if isinstance(pixels, UndecodableImageError):
+                undecodable.append((image, pixels))
+                continue
+            staging.put(len(rows), pixels)
+            rows.append(image)
+            if len(rows) == batch_size:
+                yield Batch(staging.to_device(len(rows)), rows, undecodable)
+                rows, undecodable = [], []
+        if rows or undecodable:
             yield Batch(staging.to_device(len(rows)), rows, undecodable)
-            rows, undecodable = [], []
-    if rows or undecodable:
-        yield Batch(staging.to_device(len(rows)), rows, undecodable)
+
+
+def _in_batches(images: Iterable[ImageRow], size: int, cuts: Sequence[int]) -> Iterator[tuple[ImageRow, ...]]:
+    """Put images together in batches, of which one begins with each row of `cuts`."""
+    for _, of_piece in groupby(images, key=lambda image: bisect_right(cuts, image.row)):
+        while batch := tuple(islice(of_piece, size)):
+            yield batch
 
 
 def decode_ahead(
@@ -91,7 +104,7 @@ def decode_ahead(
 
 
 def _decoded_on(
-    device: torch.device, images: Iterable[ImageRow], preprocess: Preprocess, batch_size: int
+    device: torch.device, batches_of_rows: Iterable[tuple[ImageRow, ...]], preprocess: Preprocess, batch_size: int
 ) -> Iterator[Batch]:
     """Decode on the device itself, a batch of rows at a time."""
     # torchvision takes as long to import as torch, and only this needs it.
@@ -111,9 +124,7 @@ def _decoded_on(
             kept.append(image)
         return Batch(crops, kept, undecodable)
 
-    following = iter(images)
-    groups = iter(lambda: tuple(islice(following, batch_size)), ())
-    return map_ahead(decoded, groups, _GPU_DECODING_THREADS, _GPU_DECODING_THREADS)
+    return map_ahead(decoded, batches_of_rows, _GPU_DECODING_THREADS, _GPU_DECODING_THREADS)
 
 
 class _Staging:

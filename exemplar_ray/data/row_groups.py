@@ -7,6 +7,7 @@ rows only the pages are fetched that hold them, where the file has a page index.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -82,6 +83,7 @@ class RowGroupFile:
             raise
         self.metadata: pq.FileMetaData = self._file.metadata
         self.schema: pa.Schema = self._file.schema_arrow
+        self.rows_of_groups = [self.metadata.row_group(group).num_rows for group in range(self.metadata.num_row_groups)]
         self.contents: dict[int, str] = {}
         """{row group: XXH3-128 (hex) of what was read of its columns}, of those that were read to the end"""
 
@@ -91,25 +93,26 @@ class RowGroupFile:
 
     # All rows ----------------------------------------------------------------------------
 
-    def read(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def read(self, columns: Sequence[str], groups: range | None = None) -> Iterator[pa.RecordBatch]:
         """Yield all rows of some columns in batches, in order, and note what the bytes were in `contents`.
 
         Args:
             columns: leaves, by their paths.
+            groups: which row groups; None for all.
 
         Raises:
             ShardError: a page is not the one that was written.
         """
-        for group in self._each_at_hand(columns):
+        groups = range(self.metadata.num_row_groups) if groups is None else groups
+        for group in self._each_at_hand(columns, groups):
             yield from self._batches(group, columns)
 
-    def digests(self, columns: Sequence[str]) -> list[str]:
-        """Return `contents` of all row groups, without decoding anything."""
-        return [self.contents[group] for group in list(self._each_at_hand(columns))]
+    def digests(self, columns: Sequence[str], groups: range) -> list[str]:
+        """Return `contents` of row groups, without decoding anything."""
+        return [self.contents[group] for group in list(self._each_at_hand(columns, groups))]
 
-    def _each_at_hand(self, columns: Sequence[str]) -> Iterator[int]:
+    def _each_at_hand(self, columns: Sequence[str], groups: range) -> Iterator[int]:
         """Yield row groups while what was fetched of them is at hand; then note what their bytes were."""
-        groups = range(self.metadata.num_row_groups)
         loads = map_ahead(lambda group: self._load(group, columns), groups, threads=1, ahead=1)
         for group, loaded in zip(groups, loads, strict=True):
             chunks = self._chunks(group, columns)
@@ -146,6 +149,14 @@ class RowGroupFile:
                 f"{self._name} is damaged: a page of row group {group} has not the checksum that was written with it; "
                 "restore the file"
             ) from error
+
+    @cached_property
+    def footer(self) -> str:
+        """The SHA-256 (hex) of the footer, as `footers.read_footer` takes it."""
+        with self._window.holding([self._tail]):
+            length = int.from_bytes(self._window.fetch(self._window.size - 8, self._window.size - 4).content, "little")
+            content = self._window.fetch(self._window.size - length - 8, self._window.size).content
+        return hashlib.sha256(content).hexdigest()
 
     # Some rows ---------------------------------------------------------------------------
 

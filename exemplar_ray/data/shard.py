@@ -57,6 +57,8 @@ class Shard:
     """Which files it is made of, if not one: see `formats.images`."""
     places: Sequence[int] | None = field(default=None, repr=False)
     """Where its rows are, if a scan has found out; of no interest to records. See `ShardReader.places`."""
+    pieces: int = 1
+    """How many pieces all its rows fall into, as far as was found out; of no interest to records. See `data.pieces`."""
 
     @property
     def kind(self) -> str:
@@ -201,6 +203,19 @@ class ShardReader(ABC):
     @abstractmethod
     def contents_now(self) -> list[str]:
         """Read the bytes that `images` reads, and return what `contents` would be."""
+
+    @property
+    def cuts(self) -> Sequence[int]:
+        """Return the rows that pieces begin with, but for the first piece's, ascending: none where there is one piece,
+        as where a row is reached through all before it, where nobody knows how many there are, and where few are
+        wanted. See `data.pieces`."""
+        return ()
+
+    @property
+    def footer(self) -> str | None:
+        """Return the SHA-256 (hex) of the footer of a file that may fall into pieces, so that those who read a piece
+        each can tell whether they have read the same file; None for others."""
+        return None
 
     @property
     def places(self) -> Sequence[int] | None:

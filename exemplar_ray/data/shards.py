@@ -83,6 +83,7 @@ def inspect(
             rows=look.rows,
             about=look.about,
             footer=look.footer,
+            pieces=look.pieces,
             columns=None if look.columns == USUAL else look.columns,
         )
         for shard, look in zip(shards, looked_at.looks, strict=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import ray
 
@@ -20,6 +20,7 @@ from exemplar_ray.executor.remote import Done
 from exemplar_ray.storage.transient import is_transient
 
 Key = TypeVar("Key")
+Another = TypeVar("Another")
 
 _LONGEST_WAIT_SECONDS = 60.0
 # What so many machines cannot do is no machine's fault.
@@ -49,19 +50,53 @@ class Outcome(Generic[Key]):
     """What it raised, the last time, too, may pass: a time-out, say."""
     host: str | None = None
     """Where the last attempt was; None if that is not known."""
+    left: ray.ObjectRef | None = None
+    """What the task left in Ray's memory for another, see `Order.leaves`."""
+    again: int | None = None
+    """How often it was to be tried again, this time included, if it is, but in another way than before: it is
+    `Order.divisible`, and was lost with its worker, or what others had left for it is gone."""
+
+    def under(self, key: Another) -> Outcome[Another]:
+        """Return this as the outcome of something else."""
+        return replace(cast("Outcome[Any]", self), key=key)
+
+
+@dataclass(frozen=True)
+class Order(Generic[Key]):
+    """What a task is to do."""
+
+    key: Key
+    function: str
+    """`module:function`"""
+    item: Any
+    name: str = ""
+    """What people call it; "" where there is only one."""
+    of: Hashable = None
+    """Whose failure it is where several orders are of one thing; None for its own."""
+    leaves: bool = False
+    """The function returns two values, of which the second stays in Ray's memory for another task: `Outcome.left`."""
+    left: Sequence[ray.ObjectRef] = ()
+    """What others have left: the function gets an iterator over that as its last argument."""
+    divisible: bool = False
+    """Lost with its worker, it is better done in another way: see `Outcome.again`."""
+    retries: int = 0
+    """How often it was tried again before."""
 
 
 @dataclass(eq=False)
 class Call(Generic[Key]):
-    """One item, and the attempts that were made at it."""
+    """One order, and the attempts that were made at it."""
 
-    key: Key
-    submit: Callable[[frozenset[str], int, int | None], ray.ObjectRef]
-    """Hand it to Ray, away from these machines, as the attempt of this number, asking for so many bytes of memory."""
+    order: Order[Key]
+    submit: Callable[[frozenset[str], int, int | None], tuple[ray.ObjectRef, ray.ObjectRef | None]]
+    """Hand it to Ray, away from these machines, as the attempt of this number, asking for so many bytes of memory;
+    return what comes back, and what is left."""
     name: str
     attempt: int = 0
     retries: int = 0
     """How many of the attempts were retries of what is transient."""
+    left: ray.ObjectRef | None = None
+    """What the last attempt leaves."""
     failed_on: set[str] = field(default_factory=set)
     """The machines that made it fail."""
     away_from: frozenset[str] = frozenset()
@@ -69,6 +104,11 @@ class Call(Generic[Key]):
     blames: bool = True
     """Not every machine has made it fail yet."""
     since: float = 0.0
+
+    @property
+    def of(self) -> Hashable:
+        """Return whose failure it is."""
+        return self if self.order.of is None else self.order.of
 
 
 @dataclass(frozen=True)
@@ -89,20 +129,22 @@ class Attempts:
     tell: Callable[[str], None]
     memory: MemoryDemand = field(default_factory=MemoryDemand)
 
-    def run(self, calls: Iterable[Call[Key]]) -> Iterator[Outcome[Key]]:
-        """Submit calls, yield outcomes as they come."""
-        new = iter(calls)
+    def run(self, following: Callable[[], Call[Key] | None]) -> Iterator[Outcome[Key]]:
+        """Submit calls, yield outcomes as they come.
+
+        Args:
+            following: returns the next call; None if there is none, or none before another outcome is taken.
+        """
         running: dict[ray.ObjectRef, Call[Key]] = {}
         resting: list[tuple[float, int, Call[Key]]] = []
-        exhausted, number = False, count()
-        while running or resting or not exhausted:
+        number = count()
+        new = following()
+        while running or resting or new is not None:
             while resting and resting[0][0] <= time.monotonic():
                 self._submit(heapq.heappop(resting)[2], running)
-            while not exhausted and len(running) < self.most_in_flight():
-                following = next(new, None)
-                exhausted = following is None
-                if following is not None:
-                    self._submit(following, running)
+            while new is not None and len(running) < self.most_in_flight():
+                self._submit(new, running)
+                new = following()
             rest = max(0.0, resting[0][0] - time.monotonic()) if resting else Watch.EVERY_SECONDS
             if not running:
                 time.sleep(rest if resting else 0)
@@ -123,13 +165,16 @@ class Attempts:
                 else:
                     self.blame.fared_well(value.node)
                     self.memory.measured(value.peak_memory)
-                    yield Outcome(call.key, value.value, attempts=call.attempt, host=value.host)
+                    yield Outcome(call.order.key, value.value, attempts=call.attempt, host=value.host, left=call.left)
                     continue
                 pause = self._pause_before_another(call, failure)
-                if pause is not None:
+                if pause is not None and _is_better_done_otherwise(call, failure):
+                    yield Outcome(call.order.key, error=failure.reason, lost=failure.lost, again=call.retries)
+                elif pause is not None:
                     heapq.heappush(resting, (time.monotonic() + pause, next(number), call))
-                    continue
-                yield self._given_up(call, failure)
+                else:
+                    yield self._given_up(call, failure)
+            new = new or following()
 
     def _submit(self, call: Call, running: dict[ray.ObjectRef, Call], anywhere: bool = False) -> None:
         call.attempt += 1
@@ -139,7 +184,8 @@ class Attempts:
         call.since = time.monotonic()
         # The machines are looked at only where that matters: there may be very many items.
         memory = self.memory.asked(self.machines.most_memory()) if self.memory.has_run_out else None
-        running[call.submit(call.away_from, call.attempt, memory)] = call
+        ref, call.left = call.submit(call.away_from, call.attempt, memory)
+        running[ref] = call
 
     def _pause_before_another(self, call: Call, failure: Failure) -> float | None:
         """Return how many seconds to wait before the next attempt; None if there is none.
@@ -154,14 +200,14 @@ class Attempts:
             was_left_out = node in self.blame.left_out
             call.failed_on.add(node)
             if call.blames and self.machines.others(frozenset({node})):
-                self.blame.failed(call, node, self.machines.name(node, failure.host), failure.reason)
+                self.blame.failed(call.of, node, self.machines.name(node, failure.host), failure.reason)
             others = self.machines.others(self.blame.left_out | call.failed_on)
             if call.blames and others and len(call.failed_on) < _MOST_MACHINES:
                 if not was_left_out:
                     self._tell_of(call, failure, "tried again on another machine")
                 return 0.0
             call.blames = False
-            self.blame.withdraw(call)
+            self.blame.withdraw(call.of)
             call.failed_on.clear()
         if not failure.transient or call.retries >= self.retries:
             return None
@@ -191,7 +237,7 @@ class Attempts:
         if failure.host and failure.host not in reason and self.machines.are_several():
             reason = f"{reason} (on {failure.host})"
         return Outcome(
-            call.key,
+            call.order.key,
             error=reason,
             details=failure.details,
             log=failure.log,
@@ -227,3 +273,9 @@ class Attempts:
         node, host = self.machines.at(error.ip)
         of_machine = is_of_machine(cause) or _NOT_IMPORTED in str(error)
         return Failure(reason_of(cause), str(error), is_transient(cause), of_machine=of_machine, node=node, host=host)
+
+
+def _is_better_done_otherwise(call: Call, failure: Failure) -> bool:
+    """Whether not this call is to be made again, but others in its place."""
+    # Less at a time does not take less memory.
+    return failure.left_is_gone or (call.order.divisible and failure.lost and not failure.of_memory)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import ray
 
 from exemplar_ray.errors import UsageError
-from exemplar_ray.executor.attempts import Attempts, Call, Key, Outcome
+from exemplar_ray.executor.attempts import Attempts, Call, Key, Order, Outcome
 from exemplar_ray.executor.blame import Blame
 from exemplar_ray.executor.connection import connect, disconnect, kinds_to_come, may_grow, raylet
 from exemplar_ray.executor.machines import Machines
@@ -23,7 +23,7 @@ from exemplar_ray.executor.ray_token import RayToken
 from exemplar_ray.executor.remote import Called, call, folder_of, prepare
 from exemplar_ray.executor.resources import Demand, Resources, batch_size_of, demand_of
 
-__all__ = ["Cluster", "Outcome"]
+__all__ = ["Cluster", "Order", "Outcome"]
 
 # Tasks handed to Ray at once: enough for its autoscaler to see the demand, few enough that
 # the driver's memory does not grow with the number of items.
@@ -158,8 +158,6 @@ class Cluster:
     ) -> Iterator[Outcome[Key]]:
         """Call `function(*shared, item)` in a task for each item; yield outcomes as they come.
 
-        What is transient (lost workers, time-outs) is tried again, with back-off.
-
         Args:
             function: `module:function`, imported where the task runs.
             items: (key, item) pairs; taken one by one, so there may be any number of them.
@@ -169,34 +167,61 @@ class Cluster:
             named: what people call an item; "" where there is only one.
 
         Raises:
+            UsageError, TornPartError: see `do`.
+        """
+        orders = (Order(key, function, item, named(key)) for key, item in items)
+        return self.do(partial(next, orders, None), *shared, demand=demand, imports=imports or function)
+
+    def do(
+        self, following: Callable[[], Order[Key] | None], *shared: Any, demand: Demand, imports: str
+    ) -> Iterator[Outcome[Key]]:
+        """Have tasks do what is ordered, each by calling `function(*shared, item)`; yield outcomes as they come.
+
+        What is transient (lost workers, time-outs) is tried again, with back-off.
+
+        Args:
+            following: returns the next order; None if there is none, or none before another outcome is taken.
+            shared: what every task gets; stored once.
+            demand: what each task asks Ray for.
+            imports: a `module:function` that tasks import, and that items may be of.
+
+        Raises:
             UsageError, TornPartError: a task raised one; nothing that follows would fare better. Or there is no such
                 module.
         """
-        folder = folder_of(imports or function)
+        folder = folder_of(imports)
         folders = self._folders if folder is None else (folder, *self._folders)
-        called = Called(function, folders, self._log_level)
         # For people: Ray's dashboard and the process list show it.
-        verb = (imports or function).rpartition(":")[2]
+        verb = imports.rpartition(":")[2]
         # In a list, and the item as bytes: they may be of classes that a worker has to find first.
         stored = [ray.put(value) for value in shared]
 
-        def submit(name: str, item: Any, away_from: frozenset[str], attempt: int, memory: int | None) -> ray.ObjectRef:
+        def submit(
+            name: str, order: Order[Key], away_from: frozenset[str], attempt: int, memory: int | None
+        ) -> tuple[ray.ObjectRef, ray.ObjectRef | None]:
             options: dict[str, Any] = {"num_cpus": demand.cpus, "num_gpus": demand.gpus}
+            options["num_returns"] = 2 if order.leaves else 1
             options["name"] = name if attempt == 1 else f"{name}, attempt {attempt}"
             if memory is not None:
                 options["memory"] = memory
             if away_from:
                 options["label_selector"] = {_NODE: f"!in({','.join(sorted(away_from))})"}
-            return call.options(**options).remote(called, ray.cloudpickle.dumps(item), stored)
+            called = Called(order.function, folders, self._log_level, order.leaves)
+            item = ray.cloudpickle.dumps(order.item)
+            returned: Any = call.options(**options).remote(called, item, stored, list(order.left))
+            return (returned[0], returned[1]) if order.leaves else (returned, None)
 
-        def call_of(key: Key, item: Any) -> Call[Key]:
-            name = named(key)
-            return Call(key, partial(submit, f"{verb} {name}".strip(), item), name or verb)
+        def next_call() -> Call[Key] | None:
+            order = following()
+            if order is None:
+                return None
+            name = f"{verb} {order.name}".strip()
+            return Call(order, partial(submit, name, order), order.name or verb, retries=order.retries)
 
         attempts = Attempts(
             self.resources.retries, Machines(demand), self._blame, self._watch, self._most_in_flight, self.tell
         )
-        return attempts.run(call_of(key, item) for key, item in items)
+        return attempts.run(next_call)
 
     def call(self, function: str, item: Any, failing: str) -> Any:
         """Call `function(item)` in one task; return its value.
@@ -215,6 +240,15 @@ class Cluster:
             raise RuntimeError(f"{failing}: {outcome.error}\n{outcome.details}")
         return outcome.value
 
+    def slots_now(self) -> int:
+        """Return how many tasks that run a network the cluster has room for at the moment."""
+        return self.demand.slots(ray.cluster_resources())
+
+    @cached_property
+    def may_grow(self) -> bool:
+        """Whether machines may join while tasks wait for them."""
+        return bool(self._joined or self._address) and may_grow()
+
     def _most_in_flight(self) -> int:
         """How many tasks to have handed to Ray, begun or not."""
         if not self._joined:
@@ -222,4 +256,4 @@ class Cluster:
         # When a run ends early, this Ray goes on with them: they cannot be cancelled, as Ray 2.60 aborts the process
         # that cancels a task at the moment when its result arrives (ray-project/ray#54527). So enough that no slot
         # waits, and that an autoscaler doubles what there is.
-        return min(2 * max(self.demand.slots(ray.cluster_resources()), 1), _MOST_IN_FLIGHT)
+        return min(2 * max(self.slots_now(), 1), _MOST_IN_FLIGHT)

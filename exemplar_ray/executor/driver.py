@@ -16,12 +16,11 @@ from exemplar_ray.executor.cluster import Cluster, Outcome
 from exemplar_ray.executor.item_task import ItemTask
 from exemplar_ray.executor.job import Context, Job, Reduced
 from exemplar_ray.executor.progress import IMAGES, ProgressDisplay, rate_of, say
+from exemplar_ray.executor.sharing import Sharing
 from exemplar_ray.runs.manifest import Manifest
 from exemplar_ray.runs.records import CompletionRecord, FailureRecord, State, now
 from exemplar_ray.runs.run_folder import SUMMARY, RunFolder
 from exemplar_ray.storage.hub_uri import refuse_writing
-
-_DO_ITEM = "exemplar_ray.executor.item_task:do_item"
 
 
 @dataclass(frozen=True)
@@ -155,18 +154,10 @@ def map_items(job: Job, context: Context, positions: Sequence[int], title: str |
     failed: dict[str, str] = {}
     images = 0
     notes: set[str] = set()
-    task = ItemTask(job.task, folder.full_uri, manifest.fingerprint)
-    todo = ((position, (position, manifest.items[position])) for position in positions)
+    task = ItemTask(job.task, folder.full_uri, manifest.fingerprint, piece=job.piece, join=job.join)
+    sharing = Sharing(context.cluster, manifest.items, positions, job.pieces)
     with _display_of(job, context, positions, title or job.verb) as display:
-        for outcome in context.cluster.map(
-            _DO_ITEM,
-            todo,
-            task,
-            job.settings,
-            demand=context.cluster.demand,
-            imports=job.task,
-            named=lambda position: manifest.items[position].name,
-        ):
+        for outcome in sharing.outcomes(task, job.settings, job.task):
             item = manifest.items[outcome.key]
             reason = outcome.error or _not_seen(folder, outcome)
             if reason is not None:

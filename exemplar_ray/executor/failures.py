@@ -40,6 +40,8 @@ class Failure:
     """The machine has something else than what the run is of."""
     of_memory: bool = False
     """Memory ran out."""
+    left_is_gone: bool = False
+    """What other tasks had left for it was lost, with the machine that they were on."""
     node: str | None = None
     """What Ray calls the machine; None if it is not known."""
     host: str | None = None

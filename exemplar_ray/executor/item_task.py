@@ -1,11 +1,12 @@
-"""What a worker does for one item of any job: call the job's task, store the part, then its completion record; or look
-whether a completed item is still what it was."""
+"""What a worker does for one item of any job: call the job's task, store the part, then its completion record; or do a
+piece of it, or put its pieces together; or look whether a completed item is still what it was."""
 
 from __future__ import annotations
 
 import logging
 import socket
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +32,17 @@ class ItemTask:
     fingerprint: str
     compare: str | None = None
     """The job's comparison, see `job.Job`."""
+    piece: str | None = None
+    join: str | None = None
+
+
+@dataclass(frozen=True)
+class PieceDone:
+    """What became of a piece of an item, beside what it gave."""
+
+    seconds: float
+    host: str
+    peak_memory: int | None
 
 
 def do_item(task: ItemTask, settings: Any, given: tuple[int, Item]) -> CompletionRecord:
@@ -50,19 +62,71 @@ def do_item(task: ItemTask, settings: Any, given: tuple[int, Item]) -> Completio
     _log.info("%s %s begins", item.kind, item.name)
     keep_freed_memory()
     made = named_function(task.function)(settings, given)
-    record = CompletionRecord(
+    record = _record(task, item, made.facts, time.perf_counter() - started)
+    _log.info("%s %s done in %.1f s", item.kind, item.name, record.seconds)
+    return folder.commit(position, made.files, record)
+
+
+def do_piece(
+    task: ItemTask, settings: Any, given: tuple[int, Item, int]
+) -> tuple[PieceDone, Any] | tuple[CompletionRecord, None]:
+    """Do one piece of an item, of which nothing is stored; return how that went, and what it gave; or the item's
+    completion record, if somebody has done it all meanwhile.
+
+    Args:
+        given: the item's position, the item, and the piece's number.
+    """
+    started = time.perf_counter()
+    position, item, piece = given
+    if (record := RunFolder(task.run_folder).committed(position, item, task.fingerprint)) is not None:
+        return record, None
+    _log.info("piece %d of %s %s begins", piece, item.kind, item.name)
+    keep_freed_memory()
+    gave = _function(task.piece)(settings, (position, item), piece)
+    done = PieceDone(round(time.perf_counter() - started, 3), socket.gethostname(), peak())
+    _log.info("piece %d of %s %s done in %.1f s", piece, item.kind, item.name, done.seconds)
+    return done, gave
+
+
+def join_item(
+    task: ItemTask, settings: Any, given: tuple[int, Item, Sequence[PieceDone]], pieces: Iterator[Any]
+) -> CompletionRecord:
+    """Put the pieces of an item together; return its completion record, as stored.
+
+    Args:
+        given: the item's position, the item, and how its pieces went.
+        pieces: what they gave, in order.
+    """
+    started = time.perf_counter()
+    position, item, done = given
+    folder = RunFolder(task.run_folder)
+    if (record := folder.committed(position, item, task.fingerprint)) is not None:
+        return record
+    made = _function(task.join)(settings, (position, item), pieces)
+    facts = {**made.facts, "pieces": [{"seconds": one.seconds, "host": one.host} for one in done]}
+    record = _record(task, item, facts, sum(one.seconds for one in done) + time.perf_counter() - started)
+    peaks = [one for one in (record.peak_memory, *(piece.peak_memory for piece in done)) if one is not None]
+    return folder.commit(position, made.files, replace(record, peak_memory=max(peaks, default=None)))
+
+
+def _function(name: str | None) -> Callable[..., Any]:
+    """Return what a job does pieces with, or puts them together; it says so where its items have several."""
+    assert name is not None
+    return named_function(name)
+
+
+def _record(task: ItemTask, item: Item, facts: Mapping[str, Any], seconds: float) -> CompletionRecord:
+    return CompletionRecord(
         fingerprint=task.fingerprint,
         item_kind=item.kind,
         item=item.to_json(),
-        facts=dict(made.facts),
-        seconds=round(time.perf_counter() - started, 3),
+        facts=dict(facts),
+        seconds=round(seconds, 3),
         host=socket.gethostname(),
         finished=now(),
         versions=versions(),
         peak_memory=peak(),
     )
-    _log.info("%s %s done in %.1f s", item.kind, item.name, record.seconds)
-    return folder.commit(position, made.files, record)
 
 
 def compare_item(task: ItemTask, settings: Any, given: tuple[int, Item]) -> str | None:

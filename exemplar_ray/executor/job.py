@@ -88,6 +88,10 @@ class Job(ABC):
             result.
         task: `module:function`, called in a worker as `function(settings, (position, item))`; returns a `Made`. It
             raises ShardError where the item is at fault and trying again would not help.
+        piece, join: of a job whose items may be done in pieces by several workers, see `pieces`: `module:function`s,
+            called as `function(settings, (position, item), number)`, which returns anything that pickles, and as
+            `function(settings, (position, item), iterator)`, with what all pieces gave, in order; that returns the
+            `Made` that the task would, to the last bit.
         compare: `module:function`, called in a worker as `function(settings, (position, item), facts)` for a completed
             item that may have changed: returns how it differs from what the task noted in its facts, or None. Without
             one such an item is done again.
@@ -101,6 +105,8 @@ class Job(ABC):
     result: str
     items: Sequence[Item]
     settings: Any = None
+    piece: str | None = None
+    join: str | None = None
     compare: str | None = None
     verb: str = "map"
     counted: str = IMAGES
@@ -114,6 +120,13 @@ class Job(ABC):
     @abstractmethod
     def reduce(self, context: Context) -> Reduced:
         """Fold the parts, and write the result. The order of parts must not matter, but for the last bits of sums."""
+
+    def pieces(self, item: Any) -> int:
+        """Return how many pieces an item falls into that may be done by several workers; 1 if it does not.
+
+        It is asked where workers would be idle at the end of a run. Failing, trying again and rerunning stay by item.
+        """
+        return 1
 
     def details(self) -> dict[str, Any]:
         """Return what else `run.json` keeps: plain JSON values."""

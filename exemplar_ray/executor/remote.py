@@ -7,7 +7,7 @@ import logging
 import socket
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class Called:
     folders: tuple[str, ...]
     """Where the driver has code that is not this package's."""
     log_level: str
+    leaves: bool = False
+    """It returns two values: what comes back to the driver, and what it leaves in Ray's memory for another task."""
 
 
 def folder_of(function: str) -> str | None:
@@ -64,21 +66,30 @@ class Done:
 
 # Retries are the driver's (max_retries=0): it shows them and gives up after so many. A GPU
 # task gets a new process each time unless max_calls says otherwise; ours keep the network.
+# `left` are values that other tasks have left: taken from Ray's memory one by one.
 @ray.remote(max_retries=0, max_calls=0)
-def call(called: Called, item: bytes, shared: list[ray.ObjectRef]) -> Done:
+def call(
+    called: Called, item: bytes, shared: list[ray.ObjectRef], left: list[ray.ObjectRef]
+) -> Done | tuple[Done, Any]:
     # Last: what a job brings along, or a machine has installed, goes first.
     sys.path.extend(folder for folder in called.folders if folder not in sys.path)
     node = ray.get_runtime_context().get_node_id()
     try:
         with logged(logging.getLogger(_LOGGER), called.log_level):
-            value = named_function(called.function)(*ray.get(shared), ray.cloudpickle.loads(item))
-        return Done(value, node, socket.gethostname(), peak())
+            given = [ray.cloudpickle.loads(item), *([map(ray.get, left)] if left else [])]
+            value = named_function(called.function)(*ray.get(shared), *given)
+        host = socket.gethostname()
+        if called.leaves:
+            return Done(value[0], node, host, peak()), value[1]
+        return Done(value, node, host, peak())
     except (Exception, SystemExit) as error:
         # What a model's file raises to end its program would end the worker, as if that were lost; Ray's own may.
         if hasattr(error, "ray_terminate_msg"):
             raise
         # Ray's errors are of what is shared: it was lost, or came too late.
-        raise TaskError(failure_of(error, isinstance(error, ray.exceptions.RayError), node)) from None
+        failure = failure_of(error, isinstance(error, ray.exceptions.RayError), node)
+        gone = bool(left) and isinstance(error, ray.exceptions.ObjectLostError)
+        raise TaskError(replace(failure, left_is_gone=gone)) from None
 
 
 @ray.remote(max_retries=0, max_calls=0)

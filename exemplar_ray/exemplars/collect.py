@@ -1,8 +1,13 @@
-"""From a shard's activations, batch by batch, to its part: running top-Ks, tallies, images to draw samples from."""
+"""From a shard's activations, batch by batch, to its part: running top-Ks, tallies, images to draw samples from.
+
+A shard that falls into pieces (`data.pieces`) is collected piece by piece, each as if it were a shard, and these are
+put together in order: so it makes no difference to a bit whether one worker collects them all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -10,6 +15,7 @@ import numpy as np
 import torch
 
 from exemplar_ray.data.shards import ImageRow
+from exemplar_ray.exemplars.collected import Collected
 from exemplar_ray.exemplars.parts import Part, candidates_kept
 from exemplar_ray.exemplars.running_topk import RunningTopK
 from exemplar_ray.exemplars.samples import SampledImages, priority
@@ -42,16 +48,20 @@ class PartCollector:
         settings: of the scan.
         position: the shard's place in the sorted shard list.
         device: where activations come from.
+        cuts: the rows that pieces begin with, see `ShardReader.cuts`; no batch has images of two.
     """
 
-    def __init__(self, settings: ScanSettings, position: int, device: torch.device) -> None:
+    def __init__(self, settings: ScanSettings, position: int, device: torch.device, cuts: Sequence[int] = ()) -> None:
         spec = settings.spec
         self._spec = spec
         self._position = position
         self._sample_rate = settings.sample_rate
         self._device = device
+        self._cuts = cuts
+        self._piece: int | None = None
         self._rankings = RunningRankings(spec, device)
         self._part = Part.empty(spec)
+        self._before: Collected | None = None
         self._waiting: list[Pooled] = []
         self._labels: list[int] = []
         self._rows: list[int] = []
@@ -76,7 +86,10 @@ class PartCollector:
 
     def add(self, pooled: Pooled, images: list[ImageRow]) -> None:
         """Take in a batch's activations, of whose rows the first are these images'."""
-        count = len(images)
+        count, piece = len(images), bisect_right(self._cuts, images[0].row)
+        if self._piece not in (None, piece):
+            self._pass_on(ends_piece=True)
+        self._piece = piece
         self._waiting.append(Pooled(*({key: values[:count] for key, values in part.items()} for part in pooled)))
         # Data sets without labels, such as test sets, often say -1.
         self._labels += [NO_LABEL if image.label is None or image.label < 0 else image.label for image in images]
@@ -84,21 +97,34 @@ class PartCollector:
         if len(self._rows) >= ROWS_PER_BLOCK:
             self._pass_on()
 
-    def result(self) -> tuple[Part, list[dict[str, object]]]:
-        """Return the part, and the counts of activations that are not finite."""
-        self._pass_on()
+    def result(self) -> Collected:
+        """Return what there is, of all pieces."""
+        self._pass_on(ends_piece=True)
         self._wait()
+        assert self._before is not None
+        return self._before
+
+    def _end_piece(self) -> None:
+        """Put a piece together with those before it, and begin the next one."""
         scores = [self._rankings.scores(self._position), self._part.scores]
         part = replace(self._part, scores=merge(scores, candidates_kept(self._spec)))
-        return part, self._rankings.not_finite()
+        piece = Collected(part, self._rankings.not_finite)
+        self._before = piece if self._before is None else self._before.joined(piece, self._spec)
+        self._rankings, self._part = RunningRankings(self._spec, self._device), Part.empty(self._spec)
 
-    def _pass_on(self) -> None:
-        """Give what is waiting to the thread, one block at a time."""
+    def _pass_on(self, ends_piece: bool = False) -> None:
+        """Give what is waiting to the thread, one block at a time.
+
+        Args:
+            ends_piece: what follows is of another piece.
+        """
         self._wait()
+        block: Pooled | None = None
         if self._rows:
             block = Pooled(*(_joined([pooled[i] for pooled in self._waiting]) for i in range(2)))
+        if block is not None or ends_piece:
             labels, rows = np.array(self._labels, np.int64), np.array(self._rows, np.int64)
-            self._block = self._thread.submit(self._work_through, block, labels, rows)
+            self._block = self._thread.submit(self._work_through, block, labels, rows, ends_piece)
         self._waiting, self._labels, self._rows = [], [], []
 
     def _wait(self) -> None:
@@ -108,7 +134,13 @@ class PartCollector:
             self._block = None
 
     @torch.inference_mode()
-    def _work_through(self, block: Pooled, labels: np.ndarray, rows: np.ndarray) -> None:
+    def _work_through(self, block: Pooled | None, labels: np.ndarray, rows: np.ndarray, ends_piece: bool) -> None:
+        if block is not None:
+            self._take_in(block, labels, rows)
+        if ends_piece:
+            self._end_piece()
+
+    def _take_in(self, block: Pooled, labels: np.ndarray, rows: np.ndarray) -> None:
         self._rankings.update(block, torch.from_numpy(rows).to(self._device))
         activations = [block.activations[readout.key].cpu().numpy() for readout in self._spec.readouts]
         for number, of_readout in enumerate(activations):
@@ -192,16 +224,10 @@ class RunningRankings:
                 scores.append(weakest._replace(activation=-weakest.activation))
         return concatenate(scores)
 
-    def not_finite(self) -> list[dict[str, object]]:
-        """Return the counts of activations that are not finite: [{"layer", "statistic", "channel", "images"}]."""
-        return [
-            {"layer": layer.name, "statistic": statistic, "channel": channel, "images": count}
-            for layer, statistic in self._readouts
-            for channel, count in zip(
-                layer.channels, self._running[(layer.name, statistic), TOP].not_finite.tolist(), strict=True
-            )
-            if count
-        ]
+    @property
+    def not_finite(self) -> list[np.ndarray]:
+        """Return how many activations are not finite, of each readout: int64 [channels]."""
+        return [self._running[readout.key, TOP].not_finite.numpy() for readout in self._readouts]
 
     def _kept(self, number: int, readout: Readout, ranking: int, shard: int) -> Scores:
         channel, value, row = (tensor.numpy() for tensor in self._running[readout.key, ranking].result())

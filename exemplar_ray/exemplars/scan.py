@@ -1,11 +1,13 @@
-"""Scan: one shard of images -> one part. Knows nothing of Ray."""
+"""Scan: one shard of images -> one part, in one go or in pieces. Knows nothing of Ray."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from exemplar_ray.data.shard import Shard
 from exemplar_ray.exemplars.collect import PartCollector
+from exemplar_ray.exemplars.collected import Collected
 from exemplar_ray.exemplars.parts import Part
 from exemplar_ray.exemplars.running_spectrum import RunningSpectrum
 from exemplar_ray.exemplars.settings import ScanSettings
@@ -24,6 +26,14 @@ class ScanResult:
     """[{"layer", "statistic", "channel", "images"}] of channels that gave NaN or infinity."""
 
 
+@dataclass(frozen=True)
+class ScannedPiece:
+    """What came out of a piece of a shard."""
+
+    collected: Collected
+    read: RowsRead
+
+
 def scan_shard(trunk: Trunk | CompiledTrunk, settings: ScanSettings, shard: Shard, position: int) -> ScanResult:
     """Score every image of a shard and keep each channel's best candidates.
 
@@ -34,16 +44,50 @@ def scan_shard(trunk: Trunk | CompiledTrunk, settings: ScanSettings, shard: Shar
         ShardError: more than `max_skipped` images cannot be decoded, the rows do not add up, the file is not the
             listed one, or an image lacks a label that the network is to be given.
     """
+    return join([scan_piece(trunk, settings, shard, position, None)], settings, shard)
+
+
+def scan_piece(
+    trunk: Trunk | CompiledTrunk, settings: ScanSettings, shard: Shard, position: int, piece: int | None
+) -> ScannedPiece:
+    """Score every image of a piece of a shard.
+
+    Args:
+        position: the shard's place in the sorted shard list.
+        piece: which, see `data.pieces`; None for all of them, one after another, put together.
+
+    Raises:
+        ShardError: see `scan_shard`; of a single piece nobody can tell yet whether too many of the shard's images
+            cannot be decoded, which `join` does.
+    """
     spec = settings.spec
     reading = ReadOptions(settings.batch_size, settings.threads, settings.max_skipped, spec.decode, settings.most_rows)
     spectrum = RunningSpectrum(spec.network.preprocess, trunk.device)
     with (
-        ShardImages(spec.network, shard, reading, trunk.device) as images,
-        PartCollector(settings, position, trunk.device) as collector,
+        ShardImages(spec.network, shard, reading, trunk.device, piece) as images,
+        PartCollector(settings, position, trunk.device, images.cuts) as collector,
     ):
         for batch, labels in images.batches(collector.prioritise if spec.drawn_samples else iter):
             collector.add(trunk(batch.crops, labels), batch.images)
             spectrum.update(batch.crops[: len(batch.images)])
         read = images.rows_read()
-        part, not_finite = collector.result()
-    return ScanResult(replace(part, spectrum=spectrum.result()), read, not_finite)
+        collected = collector.result()
+    return ScannedPiece(collected._replace(part=replace(collected.part, spectrum=spectrum.result())), read)
+
+
+def join(pieces: Iterable[ScannedPiece], settings: ScanSettings, shard: Shard) -> ScanResult:
+    """Put a shard's pieces together, one by one: what `scan_shard` returns of it.
+
+    Args:
+        pieces: all of them, in order.
+
+    Raises:
+        ShardError: see `scan_shard`.
+    """
+    following = iter(pieces)
+    whole = next(following)
+    for piece in following:
+        collected = whole.collected.joined(piece.collected, settings.spec)
+        whole = ScannedPiece(collected, whole.read.joined(piece.read, shard))
+    whole.read.refuse(shard, settings.max_skipped)
+    return ScanResult(whole.collected.part, whole.read, whole.collected.of_channels_not_finite(settings.spec))

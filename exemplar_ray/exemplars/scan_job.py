@@ -7,7 +7,7 @@ from typing import Any
 
 from exemplar_ray.data.contents import why_done_anew
 from exemplar_ray.data.formats.registry import describe
-from exemplar_ray.data.shard import Shard
+from exemplar_ray.data.shard import Shard, few_wanted
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.job import Context, Job, Reduced
 from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, RESCAN, Plan, ScannedShard
@@ -55,6 +55,8 @@ class ScanJob(Job):
     name = JOB
     task = f"{TASKS}:scan"
     result = EXEMPLARS
+    piece = f"{TASKS}:scan_a_piece"
+    join = f"{TASKS}:join_pieces"
     compare = "exemplar_ray.data.contents:difference"
     verb = "scan"
     keep = staticmethod(ScannedShard.of)
@@ -63,6 +65,10 @@ class ScanJob(Job):
         self.plan = plan
         self.items = plan.shards
         self.settings = scan_settings(plan.spec, plan.shards, cluster, max_skipped)
+
+    def pieces(self, item: Shard) -> int:
+        """Return how many pieces a shard is scanned in where several workers do so, see `data.pieces`."""
+        return 1 if few_wanted(item) is not None else item.pieces
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the result."""

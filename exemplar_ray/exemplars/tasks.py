@@ -1,4 +1,5 @@
-"""What a worker does for the exemplars job: scan a shard, probe one, gather candidates, resolve a spec.
+"""What a worker does for the exemplars job: scan a shard, or a piece of one, probe one, gather candidates, resolve a
+spec.
 
 Named by the driver as `module:function`; see `executor.cluster`. The network is kept between tasks.
 """
@@ -9,10 +10,11 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -27,7 +29,7 @@ from exemplar_ray.exemplars.gathered import GatheredShard, NotAsScanned
 from exemplar_ray.exemplars.mix_up import NotAsScannedError
 from exemplar_ray.exemplars.reference import REFERENCE_THREADS, Reference
 from exemplar_ray.exemplars.resolve import resolve
-from exemplar_ray.exemplars.scan import scan_shard
+from exemplar_ray.exemplars.scan import ScannedPiece, ScanResult, join, scan_piece, scan_shard
 from exemplar_ray.exemplars.settings import Probed, ScanSettings
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.exemplars.topk import Scores
@@ -35,7 +37,7 @@ from exemplar_ray.network.compiled_trunk import CompiledForm, CompiledTrunk
 from exemplar_ray.network.inputs import labels_for
 from exemplar_ray.network.loading import LoadedTrunk, counts, device, import_library, scanning_trunk, trunk_of
 
-__all__ = ["gather", "import_library", "probe", "resolve", "scan"]
+__all__ = ["gather", "import_library", "join_pieces", "probe", "resolve", "scan", "scan_a_piece"]
 
 # Broken EXIF, palettes with transparency, large images: images like any other, no news.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -56,17 +58,54 @@ def scan(settings: ScanSettings, given: tuple[int, Shard]) -> Made:
     """
     position, shard = given
     loaded = _prepare(settings)
-    scanned = scan_shard(loaded.trunk, settings, shard, position)
-    facts = {
-        **scanned.read.facts(),
-        "not_finite": scanned.not_finite,
+    return _made(scan_shard(loaded.trunk, settings, shard, position), settings, _facts(loaded))
+
+
+def scan_a_piece(settings: ScanSettings, given: tuple[int, Shard], piece: int) -> tuple[ScannedPiece, dict[str, Any]]:
+    """Scan one piece of a shard: what came of it, and what the completion record says of who did it.
+
+    Raises:
+        ShardError: see `scan.scan_piece`.
+        UsageError: see `loading.scanning_trunk`.
+    """
+    position, shard = given
+    loaded = _prepare(settings)
+    return scan_piece(loaded.trunk, settings, shard, position, piece), _facts(loaded)
+
+
+def join_pieces(
+    settings: ScanSettings, given: tuple[int, Shard], pieces: Iterator[tuple[ScannedPiece, dict[str, Any]]]
+) -> Made:
+    """Put the pieces of a shard together: what `scan` makes of it.
+
+    Raises:
+        ShardError: see `scan.scan_shard`.
+    """
+    facts: dict[str, Any] = {}
+
+    def scanned() -> Iterator[ScannedPiece]:
+        for piece, of_worker in pieces:
+            facts.update(of_worker)
+            yield piece
+
+    joined = join(scanned(), settings, given[1])
+    return _made(joined, settings, facts)
+
+
+def _made(scanned: ScanResult, settings: ScanSettings, of_worker: dict[str, Any]) -> Made:
+    facts = {**scanned.read.facts(), "not_finite": scanned.not_finite, **of_worker}
+    return Made(parts.to_files(scanned.part, settings.spec), facts)
+
+
+def _facts(loaded: LoadedTrunk) -> dict[str, Any]:
+    """Return what a completion record says of the worker that scanned; of several, the last one's."""
+    return {
         "device": str(loaded.trunk.device),
         "compiled": isinstance(loaded.trunk, CompiledTrunk),
         **({"not_compiled": loaded.not_compiled} if loaded.not_compiled else {}),
         # What this worker process has done so far.
         "worker": {"process": os.getpid(), **counts},
     }
-    return Made(parts.to_files(scanned.part, settings.spec), facts)
 
 
 def _prepare(settings: ScanSettings) -> LoadedTrunk:

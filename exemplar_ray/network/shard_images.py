@@ -56,6 +56,35 @@ class RowsRead:
     """What the bytes were, see `ShardReader.contents`."""
     places: Sequence[int] | None = None
     """Where rows are, see `ShardReader.places`."""
+    footer: str | None = None
+    """Of the file that was read, see `ShardReader.footer`."""
+
+    def joined(self, following: RowsRead, shard: Shard) -> RowsRead:
+        """Return what reading a piece came to, and the one that follows.
+
+        Raises:
+            ShardError: they are of different files.
+        """
+        if self.footer != following.footer:
+            raise ShardError(f"{shard.name} changed while it was read; run the same command again")
+        known = self.contents is not None and following.contents is not None
+        return RowsRead(
+            rows=self.rows + following.rows,
+            scored=self.scored + following.scored,
+            skipped_images=[*self.skipped_images, *following.skipped_images],
+            contents=[*(self.contents or []), *(following.contents or [])] if known else None,
+            footer=self.footer,
+        )
+
+    def refuse(self, shard: Shard, max_skipped: int) -> None:
+        """Refuse what is not all of a shard.
+
+        Raises:
+            ShardError: more than `max_skipped` images cannot be decoded, or the rows do not add up.
+        """
+        if len(self.skipped_images) > max_skipped:
+            raise ShardError(_too_many_skipped(shard, self.skipped_images, max_skipped))
+        refuse_lost_rows(shard, self.rows, self.scored, len(self.skipped_images))
 
     def facts(self) -> dict[str, Any]:
         """Return what a completion record says of it: plain JSON values."""
@@ -75,17 +104,30 @@ class ShardImages:
     Args:
         network: which the images are for.
         device: where the batches go.
+        piece: which piece of the shard to read, see `data.pieces`; None for all.
     """
 
-    def __init__(self, network: NetworkSpec, shard: Shard, reading: ReadOptions, device: torch.device) -> None:
-        self._network, self._shard, self._reading, self._device = network, shard, reading, device
+    def __init__(
+        self,
+        network: NetworkSpec,
+        shard: Shard,
+        reading: ReadOptions,
+        device: torch.device,
+        piece: int | None = None,
+    ) -> None:
+        self._network, self._shard, self._reading, self._device, self._piece = network, shard, reading, device, piece
         self._skipped: list[dict[str, object]] = []
         self._scored = 0
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
-        self._reader = self._open.enter_context(open_shard(self._shard))
+        self._reader = self._open.enter_context(open_shard(self._shard, self._piece))
         return self
+
+    @property
+    def cuts(self) -> Sequence[int]:
+        """Return the rows that a batch begins with, as a piece does: see `ShardReader.cuts`."""
+        return self._reader.cuts if self._reading.most_rows is None else ()
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
@@ -102,7 +144,9 @@ class ShardImages:
         shard, reading = self._shard, self._reading
         images = prepare(islice(self._reader.images(), reading.most_rows))
         preprocess = self._network.preprocess
-        decoded = batches(images, preprocess, reading.batch_size, reading.threads, self._device, reading.decode)
+        decoded = batches(
+            images, preprocess, reading.batch_size, reading.threads, self._device, reading.decode, self.cuts
+        )
         for batch in decoded:
             for image, reason in batch.undecodable:
                 _log.info("%s row %d is skipped: %s", shard.name, image.row, reason)
@@ -119,14 +163,15 @@ class ShardImages:
         """Return what reading it came to, once all batches have been taken.
 
         Raises:
-            ShardError: more than `max_skipped` images cannot be decoded, or the rows do not add up.
+            ShardError: more than `max_skipped` images cannot be decoded, or the rows do not add up. Of a piece, its
+                shard is judged by, see `RowsRead.refuse`.
         """
-        reader, most, most_skipped = self._reader, self._reading.most_rows, self._reading.max_skipped
-        if len(self._skipped) > most_skipped:
-            raise ShardError(_too_many_skipped(self._shard, self._skipped, most_skipped))
+        reader, most = self._reader, self._reading.most_rows
         rows = reader.rows if most is None else min(reader.rows, most)
-        refuse_lost_rows(self._shard, rows, self._scored, len(self._skipped))
-        return RowsRead(rows, self._scored, self._skipped, reader.contents, reader.places)
+        read = RowsRead(rows, self._scored, self._skipped, reader.contents, reader.places, reader.footer)
+        if self._piece is None:
+            read.refuse(self._shard, self._reading.max_skipped)
+        return read
 
 
 def refuse_lost_rows(shard: Shard, rows: int, scored: int, skipped: int) -> None:

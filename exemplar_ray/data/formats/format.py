@@ -27,6 +27,8 @@ class Look(NamedTuple):
     """Index = label, where the shard names them."""
     about: int | None = None
     """How many rows there may be, where `rows` is None."""
+    pieces: int = 1
+    """See `Shard`."""
 
 
 class Format(ABC):
@@ -68,6 +70,17 @@ class Format(ABC):
         Raises:
             ShardError: see `ShardReader`.
         """
+
+    def open_piece(self, shard: Shard, piece: int) -> ShardReader:
+        """Open a shard to read the rows of one piece, as if there were no others. Most formats have but one.
+
+        Args:
+            piece: its number, of those that the shard is listed with.
+
+        Raises:
+            ShardError: see `ShardReader`; or it has not so many pieces.
+        """
+        return self.open(shard)
 
     @abstractmethod
     def groups(self, numbers: Sequence[int]) -> str:

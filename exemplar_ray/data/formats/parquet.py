@@ -7,6 +7,7 @@ with the class names in the `huggingface` schema metadata. What else is taken, s
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,7 @@ from exemplar_ray.data.columns import (
 )
 from exemplar_ray.data.footers import open_file, read_footer, read_surely
 from exemplar_ray.data.formats.format import Format, Look
+from exemplar_ray.data.pieces import first_groups
 from exemplar_ray.data.row_groups import RowGroupFile
 from exemplar_ray.data.shard import PARQUET, ImageRow, ReadingCost, Shard, ShardReader, few_wanted, only_wanted
 from exemplar_ray.data.shard_cache import place_of
@@ -58,7 +60,16 @@ class ParquetFormat(Format):
         _refuse_paths_only(uri, footer.metadata, image_fields(schema, columns.image) or [])
         label = columns.label_column
         kind = None if label is None else schema.field(label).type
-        return Look(uri, footer.metadata.num_rows, footer.digest, columns, kind, class_names(schema, label))
+        groups = [footer.metadata.row_group(group).num_rows for group in range(footer.metadata.num_row_groups)]
+        return Look(
+            uri=uri,
+            rows=footer.metadata.num_rows,
+            footer=footer.digest,
+            columns=columns,
+            label_type=kind,
+            class_names=class_names(schema, label),
+            pieces=1 + len(first_groups(groups)),
+        )
 
     def texts(self, shard: Shard, columns: Columns, most: int) -> set[str]:
         """Read the column of labels."""
@@ -86,6 +97,10 @@ class ParquetFormat(Format):
     def open(self, shard: Shard) -> ParquetReader:
         """Open the file, and read its footer."""
         return ParquetReader(shard)
+
+    def open_piece(self, shard: Shard, piece: int) -> ParquetReader:
+        """Open the file, and read its footer."""
+        return ParquetReader(shard, piece)
 
     def groups(self, numbers: Sequence[int]) -> str:
         """Name row groups."""
@@ -142,9 +157,13 @@ def _label_batches(shard: Shard, columns: Columns) -> list[pa.Array]:
 
 
 class ParquetReader(ShardReader):
-    """Reads a parquet file row group by row group, or by its pages."""
+    """Reads a parquet file row group by row group, or by its pages.
 
-    def __init__(self, shard: Shard) -> None:
+    Args:
+        piece: `images` reads this piece's rows only; None for all.
+    """
+
+    def __init__(self, shard: Shard, piece: int | None = None) -> None:
         self._shard = shard
         self._file = RowGroupFile(shard.name, place_of(shard.uri, shard.size, shard.stamp), shard.size)
         try:
@@ -152,6 +171,7 @@ class ParquetReader(ShardReader):
             if shard.rows is not None and rows != shard.rows:
                 raise ShardError(f"{shard.name} changed: {rows} rows, the shard list says {shard.rows}")
             self._find_columns(self._file.schema)
+            self._groups = self._groups_of(piece)
         except BaseException:
             self._file.close()
             raise
@@ -182,10 +202,50 @@ class ParquetReader(ShardReader):
             raise ShardError(f"{shard.name}: column '{self._label}' is {kind}; the shard list does not say so")
         self._read_labels = label_reader(kind, columns.names)
 
+    def _groups_of(self, piece: int | None) -> range:
+        """Return the row groups of a piece, or all of them.
+
+        Raises:
+            ShardError: the shard was listed with another number of pieces.
+        """
+        groups = self._file.metadata.num_row_groups
+        if piece is None:
+            return range(groups)
+        edges = [0, *first_groups(self._file.rows_of_groups), groups]
+        if len(edges) - 1 != self._shard.pieces:
+            raise ShardError(
+                f"{self._shard.name} changed: its row groups are others than those that were listed; run the same "
+                "command again"
+            )
+        return range(edges[piece], edges[piece + 1])
+
+    @property
+    def _row_range(self) -> range:
+        """The rows of the row groups that are read."""
+        edges = [0, *accumulate(self._file.rows_of_groups)]
+        return range(edges[self._groups.start], edges[self._groups.stop])
+
     @property
     def rows(self) -> int:
         """Return how many rows are wanted; all that the footer says, if there is no choice."""
-        return self._file.metadata.num_rows if self._shard.chosen is None else self._shard.images
+        read = self._row_range
+        if self._shard.chosen is None:
+            return len(read)
+        first, end = np.searchsorted(self._shard.chosen_rows, (read.start, read.stop))
+        return int(end - first)
+
+    @property
+    def cuts(self) -> Sequence[int]:
+        """Return the rows that pieces begin with, but for the first piece's."""
+        if few_wanted(self._shard) is not None or len(self._groups) < self._file.metadata.num_row_groups:
+            return ()
+        rows = self._file.rows_of_groups
+        return [sum(rows[:group]) for group in first_groups(rows)]
+
+    @property
+    def footer(self) -> str:
+        """Return the SHA-256 (hex) of the footer."""
+        return self._file.footer
 
     def close(self) -> None:
         """Close the file."""
@@ -197,15 +257,15 @@ class ParquetReader(ShardReader):
         return only_wanted(self._all_images(), self._shard) if few is None else self.select(few)
 
     def _all_images(self) -> Iterator[ImageRow]:
-        row = 0
+        first = row = self._row_range.start
         has_images = False
-        for batch in self._file.read(self._columns(self._image_columns[:1])):
+        for batch in self._file.read(self._columns(self._image_columns[:1]), self._groups):
             images = image_bytes(batch[self._image])
             has_images = has_images or any(images)
             for data, label in zip(images, self._labels(batch), strict=True):
                 yield ImageRow(row, data, None, label)
                 row += 1
-        if row and not has_images and any(image.path for image in self.select([0])):
+        if row > first and not has_images and any(image.path for image in self.select([first])):
             raise ShardError(f"{self._shard.name} {PATHS_ONLY}")
 
     def paths_and_labels(self) -> Iterator[tuple[list[str | None], list[int | None]]]:
@@ -226,12 +286,11 @@ class ParquetReader(ShardReader):
         """Return what the bytes were that `images` read: an XXH3-128 (hex) of each row group; None if it has
         not read them all, as where few rows are wanted."""
         contents = self._file.contents
-        groups = range(self._file.metadata.num_row_groups)
-        return [contents[group] for group in groups] if len(contents) == len(groups) else None
+        return [contents[group] for group in self._groups] if len(contents) == len(self._groups) else None
 
     def contents_now(self) -> list[str]:
         """Read the bytes that `images` reads, and return what `contents` would be."""
-        return self._file.digests(self._columns(self._image_columns[:1]))
+        return self._file.digests(self._columns(self._image_columns[:1]), self._groups)
 
     def cost(self) -> ReadingCost:
         """Find out what reading the file takes; its first row is read for that."""

@@ -32,13 +32,16 @@ def format_of(shard: Shard) -> Format:
     return format_named(shard.format)
 
 
-def open_shard(shard: Shard) -> ShardReader:
+def open_shard(shard: Shard, piece: int | None = None) -> ShardReader:
     """Open a shard to read its rows, whichever kind of file it is.
+
+    Args:
+        piece: which piece's rows to read; None for all.
 
     Raises:
         ShardError: see `ShardReader`.
     """
-    return format_of(shard).open(shard)
+    return format_of(shard).open(shard) if piece is None else format_of(shard).open_piece(shard, piece)
 
 
 def describe(shards: Sequence[Shard]) -> list[str]:
