@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, Generic, TypeVar, cast
@@ -162,6 +163,7 @@ class Attempts:
                     value: Done = ray.get(ref)
                 except ray.exceptions.RayError as error:
                     failure = self._failure(error)
+                    _look_at(call.left)
                 else:
                     self.blame.fared_well(value.node)
                     self.memory.measured(value.peak_memory)
@@ -273,6 +275,13 @@ class Attempts:
         node, host = self.machines.at(error.ip)
         of_machine = is_of_machine(cause) or _NOT_IMPORTED in str(error)
         return Failure(reason_of(cause), str(error), is_transient(cause), of_machine=of_machine, node=node, host=host)
+
+
+def _look_at(left: ray.ObjectRef | None) -> None:
+    """Look at what a task that failed has left: the same error, which Ray prints if nobody has looked at it."""
+    if left is not None:
+        with suppress(ray.exceptions.RayError):
+            ray.get(left)
 
 
 def _is_better_done_otherwise(call: Call, failure: Failure) -> bool:
