@@ -19,6 +19,7 @@ writes scaling.json. `cluster-model` holds what `exemplar-ray plan` foresees aga
 `whole` holds runs of more and more images, from the command to the exit, against the notebook's loop and Ray Data's
 pipeline; it writes whole.json. `every-job` tells what exemplars, activations, pictures and circuits take beside their
 tasks; it writes every_job.json.
+`large-shards` tells how long workers are idle at the end of a scan of few large shards; it writes large_shards.json.
 `gpu` measures one GPU: scans in processes that share it, their limits, and whether the answer is the CPU's; give it
 `--cores` and enough `--copies`. It needs no Ray, and writes gpu.json.
 
@@ -57,6 +58,7 @@ MODES = {
     "start": ("benchmarking.start", "start"),
     "whole": ("benchmarking.whole", "whole"),
     "every-job": ("benchmarking.every_job", "every_job"),
+    "large-shards": ("benchmarking.large_shards", "large_shards"),
     "activations": ("benchmarking.activation_store", "activation_store"),
     "visualize": ("benchmarking.pictures", "visualize"),
     "visualize-gpu": ("benchmarking.pictures_gpu", "visualize_gpu"),
@@ -86,6 +88,7 @@ def parse_options() -> argparse.Namespace:
         "limit-seconds": (10, "how long to measure each limit"),
         "shard-rows": (1000, "images a shard: scaling, where Ray is compared with plain processes, and activations"),
         "large-shards": (4, "scaling: how many such shards"),
+        "rows-of-large": (6400, "large-shards: images a shard"),
         "rows": (1_000_000, "activations: rows of 508 channels to read"),
     }
     for name, (default, text) in counts.items():

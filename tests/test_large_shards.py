@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from conftest import TESTS, TINY_CLASSES, TINY_FLAGS, encode, random_picture
 from test_scan_and_gather import tiny
@@ -16,6 +17,7 @@ from exemplar_ray.data import pieces
 from exemplar_ray.data.shards import discover, imagenet_schema, inspect, open_shard
 from exemplar_ray.data.subset import packed
 from exemplar_ray.errors import ShardError
+from exemplar_ray.executor.sharing import Sharing
 from exemplar_ray.exemplars import parts
 from exemplar_ray.exemplars.plan import Plan
 from exemplar_ray.exemplars.scan import join, scan_piece, scan_shard
@@ -213,7 +215,32 @@ def test_a_lost_worker_costs_the_piece_that_it_had_and_the_rest_is_shared(cli, t
     assert parts_are_those_of_one_go(tmp_path / "run")
 
 
-def test_a_shard_of_which_a_piece_fails_has_one_reason_and_is_done_by_the_rerun(cli, tmp_path, ray_cluster):
+@ray.remote(num_cpus=0)
+class Lost:
+    """Who has what Ray cannot find any more once it is gone."""
+
+    def put(self):
+        return [ray.put(np.ones(100_000))]
+
+
+def lose_what_pieces_gave(monkeypatch):
+    """Have what the pieces of the first shard gave be gone when they are to be put together, as with a lost machine."""
+    owner = Lost.remote()
+    [gone] = ray.get(owner.put.remote())
+    ray.kill(owner)
+    lost = [gone]
+    next_join = Sharing._next_join
+
+    def losing(self):
+        order = next_join(self)
+        return order and replace(order, left=[lost.pop()] if lost else order.left)
+
+    monkeypatch.setattr(Sharing, "_next_join", losing)
+
+
+def test_a_shard_of_which_a_piece_fails_has_one_reason_and_is_done_by_the_rerun(
+    cli, tmp_path, ray_cluster, monkeypatch
+):
     paths = write_shards(tmp_path / "data", 2, ROWS, broken=[10, 2000])
     whole = paths[1].read_bytes()
     place = pq.ParquetFile(paths[1]).metadata.row_group(40).column(0).data_page_offset + 50_000
@@ -228,8 +255,10 @@ def test_a_shard_of_which_a_piece_fails_has_one_reason_and_is_done_by_the_rerun(
     assert text.count("FAILED train-") == 2, text
     assert records(tmp_path / "run") == []
     Path(paths[1]).write_bytes(whole)
+    lose_what_pieces_gave(monkeypatch)
     status, text = cli(*command, "--max-skipped", "2")
     assert status == 0, text
+    assert text.count("(its 2 pieces together): attempt 1 failed") == text.count("attempt 1 failed") == 1, text
     assert [record["skipped"] for record in records(tmp_path / "run")] == [2, 0]
     assert [one["row"] for one in records(tmp_path / "run")[0]["skipped_images"]] == [10, 2000]
     assert not list((tmp_path / "run" / "failed").iterdir())
