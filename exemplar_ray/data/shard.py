@@ -239,6 +239,11 @@ def few_wanted(shard: Shard) -> np.ndarray | None:
     return wanted
 
 
+def pieces_to_share(shard: Shard) -> int:
+    """Return how many pieces of a shard may be read by as many readers, see `data.pieces`."""
+    return 1 if few_wanted(shard) is not None else shard.pieces
+
+
 def only_wanted(images: Iterable[ImageRow], shard: Shard) -> Iterator[ImageRow]:
     """Yield those of all rows that are wanted."""
     if shard.chosen is None:

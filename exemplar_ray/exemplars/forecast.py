@@ -35,6 +35,8 @@ class Forecast:
 
     spec: ExemplarsSpec
     shards: int
+    pieces: int
+    """Of all shards, see `data.pieces`."""
     unreadable: int
     images: int
     counted: bool
@@ -66,9 +68,10 @@ class Forecast:
         return statistics.mean(self.per_second) * tasks
 
     def seconds(self, tasks: int) -> float:
-        """Return how long the scan takes so many tasks. A task is a shard: in the last round not all have one."""
-        rounds = -(-self.shards // tasks)
-        return self.loading_seconds + rounds * (self.images / self.shards) / self.rate(1)
+        """Return how long the scan takes so many tasks. The last shards are shared, piece by piece: in the last round of
+        pieces not all have one."""
+        rounds = -(-self.pieces // tasks)
+        return self.loading_seconds + rounds * (self.images / self.pieces) / self.rate(1)
 
     @property
     def limit(self) -> str:
@@ -94,7 +97,7 @@ class Forecast:
         """Return how many requests the storage gets: the driver's, which looks at what there is, those for all rows,
         and those for images that are gathered."""
         reading = self.reading
-        of_scan = self.shards * (reading.looking + reading.requests)
+        of_scan = self.shards * (reading.looking + reading.requests) + self._opened_again
         of_row_groups = self.shards * reading.requests
         opening, each = reading.opening, reading.requests_of_a_row - reading.opening
         of_rows = min(self.shards, self.gathered) * opening + self.gathered * each
@@ -106,7 +109,12 @@ class Forecast:
         """Return how many of them the Hub counts: those that ask where a file's content is, once each time that it is
         opened."""
         files = self.shards * self.reading.files
-        return self.shards * self.reading.looking + files + min(files, self.gathered)
+        return self.shards * self.reading.looking + files + self._opened_again + min(files, self.gathered)
+
+    @property
+    def _opened_again(self) -> int:
+        """Return how often the last shards are opened for a piece other than their first."""
+        return min(self.at_once, self.shards) * (self.pieces - self.shards) // self.shards
 
 
 def measure(spec: RunSpec, data: Sequence[str], resources: Resources) -> Forecast:
@@ -129,6 +137,7 @@ def measure(spec: RunSpec, data: Sequence[str], resources: Resources) -> Forecas
         return Forecast(
             spec=resolved,
             shards=len(shards),
+            pieces=sum(pieces_to_share(shard) for shard in shards),
             unreadable=sum(not shard.expected_rows for shard in shards),
             images=sum(shard.images for shard in readable),
             counted=all(shard.rows is not None for shard in readable),

@@ -7,7 +7,7 @@ from typing import Any
 
 from exemplar_ray.data.contents import why_done_anew
 from exemplar_ray.data.formats.registry import describe
-from exemplar_ray.data.shard import Shard, few_wanted
+from exemplar_ray.data.shard import Shard, pieces_to_share
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.job import Context, Job, Reduced
 from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, RESCAN, Plan, ScannedShard
@@ -68,7 +68,7 @@ class ScanJob(Job):
 
     def pieces(self, item: Shard) -> int:
         """Return how many pieces a shard is scanned in where several workers do so, see `data.pieces`."""
-        return 1 if few_wanted(item) is not None else item.pieces
+        return pieces_to_share(item)
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the result."""
