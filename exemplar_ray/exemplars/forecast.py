@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from exemplar_ray.data.labels import ClassLabels
-from exemplar_ray.data.shard import ReadingCost, Shard
+from exemplar_ray.data.shard import ReadingCost, Shard, pieces_to_share
 from exemplar_ray.data.shards import discover, inspect
 from exemplar_ray.data.subset import choose
 from exemplar_ray.errors import UsageError
@@ -68,8 +68,8 @@ class Forecast:
         return statistics.mean(self.per_second) * tasks
 
     def seconds(self, tasks: int) -> float:
-        """Return how long the scan takes so many tasks. The last shards are shared, piece by piece: in the last round of
-        pieces not all have one."""
+        """Return how long the scan takes so many tasks. The last shards are shared, piece by piece: in the last round
+        of pieces not all have one."""
         rounds = -(-self.pieces // tasks)
         return self.loading_seconds + rounds * (self.images / self.pieces) / self.rate(1)
 
