@@ -1,5 +1,6 @@
 """Reading a shard in few requests, of few rows little, and knowing what its bytes were."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
 
@@ -176,10 +177,14 @@ def test_requests_at_an_object_store(tmp_path, monkeypatch, request):
         # With copies on a disk of its own a machine asks for a file once.
         monkeypatch.setenv("EXEMPLAR_RAY_SHARD_CACHE", str(tmp_path / "copies"))
         calls.clear()
-        for _ in range(2):
+
+        def read(_):
             with open_shard(shard) as reader:
                 assert len(list(reader.images())) == ROWS
                 assert [image.row for image in reader.select([5])] == [5]
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(read, range(4)))
         assert calls.count("get_object") == 1
         [copy] = (tmp_path / "copies").iterdir()
         assert copy.read_bytes() == (tmp_path / "a.parquet").read_bytes()
