@@ -159,7 +159,10 @@ def parts_are_those_of_one_go(out):
     trunk = trunk_of(plan.spec.scan_trunk, "cpu")
     settings = ScanSettings(plan.spec, batch_size=8, threads=1, max_skipped=10)
     for position, shard in enumerate(plan.shards):
-        files = parts.to_files(scan_shard(trunk, settings, shard, position).part, plan.spec)
+        scanned = scan_shard(trunk, settings, shard, position)
+        if records(out)[position]["contents"] != scanned.read.contents:
+            return False
+        files = parts.to_files(scanned.part, plan.spec)
         for ending, content in files.items():
             if content != (out / "parts" / f"{position:06d}.{ending}").read_bytes():
                 return False
@@ -246,15 +249,17 @@ def test_a_shard_of_which_a_piece_fails_has_one_reason_and_is_done_by_the_rerun(
 ):
     paths = write_shards(tmp_path / "data", 2, ROWS, broken=[10, 2000])
     whole = paths[1].read_bytes()
-    place = pq.ParquetFile(paths[1]).metadata.row_group(40).column(0).data_page_offset + 50_000
-    paths[1].write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+    damaged = bytearray(whole)
+    for group in (1, 40):
+        damaged[pq.read_metadata(paths[1]).row_group(group).column(0).data_page_offset + 50_000] ^= 255
+    paths[1].write_bytes(damaged)
     command = ["run", "--data", tmp_path / "data", "--out", tmp_path / "run", *TINY_FLAGS]
     status, text = cli(*command, "--max-skipped", "1")
     assert status == 1, text
     reasons = [json.loads(path.read_text())["reason"] for path in sorted((tmp_path / "run" / "failed").iterdir())]
     assert len(reasons) == 2, text
     assert "2 undecodable images, max_skipped is 1 (row 10: " in reasons[0]
-    assert "a page of row group 40 has not the checksum" in reasons[1]
+    assert "is damaged: a page of row group " in reasons[1]
     assert text.count("FAILED train-") == 2, text
     assert records(tmp_path / "run") == []
     Path(paths[1]).write_bytes(whole)
