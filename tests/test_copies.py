@@ -1,6 +1,7 @@
 """Copies of an image are recomputed once, wherever they are, and what comes of it is what each alone would give."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,13 +12,15 @@ from hypothesis import strategies as st
 from test_scan_and_gather import scan_it, shard_of, tiny
 from test_topk import make_scores
 
+from exemplar_ray.data.shard import ImageRow
 from exemplar_ray.data.write_shards import LabelledImage, write_images
 from exemplar_ray.exemplars import reference as reference_module
 from exemplar_ray.exemplars.gather import gather_shard
 from exemplar_ray.exemplars.gather_tasks import likely_originals, split
-from exemplar_ray.exemplars.reference import Reference
+from exemplar_ray.exemplars.reference import Reference, key_of
 from exemplar_ray.exemplars.tasks import gather
 from exemplar_ray.exemplars.topk import image_numbers
+from exemplar_ray.network.spec import LABELS_GIVEN
 
 
 def originals(scores, least_ties=1):
@@ -108,12 +111,11 @@ def test_what_has_been_forgotten_is_asked_again(copies, monkeypatch):
 
 
 def test_labels_that_a_network_is_given_tell_copies_apart(copies):
-    spec, trunk, _, _ = copies
-    takes = type("Network", (), {"takes_labels": True, "preprocess": spec.network.preprocess})()
-    reference = Reference(trunk, takes)
-    image = encode(random_picture(1))
-    keys = [reference._key(b"x", type("Row", (), {"label": label, "data": image})()) for label in (1, 2)]
-    assert keys[0] != keys[1]
+    spec, _, _, _ = copies
+    rows = [ImageRow(0, b"x", None, label) for label in (1, 2)]
+    assert len({key_of(spec.network, b"content", row) for row in rows}) == 1
+    takes_labels = replace(spec.network, labels=LABELS_GIVEN)
+    assert len({key_of(takes_labels, b"content", row) for row in rows}) == 2
 
 
 def test_a_shard_that_changed_is_told_of_beside_the_others(copies):

@@ -1,6 +1,7 @@
 """Shards that fall into pieces: the same part, whoever does which; failing and rerunning stay by shard."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,12 +230,21 @@ class Lost:
         return [ray.put(np.ones(100_000))]
 
 
+def gone():
+    """Return what Ray cannot find any more."""
+    owner = Lost.remote()
+    [lost] = ray.get(owner.put.remote())
+    ray.kill(owner)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(owner.put.remote())
+    # Workers hear of it a little later.
+    time.sleep(1)
+    return lost
+
+
 def lose_what_pieces_gave(monkeypatch):
     """Have what the pieces of the first shard gave be gone when they are to be put together, as with a lost machine."""
-    owner = Lost.remote()
-    [gone] = ray.get(owner.put.remote())
-    ray.kill(owner)
-    lost = [gone]
+    lost = [gone()]
     next_join = Sharing._next_join
 
     def losing(self):

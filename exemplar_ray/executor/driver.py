@@ -77,7 +77,7 @@ def run_job(job: Job, out: str, cluster: Cluster, console: Console, started: flo
         again = map_items(job, context, positions, f"{job.verb} again")
         return again.completed, again.failed
 
-    reduced, context = repair.reduced(job, replace(context, completed=completed), do_again)
+    reduced, context = repair.reduced(job, replace(context, completed=completed, left=mapped.left), do_again)
     return _finish(job, context, reduced, started, cost)
 
 
@@ -140,6 +140,8 @@ class Mapped:
     failed: dict[str, str]
     """{item's name: reason}"""
     images: int
+    left: dict[int, Any]
+    """See `job.Context`."""
 
 
 def map_items(job: Job, context: Context, positions: Sequence[int], title: str | None = None) -> Mapped:
@@ -154,7 +156,8 @@ def map_items(job: Job, context: Context, positions: Sequence[int], title: str |
     failed: dict[str, str] = {}
     images = 0
     notes: set[str] = set()
-    task = ItemTask(job.task, folder.full_uri, manifest.fingerprint, piece=job.piece, join=job.join)
+    left: dict[int, Any] = {}
+    task = ItemTask(job.task, folder.full_uri, manifest.fingerprint, None, job.piece, job.join, job.leaves)
     sharing = Sharing(context.cluster, manifest.items, positions, job.pieces)
     with _display_of(job, context, positions, title or job.verb) as display:
         for outcome in sharing.outcomes(task, job.settings, job.task):
@@ -167,6 +170,8 @@ def map_items(job: Job, context: Context, positions: Sequence[int], title: str |
                 continue
             record: CompletionRecord = outcome.value
             completed[outcome.key] = job.keep(record)
+            if outcome.left is not None:
+                left[outcome.key] = outcome.left
             scored, skipped = record.facts.get("scored"), record.facts.get("skipped", 0)
             images += scored or 0
             notes.update(job.notes(record))
@@ -175,7 +180,7 @@ def map_items(job: Job, context: Context, positions: Sequence[int], title: str |
             display.glimpse(partial(_glimpse, job, context, outcome.key))
     for note in sorted(notes):
         say(context.console, note)
-    return Mapped(completed, failed, images)
+    return Mapped(completed, failed, images, left)
 
 
 def _display_of(job: Job, context: Context, positions: Sequence[int], title: str) -> ProgressDisplay:

@@ -34,6 +34,8 @@ class ItemTask:
     """The job's comparison, see `job.Job`."""
     piece: str | None = None
     join: str | None = None
+    leaves: bool = False
+    """See `job.Job`."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class PieceDone:
     peak_memory: int | None
 
 
-def do_item(task: ItemTask, settings: Any, given: tuple[int, Item]) -> CompletionRecord:
-    """Do one item and return its completion record, as stored.
+def do_item(task: ItemTask, settings: Any, given: tuple[int, Item]) -> CompletionRecord | tuple[CompletionRecord, Any]:
+    """Do one item and return its completion record, as stored; and what the job's task has left, if it does so.
 
     Args:
         settings: the job's, see `job.Job.settings`.
@@ -58,13 +60,14 @@ def do_item(task: ItemTask, settings: Any, given: tuple[int, Item]) -> Completio
     # The attempt before this one may have been lost after it had stored everything; so may another driver's.
     if (record := folder.committed(position, item, task.fingerprint)) is not None:
         _log.info("%s %s is done already", item.kind, item.name)
-        return record
+        return (record, None) if task.leaves else record
     _log.info("%s %s begins", item.kind, item.name)
     keep_freed_memory()
     made = named_function(task.function)(settings, given)
     record = _record(task, item, made.facts, time.perf_counter() - started)
     _log.info("%s %s done in %.1f s", item.kind, item.name, record.seconds)
-    return folder.commit(position, made.files, record)
+    committed = folder.commit(position, made.files, record)
+    return (committed, made.left) if task.leaves else committed
 
 
 def do_piece(

@@ -34,6 +34,9 @@ class Made:
     is to be in a folder of its own says so before it, see `run_folder.part_file`."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """For the completion record: plain JSON values. `scored` is how many images it took, for the progress line."""
+    left: Any = None
+    """Where the job's tasks leave something: what spares the reduce's tasks work, as long as it is there. It stays in
+    Ray's memory."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ class Context:
     completed: Mapping[int, Any]
     """What is done: {position: what the job keeps of its record}, ascending."""
     console: Console
+    left: Mapping[int, Any] = field(default_factory=dict)
+    """What items' tasks have left for others, in this invocation, as `cluster.Order` takes it: {position: it}. The
+    reduce must do without, and come to the same."""
 
     @property
     def partial(self) -> str | None:
@@ -98,6 +104,7 @@ class Job(ABC):
         result: the file that the reduce writes last; with it the run is answered.
         verb: what its tasks do, for the progress line.
         counted: what they do that to: what is `scored` in their facts.
+        leaves: whether what the task makes has something `left`, see `Made`.
     """
 
     name: str
@@ -110,6 +117,7 @@ class Job(ABC):
     compare: str | None = None
     verb: str = "map"
     counted: str = IMAGES
+    leaves: bool = False
     keep: Callable[[CompletionRecord], Any] = staticmethod(whole_record)
     """What the driver keeps of a completion record, of which there may be very many."""
 

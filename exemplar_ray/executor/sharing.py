@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import ray
@@ -65,6 +65,7 @@ class Sharing:
         self._joins: deque[Step] = deque()
         self._shared: dict[int, _Shared] = {}
         self._ordered = 0
+        self._leaves = False
 
     def outcomes(self, task: ItemTask, settings: object, imports: str) -> Iterator[Outcome[int]]:
         """Have the items done; yield how each ended, by its position, as they come.
@@ -76,7 +77,7 @@ class Sharing:
         Raises:
             UsageError, TornPartError: see `Cluster.do`.
         """
-        cluster = self._cluster
+        cluster, self._leaves = self._cluster, task.leaves
         for outcome in cluster.do(self._following, task, settings, demand=cluster.demand, imports=imports):
             self._ordered -= 1
             ended = self._take(outcome)
@@ -108,7 +109,8 @@ class Sharing:
                 self._divide(position, pieces)
                 continue
             step = Step(position)
-            return Order(step, f"{_TASKS}:do_item", (position, item), item.name, divisible=pieces > 1)
+            order = Order(step, f"{_TASKS}:do_item", (position, item), item.name, leaves=self._leaves)
+            return replace(order, divisible=pieces > 1)
         return None
 
     def _next_piece(self) -> Order[Step] | None:

@@ -116,19 +116,19 @@ class _Rescoring:
 
     def add(self, row: int, answer: Answer) -> None:
         """Take all candidates of one image."""
-        of_image, (_, pooled, outputs) = self._of_image(row), answer
+        of_image = self._of_image(row)
         near_zero = self._candidates.ranking[of_image] == NEAR_ZERO
-        wanted = (pooled.activations, of_image[~near_zero]), (pooled.pre_relu, of_image[near_zero])
+        wanted = (answer.activations, of_image[~near_zero]), (answer.pre_relu, of_image[near_zero])
         for is_pre_relu, (of_readouts, which) in enumerate(wanted):
             for number, (layer, statistic) in enumerate(self._readouts if of_readouts else ()):
-                values = of_readouts[layer.name, statistic].numpy()[0]
+                values = of_readouts[layer.name, statistic]
                 here = which[self._candidates.readout[which] == number]
                 channels = np.searchsorted(layer.channels, self._candidates.channel[here])
                 self._activation[here] = values[channels]
                 largest = np.abs(np.nan_to_num(values, posinf=0, neginf=0)).max()
                 self.largest[is_pre_relu, number] = max(self.largest[is_pre_relu, number], largest)
                 if layer.map_size and not is_pre_relu:
-                    self.maps.keep(here, outputs[layer.name].numpy()[0, channels])
+                    self.maps.keep(here, answer.maps[layer.name][channels])
 
     def exact(self) -> Scores:
         """Return the candidates in the order given, recomputed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,15 +10,18 @@ from typing import Any
 import numpy as np
 
 from exemplar_ray.data.shard import Shard
-from exemplar_ray.executor.cluster import Outcome
+from exemplar_ray.executor.cluster import Order, Outcome
 from exemplar_ray.executor.job import Context
 from exemplar_ray.executor.progress import ProgressDisplay
+from exemplar_ray.executor.resources import Demand
 from exemplar_ray.exemplars.gather_tasks import split
 from exemplar_ray.exemplars.gathered import GatheredShard, NotAsScanned, joined
 from exemplar_ray.exemplars.plan import Plan, ScannedShard
 from exemplar_ray.exemplars.scan_job import TASKS
 from exemplar_ray.exemplars.tables.image_spool import ImageSpool
 from exemplar_ray.exemplars.topk import Scores
+
+_GATHER = f"{TASKS}:gather"
 
 
 class NotAsScannedFoundError(Exception):
@@ -62,16 +66,29 @@ class _Gathering:
     def run(self, tasks: list[dict[int, np.ndarray]]) -> list[dict[int, np.ndarray]]:
         """Run tasks, see `gather_tasks.split`; return those of several shards that failed."""
         of_several = []
-        todo = (
-            (number, [(self.shards[p], self._wanted[p].take(which)) for p, which in task.items()])
-            for number, task in enumerate(tasks)
-        )
         named = [self._plan.shards[min(task)].name for task in tasks]
-        run = self._context.cluster.map(f"{TASKS}:gather", todo, self._plan.spec, named=named.__getitem__)
+        waiting = deque(range(len(tasks)))
+        retries: dict[int, int] = {}
+
+        def following() -> Order[int] | None:
+            if not waiting:
+                return None
+            number = waiting.popleft()
+            given = [(self.shards[p], self._wanted[p].take(which)) for p, which in tasks[number].items()]
+            left = [self._context.left[p] for p in tasks[number] if p in self._context.left]
+            if number in retries:
+                # What scans had left is gone with its machine.
+                return Order(number, _GATHER, given, named[number], retries=retries[number])
+            return Order(number, _GATHER, given, named[number], left=left)
+
+        run = self._context.cluster.do(following, self._plan.spec, demand=Demand(), imports=_GATHER)
         with ProgressDisplay(self._context.console, "gather", len(tasks)) as display:
             for outcome in run:
                 task, name = tasks[outcome.key], named[outcome.key]
-                if outcome.error is None:
+                if outcome.again is not None:
+                    retries[outcome.key] = outcome.again
+                    waiting.append(outcome.key)
+                elif outcome.error is None:
                     self._take(task, name, outcome, display)
                 elif len(task) > 1:
                     of_several.append(task)

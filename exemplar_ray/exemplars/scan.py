@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from exemplar_ray.data.preprocess import DECODERS
 from exemplar_ray.data.shard import Shard
 from exemplar_ray.exemplars.collect import PartCollector
 from exemplar_ray.exemplars.collected import Collected
 from exemplar_ray.exemplars.parts import Part
+from exemplar_ray.exemplars.reference import Answer, Answers, Key
 from exemplar_ray.exemplars.running_spectrum import RunningSpectrum
 from exemplar_ray.exemplars.settings import ScanSettings
 from exemplar_ray.network.compiled_trunk import CompiledTrunk
@@ -24,6 +26,8 @@ class ScanResult:
     read: RowsRead
     not_finite: list[dict[str, object]] = field(default_factory=list)
     """[{"layer", "statistic", "channel", "images"}] of channels that gave NaN or infinity."""
+    answers: dict[Key, Answer] | None = None
+    """What the network says of each image, where it is scanned by the reference; None where it is not."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class ScannedPiece:
 
     collected: Collected
     read: RowsRead
+    answers: dict[Key, Answer] | None = None
+    """See `ScanResult`; None of pieces that were put together."""
 
 
 def scan_shard(trunk: Trunk | CompiledTrunk, settings: ScanSettings, shard: Shard, position: int) -> ScanResult:
@@ -60,19 +66,26 @@ def scan_piece(
         ShardError: see `scan_shard`; of a single piece nobody can tell yet whether too many of the shard's images
             cannot be decoded, which `join` does.
     """
-    spec = settings.spec
-    reading = ReadOptions(settings.batch_size, settings.threads, settings.max_skipped, spec.decode, settings.most_rows)
+    spec, answers = settings.spec, Answers(settings.spec) if settings.by_reference else None
+    decode = spec.decode if answers is None else DECODERS[0]
+    reading = ReadOptions(settings.batch_size, settings.threads, settings.max_skipped, decode, settings.most_rows)
     spectrum = RunningSpectrum(spec.network.preprocess, trunk.device)
     with (
         ShardImages(spec.network, shard, reading, trunk.device, piece) as images,
         PartCollector(settings, position, trunk.device, images.cuts) as collector,
     ):
-        for batch, labels in images.batches(collector.prioritise if spec.drawn_samples else iter):
-            collector.add(trunk(batch.crops, labels), batch.images)
+        prepare = collector.prioritise if spec.drawn_samples else iter
+        for batch, labels in images.batches(prepare if answers is None else answers.noting(prepare)):
+            if answers is not None and isinstance(trunk, Trunk):
+                pooled = answers.ask(trunk, batch, labels)
+            else:
+                pooled = trunk(batch.crops, labels)
+            collector.add(pooled, batch.images)
             spectrum.update(batch.crops[: len(batch.images)])
         read = images.rows_read()
         collected = collector.result()
-    return ScannedPiece(collected._replace(part=replace(collected.part, spectrum=spectrum.result())), read)
+    collected = collected._replace(part=replace(collected.part, spectrum=spectrum.result()))
+    return ScannedPiece(collected, read, None if answers is None else answers.by_content)
 
 
 def join(pieces: Iterable[ScannedPiece], settings: ScanSettings, shard: Shard) -> ScanResult:
@@ -90,4 +103,5 @@ def join(pieces: Iterable[ScannedPiece], settings: ScanSettings, shard: Shard) -
         collected = whole.collected.joined(piece.collected, settings.spec)
         whole = ScannedPiece(collected, whole.read.joined(piece.read, shard))
     whole.read.refuse(shard, settings.max_skipped)
-    return ScanResult(whole.collected.part, whole.read, whole.collected.of_channels_not_finite(settings.spec))
+    not_finite = whole.collected.of_channels_not_finite(settings.spec)
+    return ScanResult(whole.collected.part, whole.read, not_finite, whole.answers)

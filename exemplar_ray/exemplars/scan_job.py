@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,11 @@ from exemplar_ray.runs.run_folder import RunFolder
 
 TASKS = "exemplar_ray.exemplars.tasks"
 
+# Of 800 images, for 5,080 exemplars, seven in ten are recomputed after a scan.
+_EXEMPLARS_AN_IMAGE = 4
+# Of memory, for what the network says of all images until gather has asked.
+_MOST_ANSWERS = 512 << 20
+
 
 def scan_settings(spec: ExemplarsSpec, shards: Sequence[Shard], cluster: Cluster, max_skipped: int) -> ScanSettings:
     """Return how the scan tasks of a data set work on a cluster.
@@ -32,15 +38,27 @@ def scan_settings(spec: ExemplarsSpec, shards: Sequence[Shard], cluster: Cluster
     rows = sum(shard.images for shard in shards)
     # Where rows are not counted before the scan, there may be fewer than expected.
     at_least = sum(shard.images // 2 if shard.rows is None else shard.images for shard in shards)
+    use_gpu = cluster.demand.gpus > 0
+    as_usual = use_gpu or cluster.resources.batch_size is not None or cluster.resources.compile != "auto"
+    by_reference = not as_usual and _nearly_all_are_exemplars(spec, rows)
     return ScanSettings(
         spec=spec,
-        batch_size=cluster.batch_size,
+        batch_size=1 if by_reference else cluster.batch_size,
         threads=cluster.demand.cpus,
-        use_gpu=cluster.demand.gpus > 0,
-        compile=cluster.resources.compile_for(rows),
+        use_gpu=use_gpu,
+        compile="never" if by_reference else cluster.resources.compile_for(rows),
+        by_reference=by_reference,
         max_skipped=max_skipped,
         sample_rate=sample_rate(at_least, spec.top_k),
     )
+
+
+def _nearly_all_are_exemplars(spec: ExemplarsSpec, images: int) -> bool:
+    """Whether an image is so likely to be recomputed that it is scanned as gather would, and what the network says of
+    it is kept for gather, if there is room for that."""
+    exemplars = spec.top_k * sum(len(readout.layer.channels) for readout in spec.readouts)
+    units = sum(len(layer.channels) * math.prod(layer.map_size or (1,)) for layer in spec.layers)
+    return 0 < _EXEMPLARS_AN_IMAGE * images <= exemplars and 4 * units * images <= _MOST_ANSWERS
 
 
 class ScanJob(Job):
@@ -65,6 +83,7 @@ class ScanJob(Job):
         self.plan = plan
         self.items = plan.shards
         self.settings = scan_settings(plan.spec, plan.shards, cluster, max_skipped)
+        self.leaves = self.settings.by_reference
 
     def pieces(self, item: Shard) -> int:
         """Return how many pieces a shard is scanned in where several workers do so, see `data.pieces`."""
@@ -100,7 +119,10 @@ class ScanJob(Job):
 
     def announce(self, cluster: Cluster) -> Sequence[str]:
         """Say what is computed."""
-        return announcement(self.plan)
+        lines = announcement(self.plan)
+        if self.settings.by_reference:
+            lines.append("so few images are nearly all exemplars: each is computed exactly, once")
+        return lines
 
 
 def announcement(plan: Plan) -> list[str]:

@@ -10,7 +10,7 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -27,7 +27,7 @@ from exemplar_ray.exemplars import parts
 from exemplar_ray.exemplars.gather import gather_shard
 from exemplar_ray.exemplars.gathered import GatheredShard, NotAsScanned
 from exemplar_ray.exemplars.mix_up import NotAsScannedError
-from exemplar_ray.exemplars.reference import REFERENCE_THREADS, Reference
+from exemplar_ray.exemplars.reference import REFERENCE_THREADS, Answer, Key, Reference
 from exemplar_ray.exemplars.resolve import resolve
 from exemplar_ray.exemplars.scan import ScannedPiece, ScanResult, join, scan_piece, scan_shard
 from exemplar_ray.exemplars.settings import Probed, ScanSettings
@@ -94,7 +94,9 @@ def join_pieces(
 
 def _made(scanned: ScanResult, settings: ScanSettings, of_worker: dict[str, Any]) -> Made:
     facts = {**scanned.read.facts(), "not_finite": scanned.not_finite, **of_worker}
-    return Made(parts.to_files(scanned.part, settings.spec), facts)
+    if settings.by_reference:
+        facts["by_reference"] = True
+    return Made(parts.to_files(scanned.part, settings.spec), facts, scanned.answers)
 
 
 def _facts(loaded: LoadedTrunk) -> dict[str, Any]:
@@ -110,6 +112,9 @@ def _facts(loaded: LoadedTrunk) -> dict[str, Any]:
 
 def _prepare(settings: ScanSettings) -> LoadedTrunk:
     """Get this process ready to scan."""
+    if settings.by_reference:
+        torch.set_num_threads(REFERENCE_THREADS)
+        return LoadedTrunk(trunk_of(settings.spec.reference_trunk, "cpu"))
     torch.set_num_threads(settings.threads)
     form = CompiledForm(settings.spec.scan_trunk, settings.batch_size, settings.threads)
     return scanning_trunk(form, device(settings.use_gpu), settings.compile)
@@ -157,9 +162,14 @@ def _gathering_seconds(spec: ExemplarsSpec, shard: Shard) -> float:
     return statistics.median(seconds) if seconds else 0.0
 
 
-def gather(spec: ExemplarsSpec, given: Sequence[tuple[Shard, Scores]]) -> list[GatheredShard | NotAsScanned]:
+def gather(
+    spec: ExemplarsSpec, given: Sequence[tuple[Shard, Scores]], answers: Iterable[Mapping[Key, Answer] | None] = ()
+) -> list[GatheredShard | NotAsScanned]:
     """Return of several shards the images, exact scores and maps of their candidates, or why a shard has to be scanned
     again.
+
+    Args:
+        answers: what scans have left, see `Answers.by_content`.
 
     Raises:
         ShardError: see `gather.gather_shard`.
@@ -167,7 +177,7 @@ def gather(spec: ExemplarsSpec, given: Sequence[tuple[Shard, Scores]]) -> list[G
     keep_freed_memory()
     torch.set_num_threads(REFERENCE_THREADS)
     trunk = trunk_of(spec.reference_trunk, "cpu")
-    reference = Reference(trunk, spec.network)
+    reference = Reference(trunk, spec.network, answers)
     gathered: list[GatheredShard | NotAsScanned] = []
     for shard, candidates in given:
         try:
