@@ -17,10 +17,10 @@ from exemplar_ray.data.shard import Shard
 from exemplar_ray.executor.resources import Demand, Resources
 from exemplar_ray.exemplars import answer
 from exemplar_ray.exemplars.gather import gather_shard
-from exemplar_ray.exemplars.reference import Reference
 from exemplar_ray.exemplars.scan import scan_shard
 from exemplar_ray.exemplars.scan_job import scan_settings
 from exemplar_ray.exemplars.settings import ScanSettings
+from exemplar_ray.exemplars.tasks import gather
 from exemplar_ray.network.layers import Layer
 
 SETTINGS = {"batch_size": 1, "threads": 1}
@@ -34,7 +34,7 @@ def test_what_the_scan_leaves_is_what_gather_computes(tmp_path, monkeypatch, pre
     assert len(scanned.answers) == 6
     asked = forward_passes(trunk, monkeypatch)
     scores = scanned.part.scores
-    with_them = gather_shard(trunk, spec, shard, scores, Reference(trunk, spec.network, [None, scanned.answers]))
+    [with_them] = gather(spec, [(shard, scores)], iter([None, scanned.answers]))
     assert asked == []
     without = gather_shard(trunk, spec, shard, scores)
     assert len(asked) == 6
