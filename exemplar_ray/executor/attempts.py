@@ -22,6 +22,8 @@ from exemplar_ray.storage.transient import is_transient
 
 Key = TypeVar("Key")
 Another = TypeVar("Another")
+Left = ray.ObjectRef
+"""What a task has left in Ray's memory."""
 
 _LONGEST_WAIT_SECONDS = 60.0
 # What so many machines cannot do is no machine's fault.

@@ -16,9 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-import ray
-
-from exemplar_ray.executor.attempts import Order, Outcome
+from exemplar_ray.executor.attempts import Left, Order, Outcome
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.item_task import ItemTask, PieceDone
 from exemplar_ray.runs.manifest import Item
@@ -44,7 +42,7 @@ class _Shared:
 
     pieces: int
     retries: int
-    done: dict[int, tuple[PieceDone, ray.ObjectRef]] = field(default_factory=dict)
+    done: dict[int, tuple[PieceDone, Left]] = field(default_factory=dict)
 
 
 class Sharing:
