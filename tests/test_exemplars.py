@@ -154,9 +154,13 @@ def test_the_spool_gives_back_what_it_was_given():
         for index, row in enumerate(rows["row"]):
             described = {name: values[index] for name, values in rows.items() if name not in ("bytes", "hash")}
             assert spool.described(7, row) == described
-        assert spool.images([(7, 9), (7, 8), (7, 3)]).to_pylist() == [
-            {"bytes": b"first", "path": None},
-            {"bytes": rows["bytes"][1], "path": "x.jpeg"},
-            {"bytes": b"first", "path": None},
+        keys = [(7, 9), (7, 8), (7, 3)]
+        assert spool.contents([spool.content(*key) for key in keys]).to_pylist() == [
+            b"first",
+            rows["bytes"][1],
+            b"first",
         ]
+        assert spool.paths(keys) == [None, "x.jpeg", None]
+        assert [spool.size(*key) for key in keys] == [5, 6000, 5]
+        assert spool.content(7, 9) == spool.content(7, 3) != spool.content(7, 8)
         assert len(spool) == 3

@@ -138,6 +138,8 @@ def test_a_trained_network_is_screened_without_a_doubt(cli, tmp_path, ray_cluste
     """512 channels of BVLC GoogLeNet over 200 real images."""
     shards = sorted(SAMPLE.rglob("*.parquet"))[:2]
     flags = ["--model", f"{BVLC}:load", "--preprocess", "{mean: [123, 117, 104]}", "--layer", "mixed4a"]
+    # So few images would not be screened by themselves.
+    flags += ["--batch-size", "8"]
     for name, screening in (("exact", []), ("screened", ["--precision", "bfloat16", "--decode", "fast"])):
         status, text = cli("run", "--data", *shards, "--out", tmp_path / name, *flags, *screening)
         assert status == 0, text
