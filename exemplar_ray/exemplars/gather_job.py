@@ -69,17 +69,16 @@ class _Gathering:
         named = [self._plan.shards[min(task)].name for task in tasks]
         waiting = deque(range(len(tasks)))
         retries: dict[int, int] = {}
+        kept = self._context.left
 
         def following() -> Order[int] | None:
             if not waiting:
                 return None
             number = waiting.popleft()
             given = [(self.shards[p], self._wanted[p].take(which)) for p, which in tasks[number].items()]
-            left = [self._context.left[p] for p in tasks[number] if p in self._context.left]
-            if number in retries:
-                # What scans had left is gone with its machine.
-                return Order(number, _GATHER, given, named[number], retries=retries[number])
-            return Order(number, _GATHER, given, named[number], left=left)
+            # Where it is tried again, what scans had left is gone with its machine.
+            left = () if number in retries else [kept[p] for p in tasks[number] if p in kept]
+            return Order(number, _GATHER, given, named[number], left=left, retries=retries.get(number, 0))
 
         run = self._context.cluster.do(following, self._plan.spec, demand=Demand(), imports=_GATHER)
         with ProgressDisplay(self._context.console, "gather", len(tasks)) as display:
