@@ -1,6 +1,5 @@
 """What a store of activations costs: storing them beside the scan, and reading them beside `numpy.load`."""
 
-import json
 import shutil
 import time
 from argparse import Namespace
@@ -13,7 +12,7 @@ import torch
 
 from benchmarking.data import shards_of_rows
 from benchmarking.limits import MODEL, WEIGHTS
-from benchmarking.measuring import in_own_process, print_table, spread
+from benchmarking.measuring import in_own_process, print_table, spread, write_figures
 from exemplar_ray.activations.asked import StoreSettings
 from exemplar_ray.activations.rows_table import RowsWriter, read_values
 from exemplar_ray.activations.spec import ActivationsSpec
@@ -41,10 +40,8 @@ def activation_store(shards: Sequence[str], work: Path, options: Namespace) -> N
     ]
     print()
     print_table(("what", "time, median [least to most]"), rows)
-    if options.out:
-        Path(options.out).mkdir(parents=True, exist_ok=True)
-        figures = {"storing": storing, **reading}
-        (Path(options.out) / "activation_store.json").write_text(json.dumps(figures, indent=1) + "\n")
+    figures = {"storing": storing, **reading}
+    write_figures(options.out, "activation_store", figures)
 
 
 def _storing(shards: list[str], repeats: int) -> list[float]:

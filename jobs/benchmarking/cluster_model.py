@@ -1,13 +1,20 @@
 """What `exemplar-ray plan` foresees for one worker and for two, held against what they then do."""
 
-import json
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarking.data import row_groups, shards_of_rows
 from benchmarking.limits import MODEL, WEIGHTS, decoding_alone
-from benchmarking.measuring import allowed_cores, in_own_process, only_on, print_table, reference_machine, spread
+from benchmarking.measuring import (
+    allowed_cores,
+    in_own_process,
+    only_on,
+    print_table,
+    reference_machine,
+    spread,
+    write_figures,
+)
 from benchmarking.own_job import EXACT, SCREENED, first_runs, job
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.forecast import Forecast, measure
@@ -57,8 +64,5 @@ def cluster_model(shards: Sequence[str], work: Path, options: Namespace) -> None
             cells = f"{gpus * CPUS_A_GPU * per_core:,.0f}", f"{seconds / 60:.1f}", f"{gpus * seconds / 3600:.2f}"
             lines.append((f"{gpus}, decoding {how}", *cells, "decoding"))
     print_table(("GPUs", "images/s", "minutes", "GPU hours", "limited by"), lines)
-    if options.out:
-        out = Path(options.out)
-        out.mkdir(parents=True, exist_ok=True)
-        contents = {"machine": machine, "options": vars(options), "measured / foreseen": shares, "a core": a_core}
-        (out / "cluster_model.json").write_text(json.dumps(contents, indent=2) + "\n")
+    contents = {"machine": machine, "options": vars(options), "measured / foreseen": shares, "a core": a_core}
+    write_figures(options.out, "cluster_model", contents)

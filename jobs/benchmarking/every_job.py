@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarking.limits import MODEL, WEIGHTS
-from benchmarking.measuring import allowed_cores, print_table, spread
+from benchmarking.measuring import allowed_cores, print_table, spread, write_figures
 
 _OF_RUN = ["--channels", "0-7"]
 # Of those that take a run: where below it their own is.
@@ -44,6 +44,4 @@ def every_job(shards: Sequence[str], work: Path, options: Namespace) -> None:
         whole, worked = ([one[i] for one in measured] for i in range(2))
         rows.append((job, spread(whole), spread(worked), spread([a - b for a, b in zip(whole, worked, strict=True)])))
     print_table(("seconds", "whole", "its tasks, on all cores", "beside them"), rows)
-    if options.out:
-        Path(options.out).mkdir(parents=True, exist_ok=True)
-        (Path(options.out) / "every_job.json").write_text(json.dumps(seconds, indent=1) + "\n")
+    write_figures(options.out, "every_job", seconds)

@@ -24,9 +24,10 @@ from benchmarking.measuring import Rate, allowed_cores, in_own_process, print_ta
 from exemplar_ray.data import decode_gpu as gpu_decoding
 from exemplar_ray.data.preprocess import GPU_DECODER
 from exemplar_ray.data.shards import Shard, discover, inspect
-from exemplar_ray.exemplars.gather import REFERENCE_THREADS, gather_shard
+from exemplar_ray.exemplars.gather import gather_shard
 from exemplar_ray.exemplars.gathered import GatheredShard
 from exemplar_ray.exemplars.merge import fold
+from exemplar_ray.exemplars.reference import REFERENCE_THREADS
 from exemplar_ray.exemplars.rerank.selection import Selection, rerank
 from exemplar_ray.exemplars.scan import scan_shard
 from exemplar_ray.exemplars.settings import ScanSettings

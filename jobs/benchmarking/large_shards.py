@@ -5,7 +5,6 @@ it takes the same time whatever else the machine does.
 """
 
 import io
-import json
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarking.data import first_images
-from benchmarking.measuring import print_table, spread
+from benchmarking.measuring import print_table, spread, write_figures
 
 WORKERS = 2
 SECONDS_AN_IMAGE = 0.008
@@ -80,9 +79,7 @@ def large_shards(shards: Sequence[str], work: Path, options: Namespace) -> None:
             for name, of in found.items()
         ],
     )
-    if options.out:
-        Path(options.out).mkdir(parents=True, exist_ok=True)
-        (Path(options.out) / "large_shards.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_figures(options.out, "large_shards", found)
 
 
 def _write(shards: Sequence[str], work: Path, rows: int) -> list[str]:

@@ -1,5 +1,6 @@
 """What a measurement is, where it runs, and how several of them are told."""
 
+import json
 import os
 import platform
 import statistics
@@ -91,3 +92,11 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
         print("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
     print(flush=True)
+
+
+def write_figures(folder: str | None, name: str, figures: Any) -> None:
+    """Write figures, plain JSON values, to a file of this name; nowhere if there is no folder."""
+    if folder is None:
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")

@@ -3,7 +3,6 @@
 No figure of it has been measured yet: there was no GPU.
 """
 
-import json
 import resource
 import time
 from argparse import Namespace
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarking.limits import WEIGHTS
-from benchmarking.measuring import allowed_cores, in_own_process, print_table, reference_machine, spread
+from benchmarking.measuring import allowed_cores, in_own_process, print_table, reference_machine, spread, write_figures
 from benchmarking.pictures import request
 from exemplar_ray.errors import UsageError
 from exemplar_ray.network.resolve import resolve_network
@@ -42,11 +41,8 @@ def visualize_gpu(_shards: Sequence[str], _work: Path, options: Namespace) -> No
         (f"{pictures} pictures of {size} pixels, {options.steps} steps", ""),
         [(what, spread([one[what] for one in measured])) for what in measured[0]],
     )
-    if options.out:
-        out = Path(options.out)
-        out.mkdir(parents=True, exist_ok=True)
-        contents = {"machine": machine, "options": vars(options), "pictures": pictures, "measured": measured}
-        (out / "visualize_gpu.json").write_text(json.dumps(contents, indent=2) + "\n")
+    contents = {"machine": machine, "options": vars(options), "pictures": pictures, "measured": measured}
+    write_figures(options.out, "visualize_gpu", contents)
 
 
 def trained_or_not(options: Namespace) -> NetworkSpec:

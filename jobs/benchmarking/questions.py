@@ -1,6 +1,5 @@
 """What the questions that are put to a network cost, as a share of starting a run: a first start against the next."""
 
-import json
 import shutil
 import signal
 import subprocess
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarking.limits import MODEL, WEIGHTS
-from benchmarking.measuring import print_table, spread
+from benchmarking.measuring import print_table, spread, write_figures
 
 NETWORKS = {
     MODEL: ["--model", MODEL, "--weights", WEIGHTS],
@@ -35,9 +34,7 @@ def questions(shards: Sequence[str], work: Path, options: Namespace) -> None:
             print(f"  {name}: {asked:.1f} s to the first shard, {known:.1f} s where the network is known", flush=True)
     print()
     print_table(("network", "start, questioned / known"), [(name, spread(s, 2)) for name, s in shares.items()])
-    if options.out:
-        Path(options.out).mkdir(parents=True, exist_ok=True)
-        (Path(options.out) / "questions.json").write_text(json.dumps(shares, indent=1) + "\n")
+    write_figures(options.out, "questions", shares)
 
 
 def _seconds_to_start(arguments: Sequence[str]) -> float:

@@ -1,6 +1,5 @@
 """How the speed of the scan depends on how many images, channels and layers there are, and what Ray costs."""
 
-import json
 import os
 import time
 from argparse import Namespace
@@ -25,6 +24,7 @@ from benchmarking.measuring import (
     ratios,
     reference_machine,
     spread,
+    write_figures,
 )
 from benchmarking.own_job import EXACT, SCREENED, first_runs, job
 from exemplar_ray.data.shards import Shard, discover, inspect
@@ -83,11 +83,8 @@ def scaling(shards: Sequence[str], work: Path, options: Namespace) -> None:
     print_table(("", "images/s"), [(name, spread(figures)) for name, figures in per_second.items()])
     found = {f"{name} / {base}": ratios(per_second[name], per_second[base]) for name, base in compared}
     print_table(("images/s compared", "ratio"), [(name, spread(figures, 3)) for name, figures in found.items()])
-    if options.out:
-        out = Path(options.out)
-        out.mkdir(parents=True, exist_ok=True)
-        contents = {"machine": machine, "options": vars(options), "images_per_second": per_second, "ratios": found}
-        (out / "scaling.json").write_text(json.dumps(contents, indent=2) + "\n")
+    contents = {"machine": machine, "options": vars(options), "images_per_second": per_second, "ratios": found}
+    write_figures(options.out, "scaling", contents)
 
 
 def by_turns(shards: Sequence[str]) -> list[tuple[str, Rate]]:

@@ -1,6 +1,5 @@
 """Where a small run's seconds go, from its command to its exit, beside a notebook's loop and what Ray itself takes."""
 
-import json
 import subprocess
 import sys
 import time
@@ -9,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarking.limits import MODEL, WEIGHTS
-from benchmarking.measuring import in_own_process, print_table, spread
+from benchmarking.measuring import in_own_process, print_table, spread, write_figures
 from benchmarking.rivals import notebook
 
 SIZES = (30, 800)
@@ -32,10 +31,8 @@ def start(shards: Sequence[str], work: Path, options: Namespace) -> None:
     heads = ("seconds until", "the scan begins", "the result", "the exit")
     print_table(heads, [(name, *(spread(column) for column in zip(*of, strict=True))) for name, of in seconds.items()])
     print(f"notebook's loop: {spread(loop)} images/s", flush=True)
-    if options.out:
-        Path(options.out).mkdir(parents=True, exist_ok=True)
-        figures = {"seconds": seconds, "notebook's images/s": loop}
-        (Path(options.out) / "start.json").write_text(json.dumps(figures, indent=1) + "\n")
+    figures = {"seconds": seconds, "notebook's images/s": loop}
+    write_figures(options.out, "start", figures)
 
 
 def _ray_alone() -> list[float]:

@@ -1,6 +1,5 @@
 """The whole wait, from the command to the exit, over a notebook's loop and Ray Data's pipeline, by size of the data."""
 
-import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from benchmarking.measuring import (
     ratios,
     reference_machine,
     spread,
+    write_figures,
 )
 from benchmarking.own_job import EXACT, SCREENED, first_runs, job
 
@@ -50,11 +50,8 @@ def whole(shards: Sequence[str], work: Path, options: Namespace) -> None:
     print()
     per_second = {name: [rate.per_second for rate in found] for name, found in rates.items()}
     _print(per_second, gathered)
-    if options.out:
-        out = Path(options.out)
-        out.mkdir(parents=True, exist_ok=True)
-        contents = {"machine": machine, "options": vars(options), "images_per_second": per_second, "gathered": gathered}
-        (out / "whole.json").write_text(json.dumps(contents, indent=2) + "\n")
+    contents = {"machine": machine, "options": vars(options), "images_per_second": per_second, "gathered": gathered}
+    write_figures(options.out, "whole", contents)
 
 
 def _print(per_second: Mapping[str, list[float]], gathered: Mapping[str, int]) -> None:
