@@ -10,7 +10,7 @@ import ray
 
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.cluster import Cluster
-from exemplar_ray.executor.connection import _own_processes
+from exemplar_ray.executor.own_ray import own_processes
 from exemplar_ray.executor.resources import Resources
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -92,6 +92,6 @@ def test_a_ray_of_its_own_has_threads_that_sleep_where_they_wait(monkeypatch, se
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     if set_before:
         monkeypatch.setenv("OMP_WAIT_POLICY", set_before)
-    with _own_processes():
+    with own_processes():
         assert os.environ["OMP_WAIT_POLICY"] == (set_before or "PASSIVE")
     assert os.environ.get("OMP_WAIT_POLICY") == set_before

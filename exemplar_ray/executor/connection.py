@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import ray
 
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.machine import cpus
+from exemplar_ray.executor.own_ray import own_processes
 from exemplar_ray.executor.ray_address import CLIENT, refuse_unusable, why_not
 from exemplar_ray.executor.ray_token import RayToken
 from exemplar_ray.executor.search_path import SearchPath
 
-# OpenMP's name for it.
-_WAIT_POLICY = "OMP_WAIT_POLICY"
 # Where Ray's monitor says what it sees, every 5 s.
 _AUTOSCALER = "__autoscaling_status"
 _LOOKS_FOR_AUTOSCALER = 10
@@ -51,7 +48,7 @@ def connect(address: str | None, token: RayToken) -> tuple[str, ...]:
     config._py_driver_sys_path = path
     options: dict[str, Any] = {} if place.startswith(CLIENT) else {"job_config": config}
     try:
-        with nullcontext() if address else _own_processes():
+        with nullcontext() if address else own_processes():
             ray.init(
                 # "local" starts a Ray of our own; without it ray.init would join whatever
                 # cluster it finds on this machine.
@@ -76,55 +73,8 @@ def connect(address: str | None, token: RayToken) -> tuple[str, ...]:
     return tuple(path.left_out)
 
 
-@contextmanager
-def _own_processes() -> Iterator[None]:
-    """While inside, a Ray that starts has the processes that a run needs, as they should be."""
-    with _no_dashboard(), _threads_that_wait_sleep():
-        yield
-
-
-@contextmanager
-def _threads_that_wait_sleep() -> Iterator[None]:
-    """While inside, processes that start have torch's threads sleep where they wait for one another.
-
-    By default they keep a core busy while they wait. There are as many workers as cores, so that it is another worker's
-    core, and where one of them uses several threads, as to question a network, all take twice as long.
-    """
-    before = os.environ.get(_WAIT_POLICY)
-    os.environ.setdefault(_WAIT_POLICY, "PASSIVE")
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_WAIT_POLICY]
-
-
-@contextmanager
-def _no_dashboard() -> Iterator[None]:
-    """While inside, a Ray that starts has no process of a dashboard.
-
-    Where none is wanted (`include_dashboard=False`), Ray 2.60 starts it all the same, for statistics of its use alone,
-    and waits for it, 0.6 s.
-    """
-    node: Any = ray._private.node.Node
-    start = getattr(node, "start_api_server", None)
-    if start is None:
-        # Another Ray than 2.60: it starts as it does.
-        yield
-        return
-    node.start_api_server = lambda *_, **__: None
-    try:
-        yield
-    finally:
-        node.start_api_server = start
-
-
 def disconnect() -> None:
     """Leave a Ray; end it if `connect` started it."""
-    node = getattr(ray._private.worker, "_global_node", None)
-    if node is not None and node.is_head() and hasattr(node, "kill_monitor"):
-        # Its monitor is deaf to the signal that asks it to end, and Ray waits 1 s for it. It has nothing to lose.
-        node.kill_monitor(check_alive=False)
     ray.shutdown()
 
 

@@ -156,7 +156,7 @@ def resolve_spec(
     if not cluster.brings_working_folder:
         spec = spec.with_whole_paths()
     # The other workers get ready meanwhile.
-    cluster.prepare(f"{TASKS}:import_library", (spec.model, spec.weights), len(shards))
+    cluster.prepare(f"{TASKS}:get_ready", (spec.model, spec.weights), len(shards))
     given = ToResolve(spec, to_question_with(shards), known)
     resolved = cluster.call(f"{TASKS}:resolve", given, "the model cannot be built")
     if resolved.spec.network.takes_labels:

@@ -16,6 +16,8 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 
 from exemplar_ray.data.decode import UndecodableImageError, decode_and_crop
@@ -27,6 +29,7 @@ from exemplar_ray.exemplars import parts
 from exemplar_ray.exemplars.gather import gather_shard
 from exemplar_ray.exemplars.gathered import GatheredShard, NotAsScanned
 from exemplar_ray.exemplars.mix_up import NotAsScannedError
+from exemplar_ray.exemplars.near_duplicates import perceptual_hash
 from exemplar_ray.exemplars.reference import REFERENCE_THREADS, Answer, Key, Reference
 from exemplar_ray.exemplars.resolve import resolve
 from exemplar_ray.exemplars.scan import ScannedPiece, ScanResult, join, scan_piece, scan_shard
@@ -37,13 +40,24 @@ from exemplar_ray.network.compiled_trunk import CompiledForm, CompiledTrunk
 from exemplar_ray.network.inputs import labels_for
 from exemplar_ray.network.loading import LoadedTrunk, counts, device, import_library, scanning_trunk, trunk_of
 
-__all__ = ["gather", "import_library", "join_pieces", "probe", "resolve", "scan", "scan_a_piece"]
+__all__ = ["gather", "get_ready", "join_pieces", "probe", "resolve", "scan", "scan_a_piece"]
 
 # Broken EXIF, palettes with transparency, large images: images like any other, no news.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _DECODED_TO_MEASURE = 50
 _RECOMPUTED_TO_MEASURE = 5
+
+
+def get_ready(named: tuple[str, str]) -> None:
+    """Have libraries import what they import when they are first used, before a scan waits for it.
+
+    Args:
+        named: the model and its weights, see `models.load_network`.
+    """
+    import_library(named)
+    perceptual_hash(np.zeros((1, 1, 3), np.uint8))
+    pa.array([])
 
 
 def scan(settings: ScanSettings, given: tuple[int, Shard]) -> Made:

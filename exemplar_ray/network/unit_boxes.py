@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from exemplar_ray.data.framing import Box, Framing
 from exemplar_ray.network.layers import Axis, ReceptiveField
 
 
-@lru_cache(maxsize=1 << 16)
 def unit_box(field: ReceptiveField, unit_y: int, unit_x: int, size: int) -> tuple[int, int, int, int]:
     """Return the receptive field of one unit, clipped to the network's input.
 

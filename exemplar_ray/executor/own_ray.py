@@ -1,0 +1,85 @@
+"""A Ray of our own: started with the processes that a run needs, and no others, without waiting longer than needed.
+
+What is replaced for that is Ray 2.60's; another Ray that has no such thing starts as it does.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import ray
+
+_WHILE_IT_STARTS = {
+    # torch's threads sleep where they wait for one another. By default they keep a core busy meanwhile. There are as
+    # many workers as cores, so that it is another worker's core, and where one of them uses several threads, as to
+    # question a network, all take twice as long. OpenMP's name for it.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # A process that looks for Ray's socket before it is there looks again after 20 ms, not after 1 s; for 10 s, too.
+    "RAY_raylet_client_connect_timeout_milliseconds": "20",
+    "RAY_raylet_client_num_connect_attempts": "500",
+}
+_SECONDS_BETWEEN_LOOKS = 0.01
+_MOST_SECONDS = 30
+
+
+@contextmanager
+def own_processes() -> Iterator[None]:
+    """While inside, a Ray that starts has the processes that a run needs, as they should be.
+
+    It has no autoscaler, no process that brings workers' output here, and no dashboard. Where none is wanted
+    (`include_dashboard=False`), Ray starts that all the same, for statistics of its use alone, and waits for it.
+    """
+    private: Any = ray._private
+    parameters = partial(private.parameter.RayParams, no_monitor=True, include_log_monitor=False)
+    with ExitStack() as replaced:
+        for variable, setting in _WHILE_IT_STARTS.items():
+            replaced.enter_context(_set_unless_set(variable, setting))
+        for owner, name, instead in (
+            (private.parameter, "RayParams", parameters),
+            (private.node.Node, "start_api_server", lambda *_, **__: None),
+            # It finds out by importing all that the dashboard imports.
+            (private.utils, "get_dashboard_dependency_error", lambda: ImportError("no dashboard is wanted")),
+            (private.services, "get_node", partial(_soon, private.services.get_node)),
+        ):
+            replaced.enter_context(_replaced(owner, name, instead))
+        yield
+
+
+def _soon(get_node: Callable[[str, str], Any], address: str, node: str) -> Any:
+    """Return what Ray knows of a machine as soon as that is there: Ray itself looks every half second."""
+    client = ray._raylet.GcsClient(address=address)  # type: ignore[attr-defined]
+    end = time.monotonic() + _MOST_SECONDS
+    while time.monotonic() < end and node not in (known.hex() for known in client.get_all_node_info()):
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return get_node(address, node)
+
+
+@contextmanager
+def _set_unless_set(name: str, value: str) -> Iterator[None]:
+    """While inside, a variable of the environment has a value, unless the user gave it another."""
+    before = os.environ.get(name)
+    os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """While inside, an attribute is another, if there is one."""
+    if not hasattr(owner, name):
+        yield
+        return
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
