@@ -64,8 +64,8 @@ def main(arguments: Sequence[str] | None = None, script: Sequence[str] = ()) -> 
 def _collect_garbage_seldom() -> None:
     """Look for garbage among 100,000 new objects, not 700, and for none at the end, when all goes with the process.
 
-    Nearly all that a command makes stays: modules, tables. Looking through that takes a fifth of a second, in 30 images'
-    five.
+    Nearly all that a command makes stays: modules, tables. Looking through that takes a fifth of a second of a small
+    run's five.
     """
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)
