@@ -1,8 +1,9 @@
 """Local response normalisation, the slowest layer of Inception v1 as torch computes it, made fast.
 
 torch sums the squares over neighbouring channels with `avg_pool3d`, which takes longer than the
-network's convolutions together. The same sum is a 1 x 1 convolution whose weights are a band of ones; and
-where the network is compiled, or has gradients, the sum of a few neighbours in memory, which takes less.
+network's convolutions together. Here the neighbours are added up in memory, in the order of the channels, whether or
+not the network is compiled or has gradients. On a GPU, and where numbers have too few digits to be added up one by one,
+the same sum is a 1 x 1 convolution whose weights are a band of ones.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ def divisor(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k
     squares = input * (alpha / size) * input
     if get_proxy_mode() is not None:
         scale = _sum_of_neighbours(squares, size)
+    elif squares.device.type == "cpu" and squares.dtype in (torch.float32, torch.float64):
+        scale = _over_neighbours(squares, size // 2, (size - 1) // 2)
     else:
         scale = torch.conv2d(squares, _band(input.shape[1], size, input.dtype, input.device))
     scale = scale.add_(k)
@@ -98,11 +101,13 @@ class _WithGradient(torch.autograd.Function):
 
 
 def _over_neighbours(values: Tensor, before: int, after: int) -> Tensor:
-    """Return each channel's sum over itself and so many channels before and after it."""
-    total = values.clone()
-    for offset in range(1, min(before, values.shape[1] - 1) + 1):
+    """Return each channel's sum over itself and so many channels before and after it, in the order of the channels."""
+    most = values.shape[1] - 1
+    total = torch.zeros_like(values)
+    for offset in range(min(before, most), 0, -1):
         total[:, offset:] += values[:, :-offset]
-    for offset in range(1, min(after, values.shape[1] - 1) + 1):
+    total += values
+    for offset in range(1, min(after, most) + 1):
         total[:, :-offset] += values[:, offset:]
     return total
 
