@@ -2,6 +2,8 @@
 
 import logging
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -85,6 +87,23 @@ def test_a_task_that_no_worker_can_import_is_refused(function):
 def test_a_mistake_of_the_users_ends_them_all():
     with Cluster(Resources()) as cluster, pytest.raises(UsageError, match="usage"):
         list(cluster.map("test_cluster:log_and_fail", [("a", "usage")]))
+
+
+def test_a_ray_of_its_own_has_the_processes_that_a_run_needs():
+    # In a process of its own: this one is connected to the tests' Ray.
+    connect_and_look = (
+        "import os, psutil\n"
+        "from exemplar_ray.executor.cluster import Cluster\n"
+        "from exemplar_ray.executor.resources import Resources\n"
+        "with Cluster(Resources(address='local')):\n"
+        "    for process in psutil.Process().children(recursive=True):\n"
+        "        print(' '.join(process.cmdline()[:4]))\n"
+    )
+    said = subprocess.run([sys.executable, "-c", connect_and_look], capture_output=True, text=True, check=True).stdout
+    assert "raylet" in said
+    assert "gcs_server" in said
+    for not_needed in ("monitor", "dashboard/dashboard.py"):
+        assert not_needed not in said
 
 
 @pytest.mark.parametrize("set_before", [None, "ACTIVE"])
