@@ -1,7 +1,6 @@
 """Where nearly all images are exemplars, each is computed exactly, once: the scan's numbers are gather's."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,6 +16,8 @@ from exemplar_ray.data.shard import Shard
 from exemplar_ray.executor.resources import Demand, Resources
 from exemplar_ray.exemplars import answer
 from exemplar_ray.exemplars.gather import gather_shard
+from exemplar_ray.exemplars.gathered import ToGather
+from exemplar_ray.exemplars.left_answers import LeftAnswers
 from exemplar_ray.exemplars.scan import scan_shard
 from exemplar_ray.exemplars.scan_job import scan_settings
 from exemplar_ray.exemplars.settings import ScanSettings
@@ -34,7 +35,7 @@ def test_what_the_scan_leaves_is_what_gather_computes(tmp_path, monkeypatch, pre
     assert len(scanned.answers) == 6
     asked = forward_passes(trunk, monkeypatch)
     scores = scanned.part.scores
-    [with_them] = gather(spec, [(shard, scores)], iter([None, scanned.answers]))
+    [with_them], _ = gather(spec, ToGather([(shard, scores)], leave=False), iter([None, scanned.answers]))
     assert asked == []
     without = gather_shard(trunk, spec, shard, scores)
     assert len(asked) == 6
@@ -121,9 +122,9 @@ def test_what_the_scan_left_may_be_lost(usual, cli, tmp_path, monkeypatch):
     other, flags = usual
     gather, given = answer.gather_candidates, []
 
-    def without_the_first(plan, context, images, wanted):
+    def without_the_first(plan, context, images, left, wanted):
         given.append(len(context.left))
-        return gather(plan, replace(context, left={**context.left, 0: gone()}), images, wanted)
+        return gather(plan, context, images, LeftAnswers(plan.spec, {**context.left, 0: gone()}), wanted)
 
     monkeypatch.setattr(answer, "gather_candidates", without_the_first)
     status, said = cli("run", *flags, "--out", tmp_path / "run")

@@ -14,19 +14,22 @@ from test_topk import make_scores
 
 from exemplar_ray.data.shard import ImageRow
 from exemplar_ray.data.write_shards import LabelledImage, write_images
+from exemplar_ray.exemplars import left_answers, tasks
 from exemplar_ray.exemplars import reference as reference_module
 from exemplar_ray.exemplars.gather import gather_shard
-from exemplar_ray.exemplars.gather_tasks import likely_originals, split
+from exemplar_ray.exemplars.gather_tasks import Task, likely_originals, split
+from exemplar_ray.exemplars.gathered import ToGather
+from exemplar_ray.exemplars.left_answers import LeftAnswers, bytes_of_answer
 from exemplar_ray.exemplars.reference import Reference, key_of
 from exemplar_ray.exemplars.tasks import gather
 from exemplar_ray.exemplars.topk import image_numbers
 from exemplar_ray.network.spec import LABELS_GIVEN
 
 
-def originals(scores, least_ties=1):
+def originals(scores):
     """Return {(shard, row): the (shard, row) that it seems to be a copy of}."""
     images, image = np.unique(image_numbers(scores), return_inverse=True)
-    found = likely_originals(scores, images, image, least_ties)
+    found = likely_originals(scores, images, image)
     places = [(int(number >> 32), int(number & 0xFFFFFFFF)) for number in images]
     return {place: places[original] for place, original in zip(places, found, strict=True) if places[original] != place}
 
@@ -37,7 +40,10 @@ def test_copies_are_told_by_their_activations_in_every_channel():
     scores = make_scores(channel, [4.0, 4.0, 4.0, 7.0, 7.0, 6.0, 1.0], shard, row)
     # Row 3 has one number of three in common with the first: chance.
     assert originals(scores) == {(1, 2): (0, 5)}
-    assert originals(scores, least_ties=3) == {}
+    # One number of few digits in common is chance, one of many is not.
+    alone = scores.take(scores.channel == 0)
+    assert originals(alone) == {}
+    assert originals(alone._replace(activation=alone.activation + np.float32(0.1))) == {(1, 2): (0, 5), (1, 3): (0, 5)}
     zeros = scores._replace(activation=np.zeros_like(scores.activation))
     assert originals(zeros) == {}
 
@@ -54,7 +60,7 @@ def test_every_candidate_is_in_one_task_and_an_image_s_are_together(data):
     shard = type("Shard", (), {"size": data.draw(st.sampled_from([100, 3 << 30])), "expected_rows": 3})()
     tasks = split(spec, dict.fromkeys(wanted, shard), wanted)
     for position, candidates in wanted.items():
-        pieces = [task[position] for task in tasks if position in task]
+        pieces = [task.candidates[position] for task in tasks if position in task.candidates]
         assert sorted(np.concatenate(pieces).tolist()) == list(range(len(candidates.row)))
         rows = [set(candidates.row[piece].tolist()) for piece in pieces]
         assert sum(map(len, rows)) == len(set.union(*rows))
@@ -79,19 +85,19 @@ def forward_passes(trunk, monkeypatch):
     return asked
 
 
-def gathered(copies, task, reference):
+def gathered(copies, candidates, reference):
     spec, trunk, shards, scanned = copies
-    return [gather_shard(trunk, spec, shards[p], scanned[p].take(which), reference) for p, which in task.items()]
+    return [gather_shard(trunk, spec, shards[p], scanned[p].take(which), reference) for p, which in candidates.items()]
 
 
 def test_a_network_is_asked_once_about_copies_of_an_image(copies, monkeypatch):
     spec, trunk, shards, scanned = copies
     [task] = split(spec, dict(enumerate(shards)), scanned)
-    assert list(task) == [0, 1, 2]
+    assert list(task.candidates) == [0, 1, 2]
     asked = forward_passes(trunk, monkeypatch)
-    together = gathered(copies, task, Reference(trunk, spec.network))
+    together = gathered(copies, task.candidates, Reference(trunk, spec.network))
     assert asked == [1] * 6
-    alone = gathered(copies, task, None)
+    alone = gathered(copies, task.candidates, None)
     assert len(asked) == 6 + 14
     for one, other in zip(together, alone, strict=True):
         assert one.images.equals(other.images)
@@ -104,10 +110,58 @@ def test_what_has_been_forgotten_is_asked_again(copies, monkeypatch):
     monkeypatch.setattr(reference_module, "_MOST_BYTES", 1)
     [task] = split(spec, dict(enumerate(shards)), scanned)
     asked = forward_passes(trunk, monkeypatch)
-    few = gathered(copies, task, Reference(trunk, spec.network))
+    few = gathered(copies, task.candidates, Reference(trunk, spec.network))
     # But for the last, the second shard's first.
     assert len(asked) == 14 - 1
-    assert few[1].maps.equals(gathered(copies, task, None)[1].maps)
+    assert few[1].maps.equals(gathered(copies, task.candidates, None)[1].maps)
+
+
+def test_what_was_recomputed_for_one_task_is_left_for_later_ones(copies, monkeypatch):
+    spec, trunk, shards, scanned = copies
+    monkeypatch.setattr(tasks, "trunk_of", lambda *_: trunk)
+    asked = forward_passes(trunk, monkeypatch)
+    left, stored = LeftAnswers(replace(spec, precision="bfloat16"), {}), []
+
+    def round_of(positions):
+        wanted = {position: scanned[position] for position in positions}
+        [task] = split(spec, dict(enumerate(shards)), wanted, left.scanned)
+        given = [(shards[p], scanned[p].take(which)) for p, which in task.candidates.items()]
+        found, more = gather(spec, ToGather(given, left.wants_more), (stored[number] for number in left.of(task)))
+        stored.append(more)
+        left.add(task, len(stored) - 1)
+        left.note(wanted)
+        return found
+
+    round_of([0])
+    assert len(asked) == 6
+    # Copies, which go to a task of their own as their originals were recomputed before.
+    second, third = round_of([1, 2])
+    again = round_of([1])
+    assert len(asked) == 6
+    alone = gathered(copies, {1: np.arange(len(scanned[1].row)), 2: np.arange(len(scanned[2].row))}, None)
+    for one, other in zip([second, third, *again], [*alone, alone[0]], strict=True):
+        assert one.images.equals(other.images)
+        assert one.maps.equals(other.maps)
+        assert [column.tolist() for column in one.exact] == [column.tolist() for column in other.exact]
+
+
+def test_tasks_leave_what_will_be_asked_for_while_there_is_room(copies, monkeypatch):
+    spec, _, _, _ = copies
+    screened = replace(spec, precision="bfloat16")
+    one_round = replace(spec, precision="float32", decode="reference", distinct=False)
+    task = Task({}, np.arange(3), np.arange(2))
+    assert not LeftAnswers(one_round, {}).wants_more
+    assert LeftAnswers(replace(one_round, distinct=True), {}).wants_more
+    # The scan has left all that there is.
+    assert not LeftAnswers(screened, {0: "of the scan"}).wants_more
+    monkeypatch.setattr(left_answers, "MOST_BYTES", 3 * bytes_of_answer(screened))
+    left = LeftAnswers(screened, {})
+    left.add(task, "first")
+    assert left.wants_more
+    left.add(Task({}, np.arange(1, 5), np.arange(1, 5)), "second")
+    assert not left.wants_more
+    left.add(Task({}, np.array([9]), np.array([9])), None)
+    assert left.of(Task({}, np.array([2, 9, 4]), np.array([0]))) == ["first", "second"]
 
 
 def test_labels_that_a_network_is_given_tell_copies_apart(copies):
@@ -121,7 +175,9 @@ def test_labels_that_a_network_is_given_tell_copies_apart(copies):
 def test_a_shard_that_changed_is_told_of_beside_the_others(copies):
     spec, _, shards, scanned = copies
     off = scanned[1]._replace(activation=scanned[1].activation + np.float32(100))
-    exact, changed, last = gather(spec, [(shards[0], scanned[0]), (shards[1], off), (shards[2], scanned[2])])
+    given = [(shards[0], scanned[0]), (shards[1], off), (shards[2], scanned[2])]
+    (exact, changed, last), left = gather(spec, ToGather(given, leave=False))
+    assert left is None
     assert (len(exact.images), len(last.images)) == (6, 2)
     assert "changed: row" in changed.reason
 

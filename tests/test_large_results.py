@@ -98,10 +98,10 @@ def test_gathering_in_pieces_gives_the_same(scanned, monkeypatch):
     scores = scores.take(np.random.default_rng(0).permutation(len(scores.row)))
     assert (scores.ranking == NEAR_ZERO).any()
     [task] = split(spec, {0: shard}, {0: scores})
-    assert task[0].tolist() == list(range(len(scores.row)))
+    assert task.candidates[0].tolist() == list(range(len(scores.row)))
     whole = gather_shard(trunk, spec, shard, scores)
     monkeypatch.setattr(gather_tasks, "_BYTES_PER_TASK", 6 * shard.size // shard.rows)
-    pieces = [task[0] for task in split(spec, {0: shard}, {0: scores})]
+    pieces = [task.candidates[0] for task in split(spec, {0: shard}, {0: scores})]
     assert len(pieces) > 2
     assert sorted(np.concatenate(pieces).tolist()) == list(range(len(scores.row)))
     together = joined(pieces, [gather_shard(trunk, spec, shard, scores.take(one)) for one in pieces])

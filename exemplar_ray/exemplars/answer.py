@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from exemplar_ray.executor.job import Context, Reduced
 from exemplar_ray.executor.progress import ProgressDisplay, say
 from exemplar_ray.exemplars.gather_job import NotAsScannedFoundError, gather_candidates
+from exemplar_ray.exemplars.left_answers import LeftAnswers
 from exemplar_ray.exemplars.merge import Folded, FoldTask, fold_all, groups
 from exemplar_ray.exemplars.parts import Part
 from exemplar_ray.exemplars.plan import (
@@ -65,7 +66,7 @@ def _answer(plan: Plan, context: Context, rescan: Rescan | None) -> Reduced:
         return Reduced(failed)
     selection = Selection(plan.spec, merged, sum(scanned.scored for scanned in context.completed.values()))
     with ImageSpool() as images:
-        gather = partial(gather_candidates, plan, context, images)
+        gather = partial(gather_candidates, plan, context, images, LeftAnswers(plan.spec, context.left))
         failed = rerank(selection, gather)
         doubtful: list[Pair] = []
         if rescan and plan.spec.screened and not failed and (doubtful := selection.unsettled()):

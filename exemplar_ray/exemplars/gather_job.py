@@ -14,8 +14,9 @@ from exemplar_ray.executor.cluster import Order, Outcome
 from exemplar_ray.executor.job import Context
 from exemplar_ray.executor.progress import ProgressDisplay
 from exemplar_ray.executor.resources import Demand
-from exemplar_ray.exemplars.gather_tasks import split
-from exemplar_ray.exemplars.gathered import GatheredShard, NotAsScanned, joined
+from exemplar_ray.exemplars.gather_tasks import Task, split
+from exemplar_ray.exemplars.gathered import GatheredShard, NotAsScanned, ToGather, joined
+from exemplar_ray.exemplars.left_answers import LeftAnswers
 from exemplar_ray.exemplars.plan import Plan, ScannedShard
 from exemplar_ray.exemplars.scan_job import TASKS
 from exemplar_ray.exemplars.tables.image_spool import ImageSpool
@@ -33,18 +34,23 @@ class NotAsScannedFoundError(Exception):
 
 
 def gather_candidates(
-    plan: Plan, context: Context, images: ImageSpool, wanted: Mapping[int, Scores]
+    plan: Plan, context: Context, images: ImageSpool, left: LeftAnswers, wanted: Mapping[int, Scores]
 ) -> tuple[dict[int, GatheredShard], dict[str, str]]:
     """Recompute candidates, and keep their images; see `selection.Gather`.
+
+    Args:
+        left: what was left of images that were recomputed earlier; what is left of these is added.
 
     Raises:
         NotAsScannedFoundError: shards have to be scanned again.
     """
-    gathering = _Gathering(plan, context, images, wanted)
-    tasks = split(plan.spec, gathering.shards, wanted)
+    gathering = _Gathering(plan, context, images, left, wanted)
+    tasks = split(plan.spec, gathering.shards, wanted, left.scanned)
     while tasks:
         # Of several shards one is at fault.
-        tasks = [{p: which} for task in gathering.run(tasks) for p, which in task.items()]
+        of_several = gathering.run(tasks)
+        tasks = [task._replace(candidates={p: which}) for task in of_several for p, which in task.candidates.items()]
+    left.note(wanted)
     if gathering.again:
         raise NotAsScannedFoundError(gathering.again)
     return gathering.result(), gathering.failed
@@ -56,29 +62,32 @@ class _Gathering:
     `failed` is {shard's name: reason}, `again` {position: reason} of shards that have to be scanned again.
     """
 
-    def __init__(self, plan: Plan, context: Context, images: ImageSpool, wanted: Mapping[int, Scores]) -> None:
-        self._plan, self._context, self._images, self._wanted = plan, context, images, wanted
+    def __init__(
+        self, plan: Plan, context: Context, images: ImageSpool, left: LeftAnswers, wanted: Mapping[int, Scores]
+    ) -> None:
+        self._plan, self._context, self._images, self._left, self._wanted = plan, context, images, left, wanted
         self.shards = {p: _as_scanned(plan.shards[p], context.completed[p]) for p in wanted}
         self.failed: dict[str, str] = {}
         self.again: dict[int, str] = {}
         self._come: dict[int, list[tuple[np.ndarray, GatheredShard]]] = {p: [] for p in wanted}
 
-    def run(self, tasks: list[dict[int, np.ndarray]]) -> list[dict[int, np.ndarray]]:
+    def run(self, tasks: list[Task]) -> list[Task]:
         """Run tasks, see `gather_tasks.split`; return those of several shards that failed."""
         of_several = []
-        named = [self._plan.shards[min(task)].name for task in tasks]
+        named = [self._plan.shards[min(task.candidates)].name for task in tasks]
         waiting = deque(range(len(tasks)))
         retries: dict[int, int] = {}
-        kept = self._context.left
 
         def following() -> Order[int] | None:
             if not waiting:
                 return None
             number = waiting.popleft()
-            given = [(self.shards[p], self._wanted[p].take(which)) for p, which in tasks[number].items()]
-            # Where it is tried again, what scans had left is gone with its machine.
-            left = () if number in retries else [kept[p] for p in tasks[number] if p in kept]
-            return Order(number, _GATHER, given, named[number], left=left, retries=retries.get(number, 0))
+            task = tasks[number]
+            given = [(self.shards[p], self._wanted[p].take(which)) for p, which in task.candidates.items()]
+            # Where it is tried again, what others had left is gone with its machine.
+            left = () if number in retries else self._left.of(task)
+            item = ToGather(given, leave=self._left.wants_more)
+            return Order(number, _GATHER, item, named[number], leaves=True, left=left, retries=retries.get(number, 0))
 
         run = self._context.cluster.do(following, self._plan.spec, demand=Demand(), imports=_GATHER)
         with ProgressDisplay(self._context.console, "gather", len(tasks)) as display:
@@ -89,17 +98,18 @@ class _Gathering:
                     waiting.append(outcome.key)
                 elif outcome.error is None:
                     self._take(task, name, outcome, display)
-                elif len(task) > 1:
+                    self._left.add(task, outcome.left)
+                elif len(task.candidates) > 1:
                     of_several.append(task)
                 else:
                     self.failed[name] = outcome.error
                     display.failed(name, outcome.error)
         return of_several
 
-    def _take(self, task: dict[int, np.ndarray], name: str, outcome: Outcome[Any], display: ProgressDisplay) -> None:
+    def _take(self, task: Task, name: str, outcome: Outcome[Any], display: ProgressDisplay) -> None:
         """Keep what came of a task, but for its images' bytes and maps, which are spooled."""
         count = 0
-        for (position, which), gathered in zip(task.items(), outcome.value, strict=True):
+        for (position, which), gathered in zip(task.candidates.items(), outcome.value, strict=True):
             if isinstance(gathered, NotAsScanned):
                 self.again[position] = gathered.reason
                 continue
@@ -108,7 +118,7 @@ class _Gathering:
             self._come[position].append((which, replace(gathered, images=without_bytes, maps=maps)))
             count += len(gathered.images)
         display.finished(name, count, host=outcome.host)
-        for position in set(task) & set(self.again):
+        for position in set(task.candidates) & set(self.again):
             display.failed(self._plan.shards[position].name, self.again[position], steps=0)
 
     def result(self) -> dict[int, GatheredShard]:

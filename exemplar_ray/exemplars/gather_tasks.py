@@ -1,12 +1,14 @@
 """Which candidates each task of gather recomputes. Numpy only.
 
 A task has a shard's candidates, as it opens the shard once. Images that the scan could not tell apart, copies of one
-another most likely, go to the task of the first of them: it recomputes an image once, whatever shards have copies.
+another most likely, go to the task of the first of them: it recomputes an image once, whatever shards have copies. Of
+one that was recomputed earlier it is handed what was left of that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,47 +20,73 @@ from exemplar_ray.exemplars.topk import NEAR_ZERO, Scores, concatenate, image_nu
 # A task has about so much in memory, images and maps together.
 _BYTES_PER_TASK = 512 << 20
 
-# A screened scan has few digits: so many activations alike are no chance.
-_TIES_OF_A_COPY = 2
+# Numbers of few digits, as a screened scan's may be, are alike by chance, but not so many of an image's. A float16 as
+# float32 has none of these bits set, and a bfloat16 neither.
+_MANY_DIGITS = 0x1FFF
+_TIES_OF_FEW_DIGITS = 2
+
+
+class Task(NamedTuple):
+    """What a task recomputes."""
+
+    candidates: dict[int, np.ndarray]
+    """{shard position: the indices of its candidates among the shard's, ascending}"""
+    images: np.ndarray
+    """int64: the numbers of their images, see `topk.image_numbers`."""
+    originals: np.ndarray
+    """int64: the numbers of those that they seem to be copies of, themselves included, each once."""
 
 
 def split(
-    spec: ExemplarsSpec, shards: Mapping[int, Shard], wanted: Mapping[int, Scores]
-) -> list[dict[int, np.ndarray]]:
+    spec: ExemplarsSpec, shards: Mapping[int, Shard], wanted: Mapping[int, Scores], before: Scores | None = None
+) -> list[Task]:
     """Split candidates for tasks whose images and maps fit into a task's memory.
 
     Args:
         shards: by position.
         wanted: candidates by their shard's position, as scanned; at least one.
+        before: those that were recomputed earlier.
 
     Returns:
-        For each task {shard position: the indices of its candidates among the shard's, ascending}. All of an image's
-        are in one task.
+        Tasks. All of an image's candidates are in one.
     """
     everything = concatenate(wanted[position] for position in sorted(wanted))
     images, image = np.unique(image_numbers(everything), return_inverse=True)
     image = image.reshape(-1)
-    original = likely_originals(everything, images, image, _TIES_OF_A_COPY if spec.screened else 1)
-    of_shard = images >> 32
+    original = _originals(everything, images, before)
     maps = np.bincount(image, units_of_maps(spec, everything), minlength=len(images))
     rows = {p: shard.size / max(shard.expected_rows, 1) for p, shard in shards.items()}
-    sizes = maps * BYTES_OF_A_UNIT + np.array([rows[p] for p in of_shard.tolist()])
-    home = of_shard[original]
+    sizes = maps * BYTES_OF_A_UNIT + np.array([rows[p] for p in (images >> 32).tolist()])
+    home = original >> 32
     # Copies one behind the other: a task's end does not come between them, but for the largest of tasks.
-    order = np.lexsort((np.arange(len(images)), original, home))
+    order = np.lexsort((images, original, home))
     task = np.empty(len(images), np.int64)
     task[order] = _numbered(home[order], sizes[order])
     within = np.concatenate([np.arange(len(wanted[position].row)) for position in sorted(wanted)])
-    tasks: list[dict[int, np.ndarray]] = [{} for _ in range(int(task.max()) + 1)]
+    candidates: list[dict[int, np.ndarray]] = [{} for _ in range(int(task.max()) + 1)]
     key = task[image] * (int(everything.shard.max()) + 1) + everything.shard
     by_task = np.argsort(key, kind="stable")
     ends = np.flatnonzero(np.diff(key[by_task])) + 1
     for members in np.split(by_task, ends):
-        tasks[task[image[members[0]]]][int(everything.shard[members[0]])] = within[members]
-    return tasks
+        candidates[task[image[members[0]]]][int(everything.shard[members[0]])] = within[members]
+    ends = np.cumsum(np.bincount(task))[:-1]
+    by_task = np.argsort(task, kind="stable")
+    of_task = np.split(by_task, ends)
+    return [
+        Task(of_shards, images[which], np.unique(original[which]))
+        for of_shards, which in zip(candidates, of_task, strict=True)
+    ]
 
 
-def likely_originals(candidates: Scores, images: np.ndarray, image: np.ndarray, least_ties: int) -> np.ndarray:
+def _originals(wanted: Scores, images: np.ndarray, before: Scores | None) -> np.ndarray:
+    """Return the number of the image that each seems to be a copy of; of itself where there is none."""
+    scores = wanted if before is None else concatenate([wanted, before])
+    known, image = np.unique(image_numbers(scores), return_inverse=True)
+    original = likely_originals(scores, known, image.reshape(-1))
+    return known[original[np.searchsorted(known, images)]]
+
+
+def likely_originals(candidates: Scores, images: np.ndarray, image: np.ndarray) -> np.ndarray:
     """Find images that the scan could not tell apart.
 
     A copy has the activations of what it is a copy of, in every channel. And where it is a candidate, that is one, too:
@@ -67,7 +95,6 @@ def likely_originals(candidates: Scores, images: np.ndarray, image: np.ndarray, 
     Args:
         images: int64, ascending: a number for every image, in the order of shards and rows.
         image: int64 [candidates]: which of the images each is of.
-        least_ties: in how many channels, at least, they must be equal.
 
     Returns:
         int64 [images]: the index of the first image that each seems to be a copy of; its own where there is none.
@@ -81,10 +108,12 @@ def likely_originals(candidates: Scores, images: np.ndarray, image: np.ndarray, 
     first[order] = image[order][np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))]
     # Zeros are alike without being copies.
     tells = candidates.activation != 0
-    pairs, ties = np.unique(np.stack([image[tells], first[tells]], axis=1), axis=0, return_counts=True)
+    pairs, pair = np.unique(np.stack([image[tells], first[tells]], axis=1), axis=0, return_inverse=True)
+    pair = pair.reshape(-1)
+    ties, of_many_digits = np.bincount(pair), np.bincount(pair, (bits[tells] & _MANY_DIGITS) != 0)
     of_image = np.bincount(image[tells], minlength=len(images))
     original = np.arange(len(images))
-    copies = (2 * ties > of_image[pairs[:, 0]]) & (ties >= least_ties)
+    copies = (2 * ties > of_image[pairs[:, 0]]) & ((of_many_digits > 0) | (ties >= _TIES_OF_FEW_DIGITS))
     original[pairs[copies, 0]] = pairs[copies, 1]
     return original
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from exemplar_ray.data.shard import Shard
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.exemplars.topk import NEAR_ZERO, Scores, concatenate
 
@@ -39,6 +41,15 @@ MAPS_SCHEMA = pa.schema(
 
 # The same where the maps lie in a spool: which of its maps.
 SPOOLED_MAPS_SCHEMA = pa.schema([("peak_y", pa.int32()), ("peak_x", pa.int32()), ("map_number", pa.int64())])
+
+
+class ToGather(NamedTuple):
+    """What a task is to gather."""
+
+    shards: Sequence[tuple[Shard, Scores]]
+    """And their candidates, as scanned."""
+    leave: bool
+    """Whether it is to leave what the network says of the images."""
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,11 @@ class Reference:
         self._remember(key, answer)
         return answer
 
+    @property
+    def remembered(self) -> Mapping[Key, Answer]:
+        """Return what it was told itself, and has not forgotten."""
+        return dict(self._known)
+
     def _answered(self, key: Key) -> Answer | None:
         return self._known.get(key) or self._given.get(key)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from exemplar_ray.data.formats.registry import describe
 from exemplar_ray.data.shard import Shard, pieces_to_share
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.job import Context, Job, Reduced
+from exemplar_ray.exemplars.left_answers import MOST_BYTES, bytes_of_answer
 from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, RESCAN, Plan, ScannedShard
 from exemplar_ray.exemplars.samples import sample_rate
 from exemplar_ray.exemplars.settings import ScanSettings
@@ -24,8 +24,6 @@ TASKS = "exemplar_ray.exemplars.tasks"
 
 # Of 800 images, for 5,080 exemplars, seven in ten are recomputed after a scan.
 _EXEMPLARS_AN_IMAGE = 4
-# Of memory, for what the network says of all images until gather has asked.
-_MOST_ANSWERS = 512 << 20
 
 
 def scan_settings(spec: ExemplarsSpec, shards: Sequence[Shard], cluster: Cluster, max_skipped: int) -> ScanSettings:
@@ -57,8 +55,7 @@ def _nearly_all_are_exemplars(spec: ExemplarsSpec, images: int) -> bool:
     """Whether an image is so likely to be recomputed that it is scanned as gather would, and what the network says of
     it is kept for gather, if there is room for that."""
     exemplars = spec.top_k * sum(len(readout.layer.channels) for readout in spec.readouts)
-    units = sum(len(layer.channels) * math.prod(layer.map_size or (1,)) for layer in spec.layers)
-    return 0 < _EXEMPLARS_AN_IMAGE * images <= exemplars and 4 * units * images <= _MOST_ANSWERS
+    return 0 < _EXEMPLARS_AN_IMAGE * images <= exemplars and images * bytes_of_answer(spec) <= MOST_BYTES
 
 
 class ScanJob(Job):

@@ -10,7 +10,7 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -27,7 +27,7 @@ from exemplar_ray.executor.job import Made
 from exemplar_ray.executor.malloc import keep_freed_memory
 from exemplar_ray.exemplars import parts
 from exemplar_ray.exemplars.gather import gather_shard
-from exemplar_ray.exemplars.gathered import GatheredShard, NotAsScanned
+from exemplar_ray.exemplars.gathered import GatheredShard, NotAsScanned, ToGather
 from exemplar_ray.exemplars.mix_up import NotAsScannedError
 from exemplar_ray.exemplars.near_duplicates import perceptual_hash
 from exemplar_ray.exemplars.reference import REFERENCE_THREADS, Answer, Key, Reference
@@ -35,7 +35,6 @@ from exemplar_ray.exemplars.resolve import resolve
 from exemplar_ray.exemplars.scan import ScannedPiece, ScanResult, join, scan_piece, scan_shard
 from exemplar_ray.exemplars.settings import Probed, ScanSettings
 from exemplar_ray.exemplars.spec import ExemplarsSpec
-from exemplar_ray.exemplars.topk import Scores
 from exemplar_ray.network.compiled_trunk import CompiledForm, CompiledTrunk
 from exemplar_ray.network.inputs import labels_for
 from exemplar_ray.network.loading import LoadedTrunk, counts, device, import_library, scanning_trunk, trunk_of
@@ -177,13 +176,13 @@ def _gathering_seconds(spec: ExemplarsSpec, shard: Shard) -> float:
 
 
 def gather(
-    spec: ExemplarsSpec, given: Sequence[tuple[Shard, Scores]], answers: Iterable[Mapping[Key, Answer] | None] = ()
-) -> list[GatheredShard | NotAsScanned]:
+    spec: ExemplarsSpec, given: ToGather, answers: Iterable[Mapping[Key, Answer] | None] = ()
+) -> tuple[list[GatheredShard | NotAsScanned], Mapping[Key, Answer] | None]:
     """Return of several shards the images, exact scores and maps of their candidates, or why a shard has to be scanned
-    again.
+    again; and what the network said of images of which nobody had kept that, if it is to be left.
 
     Args:
-        answers: what scans have left, see `Answers.by_content`.
+        answers: what other tasks have left: scans, see `Answers.by_content`, and this one.
 
     Raises:
         ShardError: see `gather.gather_shard`.
@@ -193,9 +192,9 @@ def gather(
     trunk = trunk_of(spec.reference_trunk, "cpu")
     reference = Reference(trunk, spec.network, answers)
     gathered: list[GatheredShard | NotAsScanned] = []
-    for shard, candidates in given:
+    for shard, candidates in given.shards:
         try:
             gathered.append(gather_shard(trunk, spec, shard, candidates, reference))
         except NotAsScannedError as error:
             gathered.append(NotAsScanned(str(error)))
-    return gathered
+    return gathered, reference.remembered if given.leave else None

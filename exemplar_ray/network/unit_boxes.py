@@ -26,9 +26,10 @@ def unit_box(field: ReceptiveField, unit_y: int, unit_x: int, size: int) -> tupl
 def field_box(field: ReceptiveField | None, unit: tuple[int | None, int | None], framing: Framing) -> Box | None:
     """Return the receptive field of a unit (row, column) in pixels of the original image, clipped
     to what the network saw; None where the layer has no map or its field is not known."""
-    if field is None or unit[0] is None:
+    y, x = unit
+    if field is None or y is None or x is None:
         return None
-    return framing.to_original(unit_box(field, *unit, framing.crop))
+    return framing.to_original(unit_box(field, y, x, framing.crop))
 
 
 def _clipped(axis: Axis | None, unit: int, length: int) -> tuple[int, int]:
