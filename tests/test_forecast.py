@@ -10,7 +10,7 @@ def test_a_plan_says_what_how_long_and_how_much_and_writes_nothing(cli, tiny_dat
     before = sorted(tmp_path.rglob("*"))
     status, text = cli("plan", "--data", tiny_data, *TINY_FLAGS, "--price", "3.5", "--tasks", "1", "8", "64")
     assert status == 0, text
-    assert "8 shards, 80 images; 2 tasks at once, 1 CPU and batches of 8 each" in text
+    assert "8 shards, 80 images; 2 tasks at once, 1 CPU and batches of 4 each" in text
     each, together = (float(re.search(f"{what}: ([0-9.]+) images/s", text)[1]) for what in ("a task", "all together"))
     assert together == pytest.approx(2 * each, rel=0.02)
     assert "10 images each" in text

@@ -35,7 +35,7 @@ from exemplar_ray.network.compiled_trunk import CompiledForm, compiled_trunk
 from exemplar_ray.network.inputs import use_of_labels
 from exemplar_ray.network.loading import trunk_of
 
-ROWS = 10  # a shard, so that batches of 8 are not full
+ROWS = 10  # a shard, so that batches of 4 are not full
 NAMES = ["tench", "goldfish", "great white shark", "tiger shark"]
 LAYER = "generator.bottleneck"
 # Of the command that is documented, what it says of the network.

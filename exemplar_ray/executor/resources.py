@@ -14,7 +14,7 @@ _COMPILE = ("auto", "always", "never")
 _IMAGES_WORTH_COMPILING = 5000
 
 # Images a forward pass: what a core works on should stay in its cache; a GPU wants many at a time.
-_BATCH_OF_A_CORE = 8
+_BATCH_OF_A_CORE = 4
 _BATCH_OF_A_GPU = 128
 
 _MOST_CPUS_A_GPU_TASK = 8
@@ -31,7 +31,7 @@ class Resources:
     address: str | None = key(
         None, "ADDRESS", "the Ray cluster (default: RAY_ADDRESS, or a Ray of its own on this machine)"
     )
-    batch_size: int | None = key(None, "N", "images a forward pass (default: 8 a CPU, 128 on a GPU)")
+    batch_size: int | None = key(None, "N", "images a forward pass (default: 4 a CPU, 128 on a GPU)")
     compile: str = key(
         "auto",
         "WHEN",
