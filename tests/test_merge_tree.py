@@ -122,10 +122,10 @@ def test_a_shard_in_two_groups_is_refused_and_a_group_that_comes_again_changes_n
 
 
 def test_groups_are_neighbours_in_the_shard_list_whoever_is_missing():
-    size = folding._SHARDS_A_GROUP
-    assert folding.groups(range(size)) == [list(range(size))]
-    assert folding.groups([0, size - 1, size, 5 * size]) == [[0, size - 1], [size], [5 * size]]
-    assert folding.groups([]) == []
+    assert folding.groups(range(16), 16) == [list(range(16))]
+    # Which shards are in a group depends on all there are, not on those that are done.
+    assert folding.groups([0, 99, 100, 500], 10_000) == [[0, 99], [100], [500]]
+    assert folding.groups([], 10_000) == []
 
 
 def test_a_fold_takes_no_more_memory_for_more_parts(monkeypatch):

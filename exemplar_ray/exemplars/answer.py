@@ -92,8 +92,8 @@ def merge_parts(spec: ExemplarsSpec, context: Context) -> tuple[Part, dict[str, 
     Raises:
         TornPartError: a part is not the one that was committed.
     """
-    by_group = groups(context.completed)
     shards = context.manifest.items
+    by_group = groups(context.completed, len(shards))
     failed: dict[str, str] = {}
     task = FoldTask(spec, context.folder.full_uri, context.manifest.fingerprint)
 

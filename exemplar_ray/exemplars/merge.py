@@ -6,6 +6,7 @@ shards are folded in groups, by tasks anywhere, and what they come to is folded 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -38,9 +39,8 @@ _DEPTH = 4
 # What is ranked for a channel, whatever the images' classes.
 _BY_STRENGTH = (TOP, BOTTOM, NEAR_ZERO)
 
-# Sums of floats depend on their grouping in their last bits. So a group is of shards that are neighbours in the
-# shard list, always as many: whoever folds it, and whatever else there is, it gives the same bytes.
-_SHARDS_A_GROUP = 256
+# Fewer are not worth a task.
+_LEAST_SHARDS_A_GROUP = 16
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,20 @@ class Folded(Part):
     are missing."""
 
 
-def groups(positions: Iterable[int]) -> list[list[int]]:
-    """Split ascending shard positions into the groups that are folded by a task each."""
+def groups(positions: Iterable[int], shards: int) -> list[list[int]]:
+    """Split ascending shard positions into the groups that are folded by a task each: about as many groups as a group
+    has shards, so that neither a task nor the driver, which folds what they come to, has much to do.
+
+    Sums of floats depend on their grouping in their last bits. So a group is of neighbours in the list of all shards:
+    whoever folds it, and whatever else is there, it gives the same bytes.
+
+    Args:
+        shards: how many the data set has.
+    """
+    size = max(_LEAST_SHARDS_A_GROUP, math.isqrt(shards))
     result: dict[int, list[int]] = {}
     for position in positions:
-        result.setdefault(position // _SHARDS_A_GROUP, []).append(position)
+        result.setdefault(position // size, []).append(position)
     return list(result.values())
 
 
