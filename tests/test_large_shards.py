@@ -184,7 +184,7 @@ class Dying(tiny.TinyNetwork):
     given = 0
 
     def forward(self, x):
-        if len(x) == 8:
+        if len(x) == 4:
             with open(FOLDER / "batches", "a") as file:
                 file.write(f"{{os.getpid()}}\\n")
             Dying.given += 1
@@ -205,7 +205,7 @@ def test_a_lost_worker_costs_the_piece_that_it_had_and_the_rest_is_shared(cli, t
     write_shards(tmp_path / "data", 2, ROWS)
     network = tmp_path / "dying.py"
     # Each worker has the second of its pieces by then.
-    network.write_text(DYING.format(tiny=str(TESTS / "tiny_network.py"), folder=str(tmp_path), batches=220))
+    network.write_text(DYING.format(tiny=str(TESTS / "tiny_network.py"), folder=str(tmp_path), batches=440))
     flags = [*TINY_FLAGS, "--model", f"{network}:trained"]
     status, text = cli("run", "--data", tmp_path / "data", "--out", tmp_path / "run", *flags)
     assert status == 0, text
@@ -214,9 +214,9 @@ def test_a_lost_worker_costs_the_piece_that_it_had_and_the_rest_is_shared(cli, t
     assert "(piece " in lost[0], text
     assert "scan 2/2" in text
     assert "scan 3/" not in text
-    a_piece = -(-(ROWS // 2 + GROUP) // 8)
+    a_piece = -(-(ROWS // 2 + GROUP) // 4)
     batches = len((tmp_path / "batches").read_text().splitlines())
-    assert 4 * ROWS / 2 / 8 < batches < 5 * a_piece
+    assert 4 * ROWS / 2 / 4 < batches < 5 * a_piece
     assert [len(record["pieces"]) for record in records(tmp_path / "run")] == [2, 2]
     assert [(r["rows"], r["scored"]) for r in records(tmp_path / "run")] == [(ROWS, ROWS)] * 2
     assert parts_are_those_of_one_go(tmp_path / "run")
