@@ -106,6 +106,17 @@ def test_a_ray_of_its_own_has_the_processes_that_a_run_needs():
         assert not_needed not in said
 
 
+def test_what_a_ray_lacks_is_not_replaced_and_all_else_is_put_back(monkeypatch):
+    monkeypatch.delattr(ray._private.services, "get_node")
+    owners = ray._private.parameter, ray._private.node.Node, ray._private.utils, ray._private.services
+    before = [dict(vars(owner)) for owner in owners]
+    with own_processes():
+        assert not hasattr(ray._private.services, "get_node")
+        parameters = ray._private.parameter.RayParams()
+        assert (parameters.no_monitor, parameters.include_log_monitor) == (True, False)
+    assert [dict(vars(owner)) for owner in owners] == before
+
+
 @pytest.mark.parametrize("set_before", [None, "ACTIVE"])
 def test_a_ray_of_its_own_has_threads_that_sleep_where_they_wait(monkeypatch, set_before):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)

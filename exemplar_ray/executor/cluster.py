@@ -73,7 +73,7 @@ class Cluster:
         if self._joined:
             self._refuse_another()
         else:
-            # Meanwhile. It imports pandas when it first makes a table, which is when results are written.
+            # Meanwhile: it imports pandas when it makes its first array, which a result would wait for.
             Thread(target=pa.array, args=([],)).start()
             self._folders = connect(self._address, self._token)
         try:

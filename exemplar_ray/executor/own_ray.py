@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -35,27 +35,41 @@ def own_processes() -> Iterator[None]:
     (`include_dashboard=False`), Ray starts that all the same, for statistics of its use alone, and waits for it.
     """
     private: Any = ray._private
-    parameters = partial(private.parameter.RayParams, no_monitor=True, include_log_monitor=False)
+    fewer = {"no_monitor": True, "include_log_monitor": False}
     with ExitStack() as replaced:
         for variable, setting in _WHILE_IT_STARTS.items():
             replaced.enter_context(_set_unless_set(variable, setting))
-        for owner, name, instead in (
-            (private.parameter, "RayParams", parameters),
-            (private.node.Node, "start_api_server", lambda *_, **__: None),
+        for owner, name, instead_of in (
+            (
+                private.parameter,
+                "RayParams",
+                lambda before: partial(before, no_monitor=True, include_log_monitor=False),
+            ),
+            (private.node.Node, "start_api_server", lambda _: _nothing),
             # It finds out by importing all that the dashboard imports.
-            (private.utils, "get_dashboard_dependency_error", lambda: ImportError("no dashboard is wanted")),
-            (private.services, "get_node", partial(_soon, private.services.get_node)),
+            (private.utils, "get_dashboard_dependency_error", lambda _: _no_dashboard),
+            (private.services, "get_node", lambda before: partial(_soon, before)),
         ):
-            replaced.enter_context(_replaced(owner, name, instead))
+            replaced.enter_context(_replaced(owner, name, instead_of))
         yield
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+def _no_dashboard() -> ImportError:
+    return ImportError("no dashboard is wanted")
 
 
 def _soon(get_node: Callable[[str, str], Any], address: str, node: str) -> Any:
     """Return what Ray knows of a machine as soon as that is there: Ray itself looks every half second."""
-    client = ray._raylet.GcsClient(address=address)  # type: ignore[attr-defined]
     end = time.monotonic() + _MOST_SECONDS
-    while time.monotonic() < end and node not in (known.hex() for known in client.get_all_node_info()):
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    # If it cannot be asked so, Ray says why, or finds out in its own way.
+    with suppress(AttributeError, ray.exceptions.RayError):
+        client = ray._raylet.GcsClient(address=address)  # type: ignore[attr-defined]
+        while time.monotonic() < end and node not in (known.hex() for known in client.get_all_node_info()):
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
     return get_node(address, node)
 
 
@@ -72,13 +86,13 @@ def _set_unless_set(name: str, value: str) -> Iterator[None]:
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """While inside, an attribute is another, if there is one."""
+def _replaced(owner: Any, name: str, instead_of: Callable[[Any], Any]) -> Iterator[None]:
+    """While inside, an attribute is what a function makes of it, if there is one."""
     if not hasattr(owner, name):
         yield
         return
     before = getattr(owner, name)
-    setattr(owner, name, value)
+    setattr(owner, name, instead_of(before))
     try:
         yield
     finally:
