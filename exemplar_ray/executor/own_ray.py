@@ -40,11 +40,7 @@ def own_processes() -> Iterator[None]:
         for variable, setting in _WHILE_IT_STARTS.items():
             replaced.enter_context(_set_unless_set(variable, setting))
         for owner, name, instead_of in (
-            (
-                private.parameter,
-                "RayParams",
-                lambda before: partial(before, no_monitor=True, include_log_monitor=False),
-            ),
+            (private.parameter, "RayParams", lambda before: partial(before, **fewer)),
             (private.node.Node, "start_api_server", lambda _: _nothing),
             # It finds out by importing all that the dashboard imports.
             (private.utils, "get_dashboard_dependency_error", lambda _: _no_dashboard),
