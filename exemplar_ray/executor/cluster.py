@@ -9,10 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
-from threading import Thread
 from typing import Any
 
-import pyarrow as pa
 import ray
 
 from exemplar_ray.errors import UsageError
@@ -73,8 +71,6 @@ class Cluster:
         if self._joined:
             self._refuse_another()
         else:
-            # Meanwhile: it imports pandas when it makes its first array, which a result would wait for.
-            Thread(target=pa.array, args=([],)).start()
             self._folders = connect(self._address, self._token)
         try:
             self._watch = Watch(ray.get_runtime_context().gcs_address, raylet())
