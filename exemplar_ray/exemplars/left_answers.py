@@ -55,11 +55,12 @@ class LeftAnswers:
     def add(self, task: Task, left: Any) -> None:
         """Take what a task has left of its images."""
         if self.wants_more:
-            self._bytes += self._bytes_of_answer * sum(
-                number not in self._of_images for number in task.originals.tolist()
-            )
-            self._of_images = {**dict.fromkeys(task.images.tolist(), left), **self._of_images}
+            new = [number for number in task.originals.tolist() if number not in self._of_images]
+            self._bytes += self._bytes_of_answer * len(new)
+            for number in task.images.tolist():
+                self._of_images.setdefault(number, left)
 
     def note(self, wanted: Mapping[int, Scores]) -> None:
-        """Note candidates that have been recomputed."""
-        self.scanned = concatenate([self.scanned, *(wanted[position] for position in sorted(wanted))])
+        """Note candidates that have been recomputed, if anything was left of their images."""
+        if self._of_images:
+            self.scanned = concatenate([self.scanned, *(wanted[position] for position in sorted(wanted))])
