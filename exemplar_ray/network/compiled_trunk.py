@@ -32,6 +32,7 @@ from exemplar_ray._version import __version__
 from exemplar_ray.data import preprocess
 from exemplar_ray.network.reference_precision import reference_precision
 from exemplar_ray.network.spec import NetworkSpec, TrunkSpec, split_model
+from exemplar_ray.network.traced_graph import simplify
 from exemplar_ray.network.trunk import Pooled, Trunk
 
 # How far compiled and plain activations may differ, as a share of the largest one.
@@ -211,10 +212,12 @@ def _make_library(trunk: Trunk, spec: TrunkSpec, example: tuple[Tensor, ...], pa
 
     with torch.no_grad(), reference_precision():
         graph = make_fx(activations)(*example)
-        graph.graph.eliminate_dead_code()
+        simplify(graph.graph)
         graph.recompile()
         exported = torch.export.export(graph, example)
-        torch._inductor.aot_compile(exported.module(), example, options={"aot_inductor.output_path": path})
+        # Weights are laid out once, as the processor's convolutions want them, and normalisations multiplied into them.
+        options = {"aot_inductor.output_path": path, "freezing": True}
+        torch._inductor.aot_compile(exported.module(), example, options=options)
 
 
 def _refuse_another_network(compiled: Pooled, plain: Pooled, precision: str) -> None:
