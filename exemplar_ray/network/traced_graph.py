@@ -52,8 +52,8 @@ def _leave_out_padding(node: _Node) -> None:
     # Indices would be others.
     if len(node.args) != 3 or node.kwargs or used != {0} or not _is_padded(padded, -torch.inf):
         return
-    left, right, top, bottom = _sides(padded)
-    if left or top or right < 0 or bottom < 0:
+    left, _, top, _ = _sides(padded)
+    if left or top:
         return
     _, kernel, stride = node.args
     shape = padded.args[0].meta["val"].shape
