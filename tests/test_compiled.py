@@ -18,6 +18,7 @@ from exemplar_ray.exemplars.resolve import resolve
 from exemplar_ray.exemplars.spec import RunSpec
 from exemplar_ray.exemplars.to_resolve import ToResolve
 from exemplar_ray.network import compiled_trunk as compiled
+from exemplar_ray.network import machine_cache
 from exemplar_ray.network.compiled_trunk import CannotCompileError, CompiledForm, CompiledTrunk, compiled_trunk
 from exemplar_ray.network.loading import scanning_trunk, trunk_of
 from exemplar_ray.network.trunk import Pooled
@@ -108,21 +109,23 @@ def test_a_library_is_named_by_the_code_that_it_was_made_of(monkeypatch, tmp_pat
     names = {compiled._key(form_of(spec)), compiled._key(form_of(registered))}
 
     folder = tmp_path / "network"
-    shutil.copytree(Path(compiled.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(compiled, "__file__", str(folder / "compiled_trunk.py"))
+    shutil.copytree(Path(machine_cache.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(machine_cache, "__file__", str(folder / "machine_cache.py"))
     assert compiled._key(form_of(spec)) in names
     for file in ("models.py", "torchvision_models.py", "preparation.py", "weights.py"):
         (folder / file).write_text((folder / file).read_text() + "# changed\n")
         names.add(compiled._key(form_of(spec)))
     changed = tmp_path / "preprocess.py"
     changed.write_text("# changed\n")
-    monkeypatch.setattr(compiled.preprocess, "__file__", str(changed))
+    monkeypatch.setattr(machine_cache.preprocess, "__file__", str(changed))
     names.add(compiled._key(form_of(spec)))
     assert len(names) == 7
 
-    version = compiled.metadata.version
+    version = machine_cache.metadata.version
     for library in ("torch-lucent", "torchvision", "efficientnet-lite-pytorch"):
-        monkeypatch.setattr(compiled.metadata, "version", lambda name, of=library: "9" if name == of else version(name))
+        monkeypatch.setattr(
+            machine_cache.metadata, "version", lambda name, of=library: "9" if name == of else version(name)
+        )
         names.add(compiled._key(form_of(registered)))
     (tmp_path / "site-packages" / "timm-9.dist-info").mkdir(parents=True)
     monkeypatch.syspath_prepend(str(tmp_path / "site-packages"))

@@ -11,16 +11,11 @@ workers, ended without a goodbye, leave there. The library itself loads in 0.01 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
-import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -28,20 +23,14 @@ from filelock import FileLock
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from exemplar_ray._version import __version__
-from exemplar_ray.data import preprocess
+from exemplar_ray.network.machine_cache import cache_folder, name_by_content
 from exemplar_ray.network.reference_precision import reference_precision
-from exemplar_ray.network.spec import NetworkSpec, TrunkSpec, split_model
+from exemplar_ray.network.spec import TrunkSpec
 from exemplar_ray.network.traced_graph import simplify
 from exemplar_ray.network.trunk import Pooled, Trunk
 
 # How far compiled and plain activations may differ, as a share of the largest one.
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05, "float16": 0.01}
-
-# The packages whose code the networks of the registries, and of the libraries that this package knows, are.
-_LIBRARIES = ("efficientnet-lite-pytorch", "open_clip_torch", "torch-lucent", "torchvision", "timm", "transformers")
-# Where a library's package has another name.
-_PACKAGES = {"open_clip": "open_clip_torch"}
 
 
 class CannotCompileError(Exception):
@@ -123,52 +112,12 @@ def _library(form: CompiledForm) -> Path:
     return cache_folder() / f"{_key(form)}.so"
 
 
-def cache_folder() -> Path:
-    """Return where compiled trunks are kept: `EXEMPLAR_RAY_CACHE`, or `exemplar_ray` in the user's cache folder."""
-    own = os.environ.get("EXEMPLAR_RAY_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "exemplar_ray"
-
-
 def _key(form: CompiledForm) -> str:
     """Name a library by all that it depends on: what it computes, with what, for which processor."""
     spec = form.trunk
     what = {**spec.network.identity(), "statistic": spec.statistics, "precision": spec.precision}
     what["pre_relu"] = spec.pre_relu
-    versions = [
-        __version__,
-        torch.__version__,
-        _code(),
-        _libraries(is_known=_is_of_known_libraries(spec.network)),
-    ]
-    everything = json.dumps([what, form.batch_size, form.threads, versions, _processor()], sort_keys=True)
-    return hashlib.sha256(everything.encode()).hexdigest()[:32]
-
-
-def _code() -> list[str]:
-    """Return hashes of what this package puts into a library: networks and their constants, hooks, preprocessing."""
-    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(preprocess.__file__)]
-    return [f"{file.stem} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]
-
-
-def _is_of_known_libraries(network: NetworkSpec) -> bool:
-    """Whether a network's code is of this package and `_LIBRARIES`, and neither a user's nor another package's."""
-    library, separator, _ = network.model.partition(":")
-    is_of_users_file = bool(split_model(network.model)[2])
-    return not is_of_users_file and (not separator or _PACKAGES.get(library, library) in _LIBRARIES)
-
-
-def _libraries(is_known: bool) -> list[str]:
-    """Return what else a network's code is of: known libraries, or, as other code may import whatever is there, all
-    that is installed.
-    """
-    if not is_known:
-        folders = {Path(entry) for entry in sys.path if entry.endswith("-packages")}
-        return sorted(found.name for folder in folders for found in folder.glob("*.dist-info"))
-    versions = []
-    for name in _LIBRARIES:
-        with suppress(metadata.PackageNotFoundError):
-            versions.append(f"{name} {metadata.version(name)}")
-    return versions
+    return name_by_content([what, form.batch_size, form.threads, _processor()], spec.network)
 
 
 def _processor() -> str:

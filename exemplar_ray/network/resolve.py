@@ -9,6 +9,7 @@ from exemplar_ray.data.first_images import TwoImages, noise
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.network.describe import question_network
 from exemplar_ray.network.inputs import use_of_labels
+from exemplar_ray.network.kept_answers import keep_answers, kept_answers
 from exemplar_ray.network.layers import parse_channels
 from exemplar_ray.network.layouts import AUTO, layout_of
 from exemplar_ray.network.models import Network, find_architecture, load_network
@@ -30,14 +31,18 @@ def resolve_network(
 
     Args:
         images: to question it with; see `describe.question_network`.
-        known: what an earlier invocation found out. If it is of this network, the network is not questioned again.
+        known: what an earlier invocation found out. If it is of this network, or this machine has kept its answers,
+            the network is not questioned again.
 
     Raises:
         UsageError: the model, its weights, a layer, a channel or the preprocessing cannot be had, or the network is
             no function of the image.
     """
     network, spec = build_network(request)
-    if known is not None and _is_known(spec, request, known):
+    has_images = images is not _no_images
+    if known is None or not _is_known(spec, request, known):
+        known = kept_answers(spec, request, has_images)
+    if known is not None:
         layers = tuple(
             replace(layer, channels=parse_channels(request.channels, layer.channel_count))
             for layer in known.spec.layers
@@ -48,7 +53,9 @@ def resolve_network(
         network.module, request.layers, request.channels, spec.preprocess, asked_with, request.layout
     )
     answers = questioned.answers
-    return KnownNetwork(replace(spec, layers=questioned.layers, channels_last=answers.channels_last), answers)
+    known = KnownNetwork(replace(spec, layers=questioned.layers, channels_last=answers.channels_last), answers)
+    keep_answers(known, request, has_images)
+    return known
 
 
 def build_network(request: NetworkRequest) -> tuple[Network, NetworkSpec]:
