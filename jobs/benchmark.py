@@ -19,6 +19,9 @@ writes scaling.json. `cluster-model` holds what `exemplar-ray plan` foresees aga
 `whole` holds runs of more and more images, from the command to the exit, against the notebook's loop and Ray Data's
 pipeline; it writes whole.json. `every-job` tells what exemplars, activations, pictures and circuits take beside their
 tasks; it writes every_job.json.
+`growth` scans 4 and 16 times as many images, and watches its processes' memory; it writes growth.json.
+`dead-channels` tells what screening gives where channels hardly ever fire; it writes dead_channels.json. `compiled`
+holds networks as machine code against the same run by torch; it writes compiled.json.
 `large-shards` tells how long workers are idle at the end of a scan of few large shards; it writes large_shards.json.
 `gpu` measures one GPU: scans in processes that share it, their limits, and whether the answer is the CPU's; give it
 `--cores` and enough `--copies`. It needs no Ray, and writes gpu.json.
@@ -57,6 +60,9 @@ MODES = {
     "questions": ("benchmarking.questions", "questions"),
     "start": ("benchmarking.start", "start"),
     "whole": ("benchmarking.whole", "whole"),
+    "growth": ("benchmarking.growth", "growth"),
+    "dead-channels": ("benchmarking.dead_channels", "dead_channels"),
+    "compiled": ("benchmarking.compiled", "compiled"),
     "every-job": ("benchmarking.every_job", "every_job"),
     "large-shards": ("benchmarking.large_shards", "large_shards"),
     "activations": ("benchmarking.activation_store", "activation_store"),

@@ -1,5 +1,6 @@
 """What the benchmark's figures rest on: the right images, honest ratios. The benchmark itself is run by hand."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from tiny_network import trained
 
 sys.path.insert(0, str(PROJECT / "jobs"))
 
+from benchmark import MODES
 from benchmarking.data import copies_of, first_images, first_shards, row_groups, shards_of_rows
 from benchmarking.limits import bound
 from benchmarking.measuring import Rate, ratios, spread
@@ -27,6 +29,10 @@ def shards(tmp_path):
 
 def stored(shards):
     return [image["bytes"] for shard in shards for image in pq.read_table(shard)["image"].to_pylist()]
+
+
+def test_every_mode_is_there():
+    assert all(callable(getattr(importlib.import_module(module), name)) for module, name in MODES.values())
 
 
 def test_the_first_images_are_the_first(shards):

@@ -1,5 +1,6 @@
 """What the questions that are put to a network cost, as a share of starting a run: a first start against the next."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,8 @@ def questions(shards: Sequence[str], work: Path, options: Namespace) -> None:
         for name, flags in NETWORKS.items():
             out = work / "run"
             shutil.rmtree(out, ignore_errors=True)
+            # Else what was kept of an earlier repetition would be known.
+            os.environ["EXEMPLAR_RAY_CACHE"] = f"{work}/cache-{number}"
             asked, known = (_seconds_to_start([*flags, "--data", *shards, "--out", str(out)]) for _ in range(2))
             shares.setdefault(name, []).append(asked / known)
             print(f"  {name}: {asked:.1f} s to the first shard, {known:.1f} s where the network is known", flush=True)
