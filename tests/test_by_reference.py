@@ -31,7 +31,7 @@ SETTINGS = {"batch_size": 1, "threads": 1}
 def test_what_the_scan_leaves_is_what_gather_computes(tmp_path, monkeypatch, precision):
     spec, trunk = tiny("hardly_firing", precision=precision, decode="fast", layer=("classifier", "mixed"))
     shard = shard_of(tmp_path / "data", [(f"{i}.jpg", encode(random_picture(i, 400, 300), "JPEG")) for i in range(6)])
-    scanned = scan_shard(trunk, ScanSettings(spec, **SETTINGS, by_reference=True), shard, 0)
+    scanned = scan_shard(trunk, ScanSettings(spec.unscreened(), **SETTINGS, by_reference=True), shard, 0)
     assert len(scanned.answers) == 6
     asked = forward_passes(trunk, monkeypatch)
     scores = scanned.part.scores
@@ -100,7 +100,10 @@ def assert_same_answer(run, usual):
         np.testing.assert_allclose(mine[column], other[column], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("screening", [[], ["--precision", "bfloat16", "--decode", "fast"]])
+SCREENING = ["--precision", "bfloat16", "--decode", "fast"]
+
+
+@pytest.mark.parametrize("screening", [[], SCREENING])
 def test_a_small_run_answers_as_any_other_and_so_does_its_merge(usual, cli, tmp_path, screening):
     other, flags = usual
     status, said = cli("run", *flags, *screening, "--out", tmp_path / "run")
@@ -115,6 +118,18 @@ def test_a_small_run_answers_as_any_other_and_so_does_its_merge(usual, cli, tmp_
     before = (tmp_path / "run" / "exemplars.parquet").read_bytes()
     assert cli("merge", tmp_path / "run")[0] == 0
     assert (tmp_path / "run" / "exemplars.parquet").read_bytes() == before
+
+
+def test_shards_that_were_screened_and_shards_that_were_not_come_to_the_same(usual, cli, tmp_path):
+    other, flags = usual
+    assert cli("run", *flags, *SCREENING, "--compile", "never", "--out", tmp_path / "run")[0] == 0
+    for file in (tmp_path / "run" / "parts").glob("000001*"):
+        file.unlink()
+    status, said = cli("run", *flags, *SCREENING, "--out", tmp_path / "run")
+    assert status == 0, said
+    assert [record.get("by_reference") for record in records(tmp_path / "run")] == [None, True]
+    for name in ("exemplars", "images"):
+        assert pq.read_table(tmp_path / "run" / f"{name}.parquet").equals(pq.read_table(other / f"{name}.parquet"))
 
 
 def test_what_the_scan_left_may_be_lost(usual, cli, tmp_path, monkeypatch):

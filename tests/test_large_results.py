@@ -160,7 +160,7 @@ def test_a_full_temporary_folder_is_said(monkeypatch):
     with ImageSpool() as spool:
         spool._file.close()
         spool._file = Full()
-        spool._file.tell = lambda: 0
+        spool._file.seek = lambda *_: 0
         images = {"row": [0], "label": [0], "path": ["a"], "bytes": [b"x"], "hash": [bytes(32)], "width": [1]}
         with pytest.raises(UsageError, match="has no room .*No space left on device.*set TMPDIR"):
             spool.add(0, pa.table({**images, "height": [1]}, schema=IMAGES_SCHEMA))

@@ -64,12 +64,15 @@ def _answer(plan: Plan, context: Context, rescan: Rescan | None) -> Reduced:
     merged, failed = merge_parts(plan.spec, context)
     if failed:
         return Reduced(failed)
-    selection = Selection(plan.spec, merged, sum(scanned.scored for scanned in context.completed.values()))
+    all_by_reference = all(scanned.by_reference for scanned in context.completed.values())
+    # Their numbers are those of an exact scan, also where the run would have screened larger data.
+    spec = plan.spec.unscreened() if all_by_reference else plan.spec
+    selection = Selection(spec, merged, sum(scanned.scored for scanned in context.completed.values()))
     with ImageSpool() as images:
-        gather = partial(gather_candidates, plan, context, images, LeftAnswers(plan.spec, context.left))
+        gather = partial(gather_candidates, plan, context, images, LeftAnswers(spec, context.left))
         failed = rerank(selection, gather)
         doubtful: list[Pair] = []
-        if rescan and plan.spec.screened and not failed and (doubtful := selection.unsettled()):
+        if rescan and spec.screened and not failed and (doubtful := selection.unsettled()):
             failed = rescan(context, selection, doubtful) or rerank(selection, gather)
         if failed:
             return Reduced(failed)

@@ -150,6 +150,8 @@ class ScannedShard(NamedTuple):
     """Of the worker that scanned it."""
     places: Sequence[int] | None = None
     """See `ShardReader.places`."""
+    by_reference: bool = False
+    """Whether it was scanned as gather recomputes, see `scan_job.scan_settings`."""
 
     @classmethod
     def of(cls, record: CompletionRecord) -> Self:
@@ -167,4 +169,5 @@ class ScannedShard(NamedTuple):
             not_finite=tuple(facts["not_finite"]),
             versions=kept(record.versions),
             places=array("I", facts["places"]) if "places" in facts else None,
+            by_reference=facts.get("by_reference", False),
         )

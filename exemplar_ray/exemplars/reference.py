@@ -16,7 +16,6 @@ from exemplar_ray.data.batches import Batch
 from exemplar_ray.data.decode import UndecodableImageError, decode_and_crop
 from exemplar_ray.data.shard import ImageRow
 from exemplar_ray.exemplars.near_duplicates import perceptual_hash
-from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.network.inputs import labels_for
 from exemplar_ray.network.shard_images import Prepare
 from exemplar_ray.network.spec import NetworkSpec
@@ -161,8 +160,8 @@ class Answers:
     `by_content` is {what it was asked about: what it said}.
     """
 
-    def __init__(self, spec: ExemplarsSpec) -> None:
-        self._spec = spec
+    def __init__(self, network: NetworkSpec) -> None:
+        self._network = network
         self._contents: dict[int, bytes] = {}
         self.by_content: dict[Key, Answer] = {}
 
@@ -182,8 +181,8 @@ class Answers:
         Args:
             trunk: of `ExemplarsSpec.reference_trunk`, on the CPU.
         """
-        pooled, outputs = trunk.with_maps(batch.crops, labels, pre_relu=self._spec.screened)
+        pooled, outputs = trunk.with_maps(batch.crops, labels)
         [image] = batch.images
-        key = key_of(self._spec.network, self._contents.pop(image.row), image)
+        key = key_of(self._network, self._contents.pop(image.row), image)
         self.by_content[key] = Answer.of(batch.crops.numpy()[0], pooled, outputs)
         return pooled

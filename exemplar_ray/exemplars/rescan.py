@@ -30,7 +30,7 @@ def rescan_exactly(plan: Plan, context: Context, selection: Selection, doubtful:
     # All channels of the layers: the others cost nothing, and an exact run's compiled trunk serves here, too.
     names = {plan.spec.readouts[readout].layer.name for readout, _ in doubtful}
     layers = [layer for layer in plan.spec.layers if layer.name in names]
-    exact = replace(plan, spec=plan.spec.unscreened(layers))
+    exact = replace(plan, spec=plan.spec.settling(layers))
     job = ScanJob(exact, context.cluster, max(scanned.skipped for scanned in context.completed.values()))
     folder, manifest = RunFolder(f"{context.folder.uri.rstrip('/')}/{RESCAN}-{exact.fingerprint[:12]}"), job.manifest()
     state = folder.adopt(manifest, job.keep)

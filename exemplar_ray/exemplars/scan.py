@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from exemplar_ray.data.preprocess import DECODERS
 from exemplar_ray.data.shard import Shard
 from exemplar_ray.exemplars.collect import PartCollector
 from exemplar_ray.exemplars.collected import Collected
@@ -66,9 +65,8 @@ def scan_piece(
         ShardError: see `scan_shard`; of a single piece nobody can tell yet whether too many of the shard's images
             cannot be decoded, which `join` does.
     """
-    spec, answers = settings.spec, Answers(settings.spec) if settings.by_reference else None
-    decode = spec.decode if answers is None else DECODERS[0]
-    reading = ReadOptions(settings.batch_size, settings.threads, settings.max_skipped, decode, settings.most_rows)
+    spec, answers = settings.spec, Answers(settings.spec.network) if settings.by_reference else None
+    reading = ReadOptions(settings.batch_size, settings.threads, settings.max_skipped, spec.decode, settings.most_rows)
     spectrum = RunningSpectrum(spec.network.preprocess, trunk.device)
     with (
         ShardImages(spec.network, shard, reading, trunk.device, piece) as images,

@@ -40,7 +40,7 @@ def scan_settings(spec: ExemplarsSpec, shards: Sequence[Shard], cluster: Cluster
     as_usual = use_gpu or cluster.resources.batch_size is not None or cluster.resources.compile != "auto"
     by_reference = not as_usual and _nearly_all_are_exemplars(spec, rows)
     return ScanSettings(
-        spec=spec,
+        spec=spec.unscreened() if by_reference else spec,
         batch_size=1 if by_reference else cluster.batch_size,
         threads=cluster.demand.cpus,
         use_gpu=use_gpu,

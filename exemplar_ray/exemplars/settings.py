@@ -25,7 +25,8 @@ class ScanSettings:
     sample_rate: float = 0.0
     """See `samples.sample_rate`; 0 where no sample is drawn."""
     by_reference: bool = False
-    """Scan as gather recomputes, and leave what it asks for; see `scan_job.scan_settings`."""
+    """Scan as gather recomputes, which `spec` then says, too, and leave what it asks for; see
+    `scan_job.scan_settings`."""
     most_rows: int | None = None
     """Read only so many, to see how long that takes."""
 

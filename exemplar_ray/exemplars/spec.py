@@ -245,13 +245,15 @@ class ExemplarsSpec:
         """Return what gather computes."""
         return replace(self.scan_trunk, precision=PRECISIONS[0])
 
-    def unscreened(self, layers: Sequence[Layer]) -> ExemplarsSpec:
+    def unscreened(self) -> ExemplarsSpec:
+        """Return the spec of an exact scan for the same."""
+        return replace(self, precision=PRECISIONS[0], decode=DECODERS[0])
+
+    def settling(self, layers: Sequence[Layer]) -> ExemplarsSpec:
         """Return the spec of an exact scan that looks for the strongest and weakest of some layers' channels."""
         samples = tuple(sample for sample in self.samples if not is_drawn(sample))
         network = replace(self.network, layers=tuple(layers))
-        return replace(
-            self, network=network, samples=samples, class_top_k=0, precision=PRECISIONS[0], decode=DECODERS[0]
-        )
+        return replace(self.unscreened(), network=network, samples=samples, class_top_k=0)
 
     @property
     def shown_samples(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from exemplar_ray.network.inputs import Input
-from exemplar_ray.network.pre_relu import ReluInputs, split_name
+from exemplar_ray.network.pre_relu import SUFFIX, ReluInputs, split_name
 
 SeenLayer = Callable[[str, Any, Any], bool]
 """Called with a layer's name, its output, and what that was before its ReLU; true ends the forward pass. A layer that
@@ -49,7 +49,8 @@ def hooked(module: nn.Module, names: Sequence[str], seen: SeenLayer, with_pre_re
         with_pre_relu: find out what each output was before its ReLU; `seen` gets None where it has none. Without
             this `seen` always gets None.
     """
-    modules = [name for name, _ in module.named_modules()]
+    # Going through all of a network's modules takes longer than some of its layers.
+    modules = [name for name, _ in module.named_modules()] if any(name.endswith(SUFFIX) for name in names) else names
     wanted = {name: split_name(name, modules) for name in names}
     needs_inputs = with_pre_relu or any(pre_relu for _, pre_relu in wanted.values())
     relu_inputs = ReluInputs()

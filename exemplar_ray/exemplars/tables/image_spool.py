@@ -1,4 +1,4 @@
-"""Gathered images and maps on their way to the result: on the local disk, as they may be more than fits in memory."""
+"""Gathered images and maps on their way to the result: few in memory, more on the local disk."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ import pyarrow as pa
 from exemplar_ray.errors import UsageError
 from exemplar_ray.exemplars.gathered import BYTES_OF_A_UNIT, SPOOLED_MAPS_SCHEMA
 
+# Of few images, writing them to a file takes longer than all else that is done to them here.
+_MOST_IN_MEMORY = 256 << 20
+
 
 class ImageSpool:
-    """Gathered images and maps in a file without a name; only what is asked for is in memory.
+    """Gathered images and maps: so many bytes in memory, more in a file without a name, of which only what is asked for
+    is in memory.
 
     Bytes that several images have, as copies of a file do, stand in it once: they are one content.
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="exemplar_ray-images-")  # noqa: SIM115
+        self._file = tempfile.SpooledTemporaryFile(_MOST_IN_MEMORY, prefix="exemplar_ray-images-")  # noqa: SIM115
         # Of each content where it begins, and how many bytes it has.
         self._contents: list[tuple[int, int]] = []
         self._known: dict[bytes, int] = {}
@@ -80,7 +84,7 @@ class ImageSpool:
 
     def _append(self, data: Any) -> tuple[int, int]:
         """Write bytes behind the others; return where they begin, and how many they are."""
-        begin = self._file.tell()
+        begin = self._file.seek(0, os.SEEK_END)
         self._written(lambda: self._file.write(data))
         return begin, self._file.tell() - begin
 
@@ -132,8 +136,5 @@ class ImageSpool:
         return np.frombuffer(self._read(begin, BYTES_OF_A_UNIT * units), np.float16)
 
     def _read(self, begin: int, size: int) -> bytes:
-        # The system may give less than was asked for: 2 GB is the most that it does.
-        data = os.pread(self._file.fileno(), size, begin)
-        while len(data) < size:
-            data += os.pread(self._file.fileno(), size - len(data), begin + len(data))
-        return data
+        self._file.seek(begin)
+        return self._file.read(size)
