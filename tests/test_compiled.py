@@ -150,6 +150,14 @@ def test_what_is_not_the_networks_is_thrown_away(cache, monkeypatch):
     assert list(cache.glob("*.so")) == []
 
 
+def test_machine_code_that_takes_far_longer_is_thrown_away(cache, monkeypatch):
+    spec = resolved(layer=("conv1",))
+    monkeypatch.setattr(compiled, "_TIMES_AS_LONG", 0.0)
+    with pytest.raises(CannotCompileError, match="as machine code it takes .* times as long"):
+        compiled_trunk(form_of(spec), built(spec))
+    assert list(cache.glob("*.so")) == []
+
+
 def test_activations_that_are_no_numbers_are_no_sign_that_it_is_the_network():
     key, numbers, nothing = ("conv1", "max"), torch.ones(4, 8), torch.full((4, 8), torch.nan)
     # Before a ReLU that is not there, they are.

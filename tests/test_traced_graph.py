@@ -95,3 +95,18 @@ def test_a_clamp_at_zero_is_a_relu_and_no_other_is():
         before, after, names = traced(way, values)
         assert torch.equal(after.nan_to_num(7), before.nan_to_num(7))
         assert sum("relu" in name for name in names) == relus
+
+
+def test_a_matrix_that_multiplies_many_is_not_repeated():
+    """As in attention, whose tokens come first and whose images second."""
+    matrix, bias = torch.randn(5, 3, generator=torch.Generator().manual_seed(4)), torch.ones(5)
+    tokens = images()[:, :, :, 0].permute(2, 0, 1)
+    assert not tokens.is_contiguous()
+    before, after, names = traced(lambda x: F.linear(x, matrix, bias), tokens)
+    assert torch.allclose(after, before)
+    assert sum("bmm" in name for name in names) == 0
+    # Each with its own.
+    own = torch.randn(9, 3, 4, generator=torch.Generator().manual_seed(5))
+    before, after, names = traced(lambda x: torch.bmm(x, own), tokens)
+    assert_equal(after, before)
+    assert sum("bmm" in name for name in names) == 1

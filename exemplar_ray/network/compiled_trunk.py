@@ -11,9 +11,11 @@ workers, ended without a goodbye, leave there. The library itself loads in 0.01 
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,10 @@ from exemplar_ray.network.trunk import Pooled, Trunk
 
 # How far compiled and plain activations may differ, as a share of the largest one.
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05, "float16": 0.01}
+
+# What takes so many times as long, each time of so many, is of no use.
+_TIMES_AS_LONG = 3.0
+_MOST_LOOKS = 5
 
 
 class CannotCompileError(Exception):
@@ -89,7 +95,8 @@ def compiled_trunk(form: CompiledForm, build: Callable[[], Trunk]) -> tuple[Comp
         The trunk, and whether it was compiled now.
 
     Raises:
-        CannotCompileError: the network cannot be traced, there is no C++ compiler, or the result is not the network's.
+        CannotCompileError: the network cannot be traced, there is no C++ compiler, or the result is not the network's,
+            or takes far longer.
     """
     library = _library(form)
     try:
@@ -133,7 +140,7 @@ def _compile(trunk: Trunk, form: CompiledForm, library: Path) -> None:
     """Make the library of a trunk, and hold it against the trunk on other images.
 
     Raises:
-        CannotCompileError: that cannot be done, or the library computes something else.
+        CannotCompileError: that cannot be done, or the library computes something else, or far more slowly.
     """
     random = torch.Generator().manual_seed(0)
     examples = [form.example(random, label) for label in range(2)]
@@ -145,6 +152,7 @@ def _compile(trunk: Trunk, form: CompiledForm, library: Path) -> None:
             # The second example shows a graph that holds only for the images that it was traced with.
             compiled, plain = CompiledTrunk(Path(made), form.trunk)(*examples[1]), trunk(*examples[1])
             _refuse_another_network(compiled, plain, form.trunk.precision)
+            _refuse_slower(CompiledTrunk(Path(made), form.trunk), trunk, examples[1])
             os.replace(made, library)
     except CannotCompileError:
         raise
@@ -178,3 +186,18 @@ def _refuse_another_network(compiled: Pooled, plain: Pooled, precision: str) -> 
                 continue
             if not (values - expected).abs().max() <= _TOLERANCE[precision] * expected.abs().max():
                 raise CannotCompileError(f"the compiled {statistic} of {layer} is not the network's")
+
+
+def _refuse_slower(compiled: CompiledTrunk, plain: Trunk, example: tuple[Tensor, ...]) -> None:
+    """Refuse machine code that takes far longer than the network: the compiler may make too much of a part of it."""
+    trunks: tuple[CompiledTrunk | Trunk, ...] = (compiled, plain)
+    seconds = [math.inf, math.inf]
+    for _ in range(_MOST_LOOKS):
+        for number, trunk in enumerate(trunks):
+            started = time.perf_counter()
+            trunk(*example)
+            seconds[number] = min(seconds[number], time.perf_counter() - started)
+        # Something else may have run meanwhile.
+        if seconds[0] <= _TIMES_AS_LONG * seconds[1]:
+            return
+    raise CannotCompileError(f"as machine code it takes {seconds[0] / seconds[1]:.0f} times as long")

@@ -3,6 +3,10 @@
 Networks ported from TensorFlow pad before they convolve or pool, as TensorFlow's "SAME" is at times one more on the
 right than on the left. Compiled as it stands, that is a copy of every map, and what comes before it is computed under
 the mask of what is padding.
+
+torch traces a linear layer over tokens that do not lie one behind the other, as in attention, to a product of many
+matrices with one, repeated. Compiled as it stands, that one is copied for each: a ViT-B/16 in bfloat16 took 20 times as
+long as uncompiled.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ def simplify(graph: fx.Graph) -> None:
             _pad_in_convolution(node)
         elif node.target is _aten.max_pool2d_with_indices.default:
             _leave_out_padding(node)
+        elif node.target is _aten.bmm.default and node.args[1].meta["val"].stride(0) == 0:
+            _multiply_once(graph, node)
         elif node.target is _aten.clamp.default and node.args[1:] == (0,) and not node.kwargs:
             # The compiler knows it by this name as the end of a convolution.
             node.target, node.args = _aten.relu.default, node.args[:1]
@@ -59,6 +65,18 @@ def _leave_out_padding(node: _Node) -> None:
     shape = padded.args[0].meta["val"].shape
     if max_pool2d(torch.empty(shape, device="meta"), kernel, stride, ceil_mode=True).shape == node.meta["val"][0].shape:
         node.args = (padded.args[0], kernel, stride, [0, 0], [1, 1], True)
+
+
+def _multiply_once(graph: fx.Graph, node: _Node) -> None:
+    """Have one matrix multiply all rows at once, where it is to multiply matrix by matrix."""
+    several, repeated = node.args
+    matrices, rows, inner = several.meta["val"].shape
+    with graph.inserting_before(node):
+        all_rows = graph.call_function(_aten.reshape.default, (several, [matrices * rows, inner]))
+        matrix = graph.call_function(_aten.select.int, (repeated, 0, 0))
+        product = graph.call_function(_aten.mm.default, (all_rows, matrix))
+        result = graph.call_function(_aten.reshape.default, (product, list(node.meta["val"].shape)))
+    node.replace_all_uses_with(result)
 
 
 def _is_padded(node: _Node, value: float) -> bool:
