@@ -47,7 +47,7 @@ def growth(shards: Sequence[str], work: Path, options: Namespace) -> None:
                 name = f"{kind}, {summary['scored']:,} images"
                 figures = (rates["scan"].per_second, memory.driver / _MB, memory.worker / _MB)
                 found.setdefault(name, []).append(figures)
-                print(f"  {name}: {figures[0]:.1f} images/s", flush=True)
+                print(f"  {name}: {figures[0]:.1f} images/s, {figures[1]:.0f} and {figures[2]:.0f} MB", flush=True)
     print()
     heads = ("scan", "images/s", "driver, MB", "largest worker, MB")
     rows = []
