@@ -13,7 +13,8 @@ from exemplar_ray.network.spec import NetworkRequest
 
 LAYERS = ("features.3", "features.4")
 REQUEST = NetworkRequest("torchvision:squeezenet1_1", "random:0", LAYERS, "all", {"resize": 40, "crop": 32})
-TINY = replace(REQUEST, model=TINY_NETWORK, weights="pretrained", layers=("conv1",))
+PREPROCESS = {"resize": 36, "crop": 32, "mean": [117, 117, 117]}
+TINY = NetworkRequest(TINY_NETWORK, "pretrained", ("conv1",), "all", PREPROCESS)
 
 
 def images(preprocess, labelled, words="row 0 and row 1"):
@@ -40,7 +41,7 @@ def asked(tmp_path, monkeypatch):
     return models
 
 
-def test_the_next_run_of_the_same_network_knows_its_answers(asked):
+def test_the_next_run_of_the_same_network_knows_its_answers(asked, tmp_path):
     first, again, third = (resolve_network(REQUEST, images) for _ in range(3))
     assert asked == ["SqueezeNet"]
     assert again.spec == first.spec
@@ -49,6 +50,9 @@ def test_the_next_run_of_the_same_network_knows_its_answers(asked):
     words = "row 0 and row 1, in an earlier run"
     assert {**again.answers.to_json(), "asked_with": 0} == {**first.answers.to_json(), "asked_with": 0}
     assert again.answers.asked_with == words
+    [kept] = tmp_path.glob("cache/*")
+    kept.write_text(kept.read_text().replace('"channels_last": true', '"channels_last": false'))
+    assert not resolve_network(REQUEST, images).spec.channels_last
     # Channels are none of it.
     few = resolve_network(replace(REQUEST, channels="3-5"), images)
     assert [layer.channels for layer in few.spec.layers] == [(3, 4, 5)] * 2

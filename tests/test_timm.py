@@ -11,7 +11,7 @@ from PIL import Image
 from exemplar_ray.data.decode import decode_and_crop
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.errors import UsageError
-from exemplar_ray.network import compiled_trunk, models
+from exemplar_ray.network import machine_cache, models
 from exemplar_ray.network.architecture import Architecture
 from exemplar_ray.network.models import find_architecture, load_network
 from exemplar_ray.network.spec import NetworkSpec
@@ -122,8 +122,8 @@ def test_a_compiled_network_of_another_package_goes_by_all_that_is_installed():
         return NetworkSpec(model, "", source, "random:0", "", "", False, (), Preprocess((0, 0, 0)))
 
     for model in ("inceptionv1", "torchvision:resnet18", "timm:resnet18.a1_in1k"):
-        assert compiled_trunk._is_of_known_libraries(network(model))
-    assert not compiled_trunk._is_of_known_libraries(network("toys:5"))
-    assert not compiled_trunk._is_of_known_libraries(network("file.py:factory", source="abc"))
-    assert any(one.startswith("timm ") for one in compiled_trunk._libraries(is_known=True))
-    assert len(compiled_trunk._libraries(is_known=False)) > len(compiled_trunk._libraries(is_known=True))
+        assert machine_cache.is_of_known_libraries(network(model))
+    assert not machine_cache.is_of_known_libraries(network("toys:5"))
+    assert not machine_cache.is_of_known_libraries(network("file.py:factory", source="abc"))
+    assert any(one.startswith("timm ") for one in machine_cache._libraries(is_known=True))
+    assert len(machine_cache._libraries(is_known=False)) > len(machine_cache._libraries(is_known=True))

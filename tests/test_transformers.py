@@ -20,7 +20,7 @@ from exemplar_ray.data.decode import crop, decode_and_crop
 from exemplar_ray.data.framing import Framing
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.errors import UnlikeRunError, UsageError
-from exemplar_ray.network import compiled_trunk, loading
+from exemplar_ray.network import loading, machine_cache
 from exemplar_ray.network.describe import describe_layers
 from exemplar_ray.network.models import load_network
 from exemplar_ray.network.resolve import NetworkRequest, build_network, resolve_network
@@ -221,8 +221,8 @@ def test_a_network_is_what_it_is_made_of_and_not_what_its_folder_is_called(model
     assert loading.network_of(replace(here, model=named(tmp_path / "moved"))).weights_sha256 == here.weights_sha256
     with pytest.raises(UnlikeRunError, match="the configuration of 'transformers:.*other' is not the run's on"):
         loading.network_of(replace(here, model=named(tmp_path / "other")))
-    assert compiled_trunk._is_of_known_libraries(here)
-    assert any(one.startswith("transformers ") for one in compiled_trunk._libraries(is_known=True))
+    assert machine_cache.is_of_known_libraries(here)
+    assert any(one.startswith("transformers ") for one in machine_cache._libraries(is_known=True))
 
 
 def test_a_folder_goes_by_its_whole_path_and_is_published_by_its_name(models, monkeypatch):

@@ -37,7 +37,7 @@ def kept_answers(spec: NetworkSpec, request: NetworkRequest, has_images: bool) -
     except (OSError, ValueError, KeyError, TypeError):
         # Not there, or what another hand made of it.
         return None
-    answers = replace(answers, asked_with=answers.asked_with.removesuffix(_BEFORE) + _BEFORE)
+    answers = replace(answers, asked_with=answers.asked_with + _BEFORE)
     return KnownNetwork(replace(spec, layers=layers, channels_last=answers.channels_last), answers)
 
 
