@@ -99,7 +99,6 @@ class _Rescoring:
 
     def __init__(self, spec: ExemplarsSpec, candidates: Scores) -> None:
         self._readouts = spec.readouts
-        self._channels = [np.array(readout.layer.channels, np.int32) for readout in spec.readouts]
         self._candidates = candidates
         self._activation = candidates.activation.copy()
         self._by_row = np.argsort(candidates.row, kind="stable")
@@ -124,7 +123,7 @@ class _Rescoring:
             for number, (layer, statistic) in enumerate(self._readouts if of_readouts else ()):
                 values = of_readouts[layer.name, statistic]
                 here = which[self._candidates.readout[which] == number]
-                channels = np.searchsorted(self._channels[number], self._candidates.channel[here])
+                channels = np.searchsorted(layer.channels, self._candidates.channel[here])
                 self._activation[here] = values[channels]
                 largest = np.abs(np.nan_to_num(values, posinf=0, neginf=0)).max()
                 self.largest[is_pre_relu, number] = max(self.largest[is_pre_relu, number], largest)

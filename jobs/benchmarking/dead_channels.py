@@ -11,11 +11,10 @@ import torch
 from benchmarking.data import copies_of, first_images
 from benchmarking.limits import MODEL, WEIGHTS, crop_of
 from benchmarking.measuring import Rate, print_table, ratios, spread, write_figures
-from benchmarking.own_job import EXACT, INCEPTIONV1, SCREENED, first_runs, job
+from benchmarking.own_job import INCEPTIONV1, KINDS, first_runs, job
 from exemplar_ray.network.models import find_architecture, load_network
 from exemplar_ray.network.trunk import to_input
 
-KINDS = {"exact": EXACT, "screened": SCREENED}
 ORDINARY, DEAD = "as it is", "of dead channels"
 # The convolutions that mixed4a is put together of.
 _BRANCHES = ("1x1", "3x3", "5x5", "pool_reduce")

@@ -8,9 +8,8 @@ import psutil
 
 from benchmarking.data import copies_of
 from benchmarking.measuring import print_table, spread, write_figures
-from benchmarking.own_job import EXACT, SCREENED, first_runs, job
+from benchmarking.own_job import KINDS, first_runs, job
 
-KINDS = {"exact": EXACT, "screened": SCREENED}
 _MB = 1 << 20
 
 

@@ -15,6 +15,7 @@ from benchmarking.measuring import Rate
 # As a user asks for them: where a first run has compiled the network, the others take what is there.
 EXACT: list[str] = []
 SCREENED = ["--precision", "bfloat16", "--decode", "fast"]
+KINDS = {"exact": EXACT, "screened": SCREENED}
 # Tallies and classes are part of every run.
 EVERY_ANSWER = ["--statistic", "mean", "max", "center"]
 EVERY_ANSWER += ["--sample", "bottom", "random", "q99", "q95", "q90", "q50", "--distinct", "--class-top-k", "1"]

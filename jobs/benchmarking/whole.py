@@ -16,10 +16,9 @@ from benchmarking.measuring import (
     spread,
     write_figures,
 )
-from benchmarking.own_job import EXACT, SCREENED, first_runs, job
+from benchmarking.own_job import KINDS, first_runs, job
 
 NOTEBOOK, RAY_DATA = "notebook's loop", "Ray Data pipeline, start to end"
-KINDS = {"exact": EXACT, "screened": SCREENED}
 
 
 def whole(shards: Sequence[str], work: Path, options: Namespace) -> None:

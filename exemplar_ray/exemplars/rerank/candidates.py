@@ -27,7 +27,6 @@ class ScannedChannels:
     def __init__(self, spec: ExemplarsSpec, merged: Part, scored: int) -> None:
         moments = merged.moments
         self.readouts = spec.readouts
-        self._channels = [np.array(readout.layer.channels, np.int32) for readout in spec.readouts]
         self.screened = spec.screened
         self.finite = [tally.images.copy() for tally in moments]
         ranges = [np.maximum(np.abs(tally.minimum), np.abs(tally.maximum)) for tally in moments]
@@ -37,7 +36,7 @@ class ScannedChannels:
 
     def index(self, pair: Pair) -> int:
         """Return which of its readout's wanted channels a pair's channel is."""
-        return int(np.searchsorted(self._channels[pair[0]], pair[1]))
+        return int(np.searchsorted(self.readouts[pair[0]].layer.channels, pair[1]))
 
     def rescan(self, finite: dict[Pair, int]) -> None:
         """Take in what an exact scan says: how many images gave each of its pairs a finite number."""
