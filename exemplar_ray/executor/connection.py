@@ -48,7 +48,7 @@ def connect(address: str | None, token: RayToken) -> tuple[str, ...]:
     config._py_driver_sys_path = path
     options: dict[str, Any] = {} if place.startswith(CLIENT) else {"job_config": config}
     try:
-        with nullcontext() if address else own_processes():
+        with nullcontext() if address else own_processes(config):
             ray.init(
                 # "local" starts a Ray of our own; without it ray.init would join whatever
                 # cluster it finds on this machine.

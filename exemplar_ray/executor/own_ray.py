@@ -6,6 +6,8 @@ What is replaced for that is Ray 2.60's; another Ray that has no such thing star
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -26,13 +28,30 @@ _WHILE_IT_STARTS = {
 _SECONDS_BETWEEN_LOOKS = 0.01
 _MOST_SECONDS = 30
 
+# Stands for each of the raylet's agents: the raylet wants a process, and ends if that does. It ends with the raylet.
+_NO_AGENT = "import os, time; raylet = os.getppid()\nwhile os.getppid() == raylet: time.sleep(1)"
+_AGENTS = ("--dashboard_agent_command", "--runtime_env_agent_command")
+# What agents write for the raylet, which waits for it: where they listen. -1 is Ray's own word for one that does not;
+# nobody asks for environments, but their agent has to have a port.
+_PORTS_OF_AGENTS = {
+    "METRICS_AGENT_PORT_NAME": -1,
+    "METRICS_EXPORT_PORT_NAME": -1,
+    "DASHBOARD_AGENT_LISTEN_PORT_NAME": -1,
+    "RUNTIME_ENV_AGENT_PORT_NAME": 1,
+}
+
 
 @contextmanager
-def own_processes() -> Iterator[None]:
+def own_processes(config: ray.job_config.JobConfig) -> Iterator[None]:
     """While inside, a Ray that starts has the processes that a run needs, as they should be.
 
     It has no autoscaler, no process that brings workers' output here, and no dashboard. Where none is wanted
     (`include_dashboard=False`), Ray starts that all the same, for statistics of its use alone, and waits for it.
+    Nor has it the raylet's agents, one for the dashboard, one that makes environments for workers, for both of which it
+    waits, too, unless the driver has an environment that workers are to have, as where `uv run` started it.
+
+    Args:
+        config: what `ray.init` is given; it adds the environment.
     """
     private: Any = ray._private
     fewer = {"no_monitor": True, "include_log_monitor": False}
@@ -45,6 +64,7 @@ def own_processes() -> Iterator[None]:
             # It finds out by importing all that the dashboard imports.
             (private.utils, "get_dashboard_dependency_error", lambda _: _no_dashboard),
             (private.services, "get_node", lambda before: partial(_soon, before)),
+            (private.services, "start_ray_process", lambda before: partial(_without_agents, before, config)),
         ):
             replaced.enter_context(_replaced(owner, name, instead_of))
         yield
@@ -56,6 +76,21 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 def _no_dashboard() -> ImportError:
     return ImportError("no dashboard is wanted")
+
+
+def _without_agents(
+    start: Callable[..., Any], config: ray.job_config.JobConfig, command: list[str], *args: Any, **options: Any
+) -> Any:
+    """Start one of Ray's processes; if it is a raylet, one without agents."""
+    given = dict(word.split("=", 1) for word in command if "=" in word)
+    ports = {getattr(ray._raylet, name, None): port for name, port in _PORTS_OF_AGENTS.items()}
+    if not config.runtime_env and None not in ports and {"--session_dir", "--node_id", *_AGENTS} <= set(given):
+        for name, port in ports.items():
+            ray._raylet.persist_port(given["--session_dir"], given["--node_id"], name, port)  # type: ignore[attr-defined]
+        no_agent = subprocess.list2cmdline([sys.executable, "-I", "-S", "-c", _NO_AGENT])
+        command = [word for word in command if word.split("=")[0] not in _AGENTS]
+        command += [f"{agent}={no_agent}" for agent in _AGENTS]
+    return start(command, *args, **options)
 
 
 def _soon(get_node: Callable[[str, str], Any], address: str, node: str) -> Any:
