@@ -17,22 +17,27 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from filelock import FileLock
-from torch import Tensor
+from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from exemplar_ray.network.layers import PRECISIONS
 from exemplar_ray.network.machine_cache import cache_folder, name_by_content
 from exemplar_ray.network.reference_precision import reference_precision
+from exemplar_ray.network.rounded_weights import noise, round_weights
 from exemplar_ray.network.spec import TrunkSpec
 from exemplar_ray.network.traced_graph import simplify
 from exemplar_ray.network.trunk import Pooled, Trunk
 
 # How far compiled and plain activations may differ, as a share of the largest one.
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05, "float16": 0.01}
+
+# How many pictures show how the inputs of layers go together.
+_LIKE_PHOTOGRAPHS = 8
 
 # What takes so many times as long, each time of so many, is of no use.
 _TIMES_AS_LONG = 3.0
@@ -57,6 +62,11 @@ class CompiledForm:
         shape = (self.batch_size, *self.trunk.network.preprocess.crop_shape)
         crops = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
         return (crops, torch.full(shape[:1], label)) if self.trunk.network.takes_labels else (crops,)
+
+    def like_photographs(self) -> list[tuple[Tensor, ...]]:
+        """Return inputs that a network sees much as photographs, see `rounded_weights.noise`."""
+        crops = noise(self.trunk.network.preprocess, max(self.batch_size, _LIKE_PHOTOGRAPHS)).split(self.batch_size)
+        return [(batch, *self.example(torch.Generator(), 0)[1:]) for batch in crops if len(batch) == self.batch_size]
 
 
 class CompiledTrunk:
@@ -83,13 +93,13 @@ class CompiledTrunk:
         return Pooled(*of_readouts)
 
 
-def compiled_trunk(form: CompiledForm, build: Callable[[], Trunk]) -> tuple[CompiledTrunk, bool]:
+def compiled_trunk(form: CompiledForm, build: Callable[[TrunkSpec], Trunk]) -> tuple[CompiledTrunk, bool]:
     """Load the compiled trunk from this machine's cache; make it first if it is not there.
 
     Workers that come while it is being made wait for it.
 
     Args:
-        build: makes the trunk to compile; not called where the cache has it.
+        build: makes the trunk to compile, and the same in float32; not called where the cache has it.
 
     Returns:
         The trunk, and whether it was compiled now.
@@ -104,7 +114,7 @@ def compiled_trunk(form: CompiledForm, build: Callable[[], Trunk]) -> tuple[Comp
         with FileLock(f"{library}.lock"):
             new = not library.exists()
             if new:
-                _compile(build(), form, library)
+                _compile(build, form, library)
         return CompiledTrunk(library, form.trunk), new
     except OSError as error:
         raise CannotCompileError(f"{library.parent}: {error}") from error
@@ -136,23 +146,28 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
 
 
-def _compile(trunk: Trunk, form: CompiledForm, library: Path) -> None:
+def _compile(build: Callable[[TrunkSpec], Trunk], form: CompiledForm, library: Path) -> None:
     """Make the library of a trunk, and hold it against the trunk on other images.
 
     Raises:
         CannotCompileError: that cannot be done, or the library computes something else, or far more slowly.
     """
+    trunk, exact = build(form.trunk), build(replace(form.trunk, precision=PRECISIONS[0]))
     random = torch.Generator().manual_seed(0)
     examples = [form.example(random, label) for label in range(2)]
     try:
         # In a folder of its own, as the compiler leaves its sources beside the library; it goes with them.
         with tempfile.TemporaryDirectory(prefix=".", dir=library.parent) as folder:
             made = os.path.join(folder, library.name)
-            _make_library(trunk, form.trunk, examples[0], made)
+            graph = _traced(trunk, form.trunk, examples[0])
+            if form.trunk.precision != PRECISIONS[0]:
+                in_float32 = {tensor.data_ptr(): exact.tensors[name] for name, tensor in trunk.tensors.items()}
+                round_weights(graph, in_float32, form.like_photographs())
+            _make_library(graph, examples[0], made)
             # The second example shows a graph that holds only for the images that it was traced with.
-            compiled, plain = CompiledTrunk(Path(made), form.trunk)(*examples[1]), trunk(*examples[1])
-            _refuse_another_network(compiled, plain, form.trunk.precision)
-            _refuse_slower(CompiledTrunk(Path(made), form.trunk), trunk, examples[1])
+            compiled = CompiledTrunk(Path(made), form.trunk)
+            _refuse_another_network(compiled(*examples[1]), exact(*examples[1]), form.trunk.precision)
+            _refuse_slower(compiled, trunk, examples[1])
             os.replace(made, library)
     except CannotCompileError:
         raise
@@ -161,7 +176,7 @@ def _compile(trunk: Trunk, form: CompiledForm, library: Path) -> None:
         raise CannotCompileError(f"{type(error).__name__}: {reason}") from error
 
 
-def _make_library(trunk: Trunk, spec: TrunkSpec, example: tuple[Tensor, ...], path: str) -> None:
+def _traced(trunk: Trunk, spec: TrunkSpec, example: tuple[Tensor, ...]) -> fx.GraphModule:
     def activations(*given: Tensor) -> tuple[Tensor, ...]:
         result = trunk(*given)
         of_readouts = [result.activations, result.pre_relu] if spec.pre_relu else [result.activations]
@@ -169,8 +184,13 @@ def _make_library(trunk: Trunk, spec: TrunkSpec, example: tuple[Tensor, ...], pa
 
     with torch.no_grad(), reference_precision():
         graph = make_fx(activations)(*example)
-        simplify(graph.graph)
-        graph.recompile()
+    simplify(graph.graph)
+    graph.recompile()
+    return graph
+
+
+def _make_library(graph: fx.GraphModule, example: tuple[Tensor, ...], path: str) -> None:
+    with torch.no_grad(), reference_precision():
         exported = torch.export.export(graph, example)
         # Weights are laid out once, as the processor's convolutions want them, and normalisations multiplied into them.
         options = {"aot_inductor.output_path": path, "freezing": True}

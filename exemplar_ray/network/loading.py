@@ -6,7 +6,7 @@ import logging
 import socket
 import time
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
@@ -60,7 +60,7 @@ def scanning_trunk(form: CompiledForm, device: str, compile_it: str) -> LoadedTr
     if compile_it == "never" or device != "cpu" or (compile_it == "made" and not is_made(form)):
         return LoadedTrunk(trunk_of(form.trunk, device))
     try:
-        trunk, new = compiled_trunk(form, lambda: trunk_of(form.trunk, device))
+        trunk, new = compiled_trunk(form, partial(trunk_of, device=device))
     except CannotCompileError as error:
         if compile_it == "always":
             raise MachineError(

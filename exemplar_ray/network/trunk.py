@@ -70,6 +70,11 @@ class Trunk:
         self._preprocess = preprocess
         self._pre_relu = pre_relu
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the network's parameters and buffers by name, as it computes with them."""
+        return {name: one.detach() for name, one in [*self._module.named_parameters(), *self._module.named_buffers()]}
+
     def __call__(self, crops: Tensor, labels: Tensor | None = None) -> Pooled:
         """Score one batch.
 
