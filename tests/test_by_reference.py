@@ -16,7 +16,7 @@ from exemplar_ray.data.shard import Shard
 from exemplar_ray.executor.resources import Demand, Resources
 from exemplar_ray.exemplars import answer
 from exemplar_ray.exemplars.gather import gather_shard
-from exemplar_ray.exemplars.gathered import ToGather
+from exemplar_ray.exemplars.gathered import OfShard, ToGather
 from exemplar_ray.exemplars.left_answers import LeftAnswers
 from exemplar_ray.exemplars.scan import scan_shard
 from exemplar_ray.exemplars.scan_job import scan_settings
@@ -35,7 +35,7 @@ def test_what_the_scan_leaves_is_what_gather_computes(tmp_path, monkeypatch, pre
     assert len(scanned.answers) == 6
     asked = forward_passes(trunk, monkeypatch)
     scores = scanned.part.scores
-    [with_them], _ = gather(spec, ToGather([(shard, scores)], leave=False), iter([None, scanned.answers]))
+    [with_them], _ = gather(spec, ToGather([OfShard(shard, scores)], leave=False), iter([None, scanned.answers]))
     assert asked == []
     without = gather_shard(trunk, spec, shard, scores)
     assert len(asked) == 6

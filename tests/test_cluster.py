@@ -102,7 +102,7 @@ def test_a_ray_of_its_own_has_the_processes_that_a_run_needs():
     said = subprocess.run([sys.executable, "-c", connect_and_look], capture_output=True, text=True, check=True).stdout
     assert "raylet" in said
     assert "gcs_server" in said
-    for not_needed in ("monitor", "dashboard/dashboard.py"):
+    for not_needed in ("monitor", "dashboard/dashboard.py", "dashboard/agent.py", "runtime_env/agent"):
         assert not_needed not in said
 
 
@@ -110,7 +110,7 @@ def test_what_a_ray_lacks_is_not_replaced_and_all_else_is_put_back(monkeypatch):
     monkeypatch.delattr(ray._private.services, "get_node")
     owners = ray._private.parameter, ray._private.node.Node, ray._private.utils, ray._private.services
     before = [dict(vars(owner)) for owner in owners]
-    with own_processes():
+    with own_processes(ray.job_config.JobConfig()):
         assert not hasattr(ray._private.services, "get_node")
         parameters = ray._private.parameter.RayParams()
         assert (parameters.no_monitor, parameters.include_log_monitor) == (True, False)
@@ -122,6 +122,6 @@ def test_a_ray_of_its_own_has_threads_that_sleep_where_they_wait(monkeypatch, se
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     if set_before:
         monkeypatch.setenv("OMP_WAIT_POLICY", set_before)
-    with own_processes():
+    with own_processes(ray.job_config.JobConfig()):
         assert os.environ["OMP_WAIT_POLICY"] == (set_before or "PASSIVE")
     assert os.environ.get("OMP_WAIT_POLICY") == set_before

@@ -1,5 +1,6 @@
 """Copies of an image are recomputed once, wherever they are, and what comes of it is what each alone would give."""
 
+import hashlib
 import shutil
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from exemplar_ray.exemplars import answer, left_answers, tasks
 from exemplar_ray.exemplars import reference as reference_module
 from exemplar_ray.exemplars.gather import gather_shard
 from exemplar_ray.exemplars.gather_tasks import Task, likely_originals, split
-from exemplar_ray.exemplars.gathered import ToGather
+from exemplar_ray.exemplars.gathered import IMAGES_SCHEMA, NotAsScanned, OfShard, ToGather
 from exemplar_ray.exemplars.left_answers import LeftAnswers, bytes_of_answer
 from exemplar_ray.exemplars.reference import Reference, key_of
 from exemplar_ray.exemplars.tasks import gather
@@ -125,7 +126,7 @@ def test_what_was_recomputed_for_one_task_is_left_for_later_ones(copies, monkeyp
     def round_of(positions):
         wanted = {position: scanned[position] for position in positions}
         [task] = split(spec, dict(enumerate(shards)), wanted, left.scanned)
-        given = [(shards[p], scanned[p].take(which)) for p, which in task.candidates.items()]
+        given = [OfShard(shards[p], scanned[p].take(which)) for p, which in task.candidates.items()]
         found, more = gather(spec, ToGather(given, left.wants_more), (stored[number] for number in left.of(task)))
         stored.append(more)
         left.add(task, len(stored) - 1)
@@ -140,9 +141,35 @@ def test_what_was_recomputed_for_one_task_is_left_for_later_ones(copies, monkeyp
     assert len(asked) == 6
     alone = gathered(copies, {1: np.arange(len(scanned[1].row)), 2: np.arange(len(scanned[2].row))}, None)
     for one, other in zip([second, third, *again], [*alone, alone[0]], strict=True):
-        assert one.images.equals(other.images)
+        assert one.images.drop_columns(["bytes"]).equals(other.images.drop_columns(["bytes"]))
         assert one.maps.equals(other.maps)
         assert [column.tolist() for column in one.exact] == [column.tolist() for column in other.exact]
+
+
+def test_an_images_bytes_are_brought_once(copies):
+    spec, _, shards, scanned = copies
+    of_shards = [OfShard(shard, scanned[n]) for n, shard in enumerate(shards)]
+    # What is of a shard that is not as it was scanned has been brought by nobody.
+    off = scanned[0]._replace(activation=scanned[0].activation + np.float32(100))
+    changed, second, third = gather(spec, ToGather([OfShard(shards[0], off), *of_shards[1:]], leave=False))[0]
+    assert isinstance(changed, NotAsScanned)
+    assert second.images["bytes"].null_count == 0
+
+    first, second, third = gather(spec, ToGather(of_shards, leave=False))[0]
+    contents, data = (
+        [row for one in (first, second, third) for row in one.images[c].to_pylist()] for c in ("content", "bytes")
+    )
+    brought = {content: one for content, one in zip(contents, data, strict=True) if one is not None}
+    assert len(contents) == 14
+    assert len([one for one in data if one is not None]) == len(brought) == len(set(contents)) == 6
+    assert all(hashlib.sha256(one).digest() == content for content, one in brought.items())
+
+    # Whoever asks may have some; and may have had another image there.
+    rows, contents = (first.images[name].to_pylist() for name in ("row", "content"))
+    had = {rows[0]: contents[0], rows[1]: contents[0]}
+    [again] = gather(spec, ToGather([of_shards[0]._replace(had=had)], leave=False))[0]
+    assert again.images["bytes"].is_null().to_pylist() == [True, *[False] * 5]
+    assert again.images.schema == IMAGES_SCHEMA
 
 
 def test_tasks_leave_what_will_be_asked_for_while_there_is_room(copies, monkeypatch):
@@ -175,7 +202,7 @@ def test_labels_that_a_network_is_given_tell_copies_apart(copies):
 def test_a_shard_that_changed_is_told_of_beside_the_others(copies):
     spec, _, shards, scanned = copies
     off = scanned[1]._replace(activation=scanned[1].activation + np.float32(100))
-    given = [(shards[0], scanned[0]), (shards[1], off), (shards[2], scanned[2])]
+    given = [OfShard(shards[0], scanned[0]), OfShard(shards[1], off), OfShard(shards[2], scanned[2])]
     (exact, changed, last), left = gather(spec, ToGather(given, leave=False))
     assert left is None
     assert (len(exact.images), len(last.images)) == (6, 2)

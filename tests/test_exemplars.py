@@ -146,13 +146,18 @@ def test_a_settled_channel_is_never_wrong(truth, errors, top_k, looked_at, margi
 
 def test_the_spool_gives_back_what_it_was_given():
     rows = {"row": [3, 8], "label": [1, None], "path": [None, "x.jpeg"], "bytes": [b"first", b"second" * 1000]}
-    rows |= {"hash": [bytes(32), bytes(range(32))]}
+    rows |= {"hash": [bytes(32), bytes(range(32))], "content": [b"1" * 32, b"2" * 32]}
     rows |= {"width": [40, 50], "height": [30, 20]}
     with ImageSpool() as spool:
         spool.add(7, pa.table(rows, schema=IMAGES_SCHEMA))
-        spool.add(7, pa.table({**{k: v[:1] for k, v in rows.items()}, "row": [9]}, schema=IMAGES_SCHEMA))
+        # Of an image whose content is there, bytes need not come along.
+        first = {name: values[:1] for name, values in rows.items()}
+        spool.add(7, pa.table({**first, "row": [9], "bytes": [None]}, schema=IMAGES_SCHEMA))
+        spool.add(7, pa.table({**first, "row": [10]}, schema=IMAGES_SCHEMA))
         for index, row in enumerate(rows["row"]):
-            described = {name: values[index] for name, values in rows.items() if name not in ("bytes", "hash")}
+            described = {
+                name: values[index] for name, values in rows.items() if name not in ("bytes", "hash", "content")
+            }
             assert spool.described(7, row) == described
         keys = [(7, 9), (7, 8), (7, 3)]
         assert spool.contents([spool.content(*key) for key in keys]).to_pylist() == [
@@ -163,4 +168,7 @@ def test_the_spool_gives_back_what_it_was_given():
         assert spool.paths(keys) == [None, "x.jpeg", None]
         assert [spool.size(*key) for key in keys] == [5, 6000, 5]
         assert spool.content(7, 9) == spool.content(7, 3) != spool.content(7, 8)
-        assert len(spool) == 3
+        assert spool.had(7, [3, 4, 9, 8]) == {3: b"1" * 32, 9: b"1" * 32, 8: b"2" * 32}
+        assert spool.had(6, [3]) == {}
+        assert [size for _, size in spool._contents] == [5, 6000]
+        assert len(spool) == 4

@@ -1,5 +1,6 @@
 """Maps, images, classes and lists that are too many or too large to be held at once."""
 
+import hashlib
 import json
 import tempfile
 from types import SimpleNamespace
@@ -161,7 +162,8 @@ def test_a_full_temporary_folder_is_said(monkeypatch):
         spool._file.close()
         spool._file = Full()
         spool._file.seek = lambda *_: 0
-        images = {"row": [0], "label": [0], "path": ["a"], "bytes": [b"x"], "hash": [bytes(32)], "width": [1]}
+        images = {"row": [0], "label": [0], "path": ["a"], "bytes": [b"x"], "width": [1]}
+        images |= {"content": [bytes(32)], "hash": [bytes(32)]}
         with pytest.raises(UsageError, match="has no room .*No space left on device.*set TMPDIR"):
             spool.add(0, pa.table({**images, "height": [1]}, schema=IMAGES_SCHEMA))
 
@@ -218,6 +220,7 @@ def answer(folder, images, channel_count=40, top_k=5, copies=1):
     maps = pa.table([[0] * count, [1] * count, values], schema=MAPS_SCHEMA)
     described = {"row": range(len(data)), "label": [1] * len(data), "path": [f"{i}.jpg" for i in range(len(data))]}
     described |= {"bytes": data, "hash": [bytes(32)] * len(data), "width": [50] * len(data), "height": [40] * len(data)}
+    described["content"] = [hashlib.sha256(one).digest() for one in data]
     names = ["top" if i % 7 else "distinct" for i in range(count)]
     ranks = np.tile(np.arange(1, top_k + 1, dtype=np.int32), channel_count)
     with ImageSpool() as spool:

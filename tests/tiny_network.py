@@ -149,3 +149,27 @@ def of_the_batch_in_float32():
     """The same where nothing computes in float64."""
     weight = torch.ones(12, 1, 1, 1)
     return _with_mixed(lambda x: nn.functional.conv2d(x / (1 + x.mean(dim=0, keepdim=True)), weight, groups=12))
+
+
+class Normalised(nn.Module):
+    """Convolutions with normalisations that have seen data, of which the last gives `second`."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 32, 5, stride=2, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(32, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
+        for module in (self.first[1], self.second[1]):
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.3, 3)
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.constant_(module.bias, 0.5)
+
+    def forward(self, x):
+        return self.second(self.first(x / 60))
+
+
+def normalised():
+    """The same weights every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(9)
+        return Normalised()

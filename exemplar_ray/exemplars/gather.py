@@ -68,6 +68,7 @@ def gather_shard(
             if isinstance(prepared, UndecodableImageError):
                 raise NotAsScannedError(f"{shard.name} changed: row {row} was scanned and is now broken: {prepared}")
             answer = reference.answer(shard.name, prepared, rescoring.wants_pre_relu(row))
+            table["content"].append(prepared.content)
             table["hash"].append(answer.hash)
             rescoring.add(row, answer)
     if table["row"] != rows.tolist():

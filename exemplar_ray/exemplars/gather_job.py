@@ -15,7 +15,7 @@ from exemplar_ray.executor.job import Context
 from exemplar_ray.executor.progress import ProgressDisplay
 from exemplar_ray.executor.resources import Demand
 from exemplar_ray.exemplars.gather_tasks import Task, split
-from exemplar_ray.exemplars.gathered import GatheredShard, NotAsScanned, ToGather, joined
+from exemplar_ray.exemplars.gathered import GatheredShard, NotAsScanned, OfShard, ToGather, joined
 from exemplar_ray.exemplars.left_answers import LeftAnswers
 from exemplar_ray.exemplars.plan import Plan, ScannedShard
 from exemplar_ray.exemplars.scan_job import TASKS
@@ -83,7 +83,7 @@ class _Gathering:
                 return None
             number = waiting.popleft()
             task = tasks[number]
-            given = [(self.shards[p], self._wanted[p].take(which)) for p, which in task.candidates.items()]
+            given = [self._of_shard(p, which) for p, which in task.candidates.items()]
             # Where it is tried again, what others had left is gone with its machine.
             left = () if number in retries else self._left.of(task)
             item = ToGather(given, leave=self._left.wants_more)
@@ -105,6 +105,12 @@ class _Gathering:
                     self.failed[name] = outcome.error
                     display.failed(name, outcome.error)
         return of_several
+
+    def _of_shard(self, position: int, which: np.ndarray) -> OfShard:
+        candidates = self._wanted[position].take(which)
+        return OfShard(
+            self.shards[position], candidates, self._images.had(position, np.unique(candidates.row).tolist())
+        )
 
     def _take(self, task: Task, name: str, outcome: Outcome[Any], display: ProgressDisplay) -> None:
         """Keep what came of a task, but for its images' bytes and maps, which are spooled."""

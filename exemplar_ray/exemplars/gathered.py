@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from exemplar_ray.data.shard import Shard
 from exemplar_ray.exemplars.spec import ExemplarsSpec
@@ -22,7 +24,10 @@ IMAGES_SCHEMA = pa.schema(
         ("row", pa.int64()),
         ("label", pa.int64()),
         ("path", pa.string()),
+        # Null where whoever asked has them.
         ("bytes", pa.large_binary()),
+        # Equal for images of equal bytes: their SHA-256.
+        ("content", pa.binary(32)),
         ("hash", pa.binary(32)),
         ("width", pa.int32()),
         ("height", pa.int32()),
@@ -43,11 +48,20 @@ MAPS_SCHEMA = pa.schema(
 SPOOLED_MAPS_SCHEMA = pa.schema([("peak_y", pa.int32()), ("peak_x", pa.int32()), ("map_number", pa.int64())])
 
 
+class OfShard(NamedTuple):
+    """What a task is to gather of a shard."""
+
+    shard: Shard
+    candidates: Scores
+    """As scanned."""
+    had: Mapping[int, bytes] = MappingProxyType({})
+    """{row: content} of images whose bytes are there already"""
+
+
 class ToGather(NamedTuple):
     """What a task is to gather."""
 
-    shards: Sequence[tuple[Shard, Scores]]
-    """And their candidates, as scanned."""
+    shards: Sequence[OfShard]
     leave: bool
     """Whether it is to leave what the network says of the images."""
 
@@ -64,6 +78,22 @@ class GatheredShard:
     """`MAPS_SCHEMA`: a row a candidate, in the same order. Null for layers without maps."""
     beyond_rounding: int = 0
     """How many candidates an exact scan saw otherwise than rounding explains in most networks; see `mix_up`."""
+
+    def with_bytes_once(self, had: Mapping[int, bytes], sent: set[bytes]) -> GatheredShard:
+        """Return the same without bytes that are there already.
+
+        Args:
+            had: see `OfShard`.
+            sent: contents that others bring along; those that are left here are added.
+        """
+        brought = []
+        for row, content in zip(*(self.images[name].to_pylist() for name in ("row", "content")), strict=True):
+            brought.append(content not in sent and had.get(row) != content)
+            if brought[-1]:
+                sent.add(content)
+        field = IMAGES_SCHEMA.field("bytes")
+        data = pc.if_else(pa.array(brought, pa.bool_()), self.images["bytes"], pa.scalar(None, field.type))
+        return replace(self, images=self.images.set_column(IMAGES_SCHEMA.get_field_index("bytes"), field, data))
 
 
 @dataclass(frozen=True)

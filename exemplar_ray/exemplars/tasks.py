@@ -192,9 +192,11 @@ def gather(
     trunk = trunk_of(spec.reference_trunk, "cpu")
     reference = Reference(trunk, spec.network, answers)
     gathered: list[GatheredShard | NotAsScanned] = []
-    for shard, candidates in given.shards:
+    sent: set[bytes] = set()
+    for shard, candidates, had in given.shards:
         try:
-            gathered.append(gather_shard(trunk, spec, shard, candidates, reference))
+            found = gather_shard(trunk, spec, shard, candidates, reference)
+            gathered.append(found.with_bytes_once(had, sent))
         except NotAsScannedError as error:
             gathered.append(NotAsScanned(str(error)))
     return gathered, reference.remembered if given.leave else None

@@ -79,6 +79,8 @@ def round_weights(graph: fx.GraphModule, exact: Mapping[int, Tensor], examples: 
         examples: inputs, to see how the inputs of layers go together.
     """
     constants = _Constants(graph, exact)
+    # What nobody asks for is no reason to leave a normalisation.
+    graph.graph.eliminate_dead_code()
     for node in graph.graph.nodes:
         if node.target is _aten.native_batch_norm.default:
             _multiply_into_convolution(node, constants)
@@ -125,7 +127,7 @@ class _Constants:
             narrow: of the type and layout that it is to have; what it holds does not matter.
         """
         narrow = torch.empty_like(narrow).copy_(exact)
-        self.exact[narrow.data_ptr()] = exact.float()
+        self.exact[narrow.data_ptr()] = torch.empty_like(narrow, dtype=torch.float32).copy_(exact)
         name = f"_multiplied_{len(self.exact)}"
         setattr(self._graph, name, torch.nn.Parameter(narrow, requires_grad=False))
         with self._graph.graph.inserting_before(before):
@@ -194,12 +196,12 @@ class _Looking(fx.Interpreter):
             self._add(weight, bias, rows.float()[None])
 
     def _may_round(self, weight: Tensor) -> bool:
-        """Whether it is known exactly, and is no part of what is, and no layer's that is too large."""
+        """Whether it is known exactly, neither a part of what is nor turned over, and no layer's that is too large."""
         return self._is_known(weight) and math.prod(weight.shape[1:]) <= _MOST_INPUTS
 
     def _is_known(self, tensor: Tensor) -> bool:
         exact = self._exact.get(tensor.data_ptr())
-        return exact is not None and exact.shape == tensor.shape
+        return exact is not None and (exact.shape, exact.stride()) == (tensor.shape, tensor.stride())
 
     def _add(self, weight: Tensor, bias: Tensor | None, inputs: Tensor) -> None:
         """Note inputs, float32 [groups, places, inputs]."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ class ImageSpool:
         self._file = tempfile.SpooledTemporaryFile(_MOST_IN_MEMORY, prefix="exemplar_ray-images-")  # noqa: SIM115
         # Of each content where it begins, and how many bytes it has.
         self._contents: list[tuple[int, int]] = []
+        self._digests: list[bytes] = []
         self._known: dict[bytes, int] = {}
         self._content_of: dict[tuple[int, int], int] = {}
         self._described: dict[tuple[int, int], dict[str, Any]] = {}
@@ -50,18 +50,20 @@ class ImageSpool:
         Raises:
             UsageError: the temporary folder has no room for them.
         """
-        described = images.drop_columns(["bytes", "hash"]).to_pylist()
-        for image, data in zip(described, images["bytes"], strict=True):
-            self._content_of[shard, image["row"]] = self._add_content(data.as_buffer())
+        described = images.drop_columns(["bytes", "content", "hash"]).to_pylist()
+        for image, digest, data in zip(described, images["content"].to_pylist(), images["bytes"], strict=True):
+            if digest not in self._known:
+                self._contents.append(self._append(data.as_buffer()))
+                self._digests.append(digest)
+                self._known[digest] = len(self._contents) - 1
+            self._content_of[shard, image["row"]] = self._known[digest]
             self._described[shard, image["row"]] = image
         self._written(self._file.flush)
 
-    def _add_content(self, data: pa.Buffer) -> int:
-        digest = hashlib.sha256(data).digest()
-        if digest not in self._known:
-            self._contents.append(self._append(data))
-            self._known[digest] = len(self._contents) - 1
-        return self._known[digest]
+    def had(self, shard: int, rows: Iterable[int]) -> dict[int, bytes]:
+        """Return {row: content, see `IMAGES_SCHEMA`} of those of a shard's images that are here."""
+        numbers = {row: self._content_of[shard, row] for row in rows if (shard, row) in self._content_of}
+        return {row: self._digests[number] for row, number in numbers.items()}
 
     def add_maps(self, maps: pa.Table) -> pa.Table:
         """Keep maps (`MAPS_SCHEMA`); return their numbers in their place (`SPOOLED_MAPS_SCHEMA`).
@@ -99,7 +101,7 @@ class ImageSpool:
             ) from error
 
     def described(self, shard: int, row: int) -> dict[str, Any]:
-        """Return what is known of one image: its row of `IMAGES_SCHEMA` without bytes and hash."""
+        """Return what is known of one image: its row of `IMAGES_SCHEMA` without bytes, content and hash."""
         return self._described[shard, row]
 
     def content(self, shard: int, row: int) -> int:
