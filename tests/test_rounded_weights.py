@@ -118,6 +118,22 @@ def test_a_layer_of_too_many_inputs_stays(monkeypatch):
     torch.testing.assert_close(weight.float(), (exact[3].weight * scale[:, None, None, None]), rtol=2**-8, atol=0)
 
 
+def test_layers_of_which_there_is_no_room_to_know_more_stay(monkeypatch):
+    monkeypatch.setattr(rounded_weights, "_MOST_BYTES", 4 * 76**2)
+    exact = network("convolution")
+    graph, module = rounded(exact)
+    constants = [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
+    kept = [any(torch.equal(one, own) for own in module.parameters()) for one in constants]
+    # A bias that is rounded may come out as it was.
+    assert (kept[0], *kept[2:]) == (False, True, True)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_a_layer_that_sees_no_numbers_stays(number):
+    graph, module = rounded(nn.Conv2d(3, 8, 3), like=torch.full((1, 3, 32, 32), number))
+    assert unchanged(graph, module)
+
+
 def test_a_weight_of_two_layers_is_rounded_for_both():
     layer = network("without a bias")
     both = lambda m: lambda x: (m(x), m(-x.flip(2)))  # noqa: E731

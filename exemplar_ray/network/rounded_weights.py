@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,8 +28,10 @@ _aten = torch.ops.aten
 # As GPTQ has it: added to each input's mean square, as a share of all inputs' average.
 _DAMPING = 0.01
 _BLOCK = 128
-# Beyond so many inputs to an output, the matrix of how they go together is too large: their weights stay as they are.
+# The matrix of how a layer's inputs go together is as large as their square. Beyond so many inputs to an output, or so
+# many bytes of all layers together, weights stay as they are.
 _MOST_INPUTS = 5000
+_MOST_BYTES = 2 << 30
 # Of each image, no more places of a map are looked at.
 _MOST_PLACES = 4096
 
@@ -43,7 +46,7 @@ class _Layer(NamedTuple):
     """[outputs, inputs of a group, ...], in the narrow type."""
     bias: Tensor | None
     together: Tensor
-    """float64 [groups, inputs + 1, inputs + 1]: the sum of products of inputs, of which the last is always 1."""
+    """float32 [groups, inputs + 1, inputs + 1]: the sum of products of inputs, of which the last is always 1."""
 
 
 def noise(preprocess: Preprocess, images: int) -> Tensor:
@@ -91,8 +94,10 @@ def round_weights(graph: fx.GraphModule, exact: Mapping[int, Tensor], examples: 
         for example in examples:
             looking.run(*example)
         for layer in looking.layers.values():
-            for before, after in _rounded(layer, constants.exact):
-                constants.replace(before, after)
+            # Where what a layer sees is no number, or tells nothing, its weights stay as they are.
+            with suppress(torch.linalg.LinAlgError):
+                for before, after in _rounded(layer, constants.exact):
+                    constants.replace(before, after)
 
 
 class _Constants:
@@ -169,6 +174,7 @@ class _Looking(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule, exact: Mapping[int, Tensor]) -> None:
         super().__init__(graph)
         self._exact = exact
+        self._bytes = 0
         self.layers: dict[int, _Layer] = {}
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -209,24 +215,33 @@ class _Looking(fx.Interpreter):
             bias = None
         step = -(-inputs.shape[1] // _MOST_PLACES)
         with_one = pad(inputs[:, ::step], (0, 1), value=1.0)
-        together = (with_one.transpose(1, 2) @ with_one).double()
+        together = with_one.transpose(1, 2) @ with_one
         known = self.layers.get(weight.data_ptr())
         if known is not None:
             together += known.together
             # One that stands alone at another place.
             bias = known.bias if known.bias is bias else None
+        elif self._bytes + together.nbytes > _MOST_BYTES:
+            return
+        else:
+            self._bytes += together.nbytes
         self.layers[weight.data_ptr()] = _Layer(weight, bias, together)
 
 
 def _rounded(layer: _Layer, exact: Mapping[int, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Return a layer's weight, and bias if it has one, each with what it is rounded to, in float64."""
-    groups, inputs = len(layer.together), layer.together.shape[1] - 1
+    """Return a layer's weight, and bias if it has one, each with what it is rounded to, in float64.
+
+    Raises:
+        LinAlgError: how its inputs go together is not known.
+    """
+    together = layer.together.double()
+    groups, inputs = len(together), together.shape[1] - 1
     weight = exact[layer.weight.data_ptr()].double().reshape(groups, -1, inputs)
     narrow = layer.weight.dtype
     if layer.bias is None:
-        return [(layer.weight, _one_after_another(weight, layer.together[:, :-1, :-1], narrow))]
+        return [(layer.weight, _one_after_another(weight, together[:, :-1, :-1], narrow))]
     bias = exact[layer.bias.data_ptr()].double().reshape(groups, -1, 1)
-    both = _one_after_another(torch.cat([weight, bias], dim=2), layer.together, narrow)
+    both = _one_after_another(torch.cat([weight, bias], dim=2), together, narrow)
     return [(layer.weight, both[..., :-1]), (layer.bias, both[..., -1])]
 
 
