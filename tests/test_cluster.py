@@ -1,5 +1,6 @@
 """Tasks on Ray: named functions, what becomes of them when nobody waits, and what a failed one had logged."""
 
+import json
 import logging
 import os
 import subprocess
@@ -89,21 +90,32 @@ def test_a_mistake_of_the_users_ends_them_all():
         list(cluster.map("test_cluster:log_and_fail", [("a", "usage")]))
 
 
-def test_a_ray_of_its_own_has_the_processes_that_a_run_needs():
+@pytest.mark.parametrize("environment", [None, {"env_vars": {"GIVEN": "given"}}])
+def test_a_ray_of_its_own_has_the_processes_that_a_run_needs(environment):
     # In a process of its own: this one is connected to the tests' Ray.
     connect_and_look = (
-        "import os, psutil\n"
+        "import os, psutil, ray\n"
         "from exemplar_ray.executor.cluster import Cluster\n"
         "from exemplar_ray.executor.resources import Resources\n"
         "with Cluster(Resources(address='local')):\n"
+        "    print(ray.get(ray.remote(lambda: os.environ.get('GIVEN')).remote()))\n"
         "    for process in psutil.Process().children(recursive=True):\n"
         "        print(' '.join(process.cmdline()[:4]))\n"
     )
-    said = subprocess.run([sys.executable, "-c", connect_and_look], capture_output=True, text=True, check=True).stdout
+    variables = dict(os.environ)
+    if environment:
+        # As where a job's driver starts a Ray of its own.
+        variables["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps({"runtime_env": environment, "metadata": {}})
+    command = [sys.executable, "-c", connect_and_look]
+    said = subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout
+    assert said.startswith("given" if environment else "None")
     assert "raylet" in said
     assert "gcs_server" in said
-    for not_needed in ("monitor", "dashboard/dashboard.py", "dashboard/agent.py", "runtime_env/agent"):
+    for not_needed in ("monitor", "dashboard/dashboard.py"):
         assert not_needed not in said
+    # Agents make the environment; they are called otherwise once they are up.
+    for names in (("dashboard/agent.py", "ray::DashboardAgent"), ("runtime_env/agent", "ray::RuntimeEnvAgent")):
+        assert any(name in said for name in names) == bool(environment)
 
 
 def test_what_a_ray_lacks_is_not_replaced_and_all_else_is_put_back(monkeypatch):

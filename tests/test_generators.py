@@ -296,7 +296,7 @@ def test_sizes_that_a_forward_pass_finds_out_are_found_with_a_label(wrappers, fo
 def test_the_compiled_form_is_given_labels(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("EXEMPLAR_RAY_CACHE", str(tmp_path / "cache"))
     spec, trunk, shard = resolved(f"{folder / 'generator.py'}:generator", folder / "data", layer=(LAYER,))
-    compiled, new = compiled_trunk(CompiledForm(spec.scan_trunk, 4, 1), lambda: trunk)
+    compiled, new = compiled_trunk(CompiledForm(spec.scan_trunk, 4, 1), lambda _: trunk)
     assert new
     found, expected = scanned(compiled, spec, shard), scanned(trunk, spec, shard)
     np.testing.assert_allclose(np.sort(found.activation), np.sort(expected.activation), rtol=1e-4, atol=1e-6)

@@ -170,7 +170,7 @@ def test_the_compiled_form_takes_one_channel(folder, tmp_path, monkeypatch):
     network = {"model": f"{folder / 'net.py'}:digits", "layer": ("2",), "preprocess": GREY.to_json()}
     spec = resolve(ToResolve(RunSpec(**network))).spec
     trunk = trunk_of(spec.scan_trunk, "cpu")
-    compiled, _ = compiled_trunk(CompiledForm(spec.scan_trunk, 4, 1), lambda: trunk)
+    compiled, _ = compiled_trunk(CompiledForm(spec.scan_trunk, 4, 1), lambda _: trunk)
     crops = torch.randint(0, 256, (4, *GREY.crop_shape), dtype=torch.uint8)
     torch.testing.assert_close(compiled(crops).activations, trunk(crops).activations)
 

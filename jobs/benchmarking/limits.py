@@ -53,7 +53,7 @@ def crop_of(data: bytes, decode: str) -> np.ndarray:
 def scanning_trunk(spec: ExemplarsSpec) -> CompiledTrunk:
     """Load the trunk that a worker runs: compiled, for as many threads as torch uses here."""
     form = CompiledForm(spec.scan_trunk, BATCH, torch.get_num_threads())
-    return compiled_trunk(form, lambda: trunk_of(spec.scan_trunk, "cpu"))[0]
+    return compiled_trunk(form, partial(trunk_of, device="cpu"))[0]
 
 
 def decoding_alone(shards: Sequence[str], decode: str, seconds: float) -> Rate:
