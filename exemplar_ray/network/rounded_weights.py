@@ -4,8 +4,9 @@ A bfloat16 has 8 bits, and of what screening is off, most comes from weights: ea
 and what rounding does to its weights is the same for every image. Rounded one after another, each weight that follows
 can make up for what rounding those before it did to the layer's output: that is "optimal brain quantization", as
 GPTQ does it for large layers (Frantar et al. 2022, https://arxiv.org/abs/2210.17323). All that it needs to know is how
-a layer's inputs go together, and pictures of noise show that well enough, if it falls off with frequency as
-photographs do (Field 1987): so a network's rounded weights depend on nothing but the network.
+a layer's inputs go together (their Gram matrix), and pictures of noise show that well enough, if it falls off with
+frequency as photographs do (Field 1987, https://doi.org/10.1364/JOSAA.4.002379): so a network's rounded weights depend
+on nothing but the network.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _aten = torch.ops.aten
 _DAMPING = 0.01
 _BLOCK = 128
 # The matrix of how a layer's inputs go together is as large as their square. Beyond so many inputs to an output, or so
-# many bytes of all layers together, weights stay as they are.
+# many bytes of all layers, weights stay as they are.
 _MOST_INPUTS = 5000
 _MOST_BYTES = 2 << 30
 # Of each image, no more places of a map are looked at.
@@ -45,7 +46,7 @@ class _Layer(NamedTuple):
     weight: Tensor
     """[outputs, inputs of a group, ...], in the narrow type."""
     bias: Tensor | None
-    together: Tensor
+    gram: Tensor
     """float32 [groups, inputs + 1, inputs + 1]: the sum of products of inputs, of which the last is always 1."""
 
 
@@ -89,11 +90,11 @@ def round_weights(graph: fx.GraphModule, exact: Mapping[int, Tensor], examples: 
             _multiply_into_convolution(node, constants)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    looking = _Looking(graph, constants.exact)
+    calibration = _Calibration(graph, constants.exact)
     with torch.no_grad():
         for example in examples:
-            looking.run(*example)
-        for layer in looking.layers.values():
+            calibration.run(*example)
+        for layer in calibration.layers.values():
             # Where what a layer sees is no number, or tells nothing, its weights stay as they are.
             with suppress(torch.linalg.LinAlgError):
                 for before, after in _rounded(layer, constants.exact):
@@ -168,7 +169,7 @@ def _multiply_into_convolution(node: Any, constants: _Constants) -> None:
         user.replace_all_uses_with(convolution)
 
 
-class _Looking(fx.Interpreter):
+class _Calibration(fx.Interpreter):
     """Runs a graph, and notes how the inputs of its layers go together."""
 
     def __init__(self, graph: fx.GraphModule, exact: Mapping[int, Tensor]) -> None:
@@ -215,17 +216,17 @@ class _Looking(fx.Interpreter):
             bias = None
         step = -(-inputs.shape[1] // _MOST_PLACES)
         with_one = pad(inputs[:, ::step], (0, 1), value=1.0)
-        together = with_one.transpose(1, 2) @ with_one
+        gram = with_one.transpose(1, 2) @ with_one
         known = self.layers.get(weight.data_ptr())
         if known is not None:
-            together += known.together
+            gram += known.gram
             # One that stands alone at another place.
             bias = known.bias if known.bias is bias else None
-        elif self._bytes + together.nbytes > _MOST_BYTES:
+        elif self._bytes + gram.nbytes > _MOST_BYTES:
             return
         else:
-            self._bytes += together.nbytes
-        self.layers[weight.data_ptr()] = _Layer(weight, bias, together)
+            self._bytes += gram.nbytes
+        self.layers[weight.data_ptr()] = _Layer(weight, bias, gram)
 
 
 def _rounded(layer: _Layer, exact: Mapping[int, Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -234,29 +235,29 @@ def _rounded(layer: _Layer, exact: Mapping[int, Tensor]) -> list[tuple[Tensor, T
     Raises:
         LinAlgError: how its inputs go together is not known.
     """
-    together = layer.together.double()
-    groups, inputs = len(together), together.shape[1] - 1
+    gram = layer.gram.double()
+    groups, inputs = len(gram), gram.shape[1] - 1
     weight = exact[layer.weight.data_ptr()].double().reshape(groups, -1, inputs)
     narrow = layer.weight.dtype
     if layer.bias is None:
-        return [(layer.weight, _one_after_another(weight, together[:, :-1, :-1], narrow))]
+        return [(layer.weight, _one_after_another(weight, gram[:, :-1, :-1], narrow))]
     bias = exact[layer.bias.data_ptr()].double().reshape(groups, -1, 1)
-    both = _one_after_another(torch.cat([weight, bias], dim=2), together, narrow)
+    both = _one_after_another(torch.cat([weight, bias], dim=2), gram, narrow)
     return [(layer.weight, both[..., :-1]), (layer.bias, both[..., -1])]
 
 
-def _one_after_another(weight: Tensor, together: Tensor, narrow: torch.dtype) -> Tensor:
+def _one_after_another(weight: Tensor, gram: Tensor, narrow: torch.dtype) -> Tensor:
     """Round weights, those with the strongest inputs first, each time making up for it by those that follow.
 
     Args:
         weight: float64 [groups, outputs, inputs]
-        together: float64 [groups, inputs, inputs]
+        gram: float64 [groups, inputs, inputs]
         narrow: the type whose numbers they become.
     """
-    power = together.diagonal(dim1=1, dim2=2)
+    power = gram.diagonal(dim1=1, dim2=2)
     damping = _DAMPING * power.mean(dim=1, keepdim=True) + torch.finfo(torch.float64).tiny
     order = power.argsort(dim=1, descending=True)
-    damped = together + torch.diag_embed(damping.expand_as(power))
+    damped = gram + torch.diag_embed(damping.expand_as(power))
     damped = torch.stack([one[which][:, which] for one, which in zip(damped, order, strict=True)])
     # Row i tells by how much the inputs after the i-th can stand in for it, and its diagonal how much is left then.
     stands_in = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
