@@ -175,7 +175,6 @@ class _Calibration(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule, exact: Mapping[int, Tensor]) -> None:
         super().__init__(graph)
         self._exact = exact
-        self._bytes = 0
         self.layers: dict[int, _Layer] = {}
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -222,10 +221,8 @@ class _Calibration(fx.Interpreter):
             gram += known.gram
             # One that stands alone at another place.
             bias = known.bias if known.bias is bias else None
-        elif self._bytes + gram.nbytes > _MOST_BYTES:
+        elif gram.nbytes + sum(layer.gram.nbytes for layer in self.layers.values()) > _MOST_BYTES:
             return
-        else:
-            self._bytes += gram.nbytes
         self.layers[weight.data_ptr()] = _Layer(weight, bias, gram)
 
 
