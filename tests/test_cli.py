@@ -117,6 +117,20 @@ def test_the_driver_does_not_import_torch_and_only_few_modules_import_ray():
     assert set(importing) == {"attempts.py", "cluster.py", "connection.py", "machines.py", "own_ray.py", "remote.py"}
 
 
+def test_workers_import_neither_pandas_nor_what_shows_progress_until_somebody_wants_it():
+    program = """
+import sys
+import exemplar_ray.exemplars.tasks
+import pyarrow
+table = pyarrow.table({"row": pyarrow.array([1, None])})
+assert not {"pandas", "rich.console"} & sys.modules.keys(), sorted(sys.modules)
+assert table.to_pandas()["row"].isna().tolist() == [False, True]
+import pandas
+assert pyarrow.array(pandas.Series([1.0, float("nan")])).null_count == 1
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
 def test_help_needs_none_of_the_large_packages():
     """So that it answers at once."""
     program = "from exemplar_ray.cli import build_parser; print(build_parser().format_help())"

@@ -15,6 +15,7 @@ from conftest import TESTS, TINY_CLASSES, TINY_FLAGS, encode, random_picture
 from test_scan_and_gather import tiny
 
 from exemplar_ray.data import pieces
+from exemplar_ray.data.shard import pieces_to_share
 from exemplar_ray.data.shards import discover, imagenet_schema, inspect, open_shard
 from exemplar_ray.data.subset import packed
 from exemplar_ray.errors import ShardError
@@ -22,7 +23,6 @@ from exemplar_ray.executor.sharing import Sharing
 from exemplar_ray.exemplars import parts
 from exemplar_ray.exemplars.plan import Plan
 from exemplar_ray.exemplars.scan import join, scan_piece, scan_shard
-from exemplar_ray.exemplars.scan_job import ScanJob
 from exemplar_ray.exemplars.settings import ScanSettings
 from exemplar_ray.exemplars.topk import NEAR_ZERO
 from exemplar_ray.network.loading import trunk_of
@@ -64,7 +64,7 @@ SPECS = {
 
 
 @pytest.fixture
-def small_pieces(monkeypatch):
+def pieces_of_55_rows(monkeypatch):
     monkeypatch.setattr(pieces, "ROWS_A_PIECE", 55)
 
 
@@ -77,7 +77,7 @@ def threads_of_a_worker():
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_a_shard_in_pieces_has_the_part_of_one_go_byte_for_byte(tmp_path, small_pieces, monkeypatch, name):
+def test_a_shard_in_pieces_has_the_part_of_one_go_byte_for_byte(tmp_path, pieces_of_55_rows, monkeypatch, name):
     factory, changes = SPECS[name]
     spec, _ = tiny(factory, **changes)
     trunk = trunk_of(spec.scan_trunk, "cpu")
@@ -104,7 +104,7 @@ def test_a_shard_in_pieces_has_the_part_of_one_go_byte_for_byte(tmp_path, small_
         np.testing.assert_allclose(mine.deviations, other.deviations, rtol=1e-12)
 
 
-def test_a_shard_in_pieces_is_refused_as_one_in_one_go_is(tmp_path, small_pieces):
+def test_a_shard_in_pieces_is_refused_as_one_in_one_go_is(tmp_path, pieces_of_55_rows):
     spec, trunk = tiny()
     path = write_shards(tmp_path / "d", 1, 130, broken=[3, 120])[0]
     shard = listed(path)
@@ -127,10 +127,10 @@ def test_a_shard_in_pieces_is_refused_as_one_in_one_go_is(tmp_path, small_pieces
         scan_piece(trunk, settings, shard, 0, 1)
 
 
-def test_of_few_rows_that_are_wanted_there_is_one_piece(tmp_path, small_pieces):
+def test_of_few_rows_that_are_wanted_there_is_one_piece(tmp_path, pieces_of_55_rows):
     shard = listed(write_shards(tmp_path / "d", 1, 200)[0])
     many, few = (replace(shard, chosen=packed(np.arange(0, 200, step), 200)) for step in (2, 10))
-    assert [ScanJob.pieces(None, one) for one in (shard, many, few)] == [3, 3, 1]
+    assert [pieces_to_share(one) for one in (shard, many, few)] == [3, 3, 1]
     for one in (shard, many):
         read = []
         for piece in range(3):

@@ -45,8 +45,10 @@ def add_run_commands(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
+    from exemplar_ray.arrow_without_pandas import leave_pandas_out
     from exemplar_ray.exemplars import job
 
+    leave_pandas_out()
     settings = settings_of(options)
     outcome = job.run(
         pick(RunSpec, settings),

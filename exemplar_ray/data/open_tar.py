@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from typing import Self
 
-from fsspec.implementations.local import LocalFileSystem
-
 from exemplar_ray.data.footers import open_file, read_range
 from exemplar_ray.data.shard import Shard
 from exemplar_ray.data.tar_samples import BLOCK, Hops, Stream
@@ -24,7 +22,7 @@ class OpenTar:
     def __init__(self, shard: Shard, place: str | None = None) -> None:
         self._shard = shard
         place = place or shard.uri
-        self._is_local = isinstance(hub.file_system(place)[0], LocalFileSystem)
+        self._is_local = hub.is_on_disk(place)
         self._file = open_file(place, shard.size)
         size = self._file.size() if self._is_local else getattr(self._file, "size", shard.size)
         if size not in (shard.size, None):

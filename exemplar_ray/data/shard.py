@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from exemplar_ray.data.columns import USUAL, Columns
+from exemplar_ray.data.pieces import first_rows
 
 PARQUET = "parquet"
 
@@ -242,6 +243,14 @@ def few_wanted(shard: Shard) -> np.ndarray | None:
 def pieces_to_share(shard: Shard) -> int:
     """Return how many pieces of a shard may be read by as many readers, see `data.pieces`."""
     return 1 if few_wanted(shard) is not None else shard.pieces
+
+
+def small_pieces(shard: Shard) -> list[int]:
+    """Return the rows that small pieces begin with, but for the first piece's, see `data.pieces`: none where the shard
+    has other pieces, where nobody knows how many rows there are, and where few are wanted."""
+    if shard.rows is None or shard.pieces > 1 or few_wanted(shard) is not None:
+        return []
+    return first_rows(shard.rows)
 
 
 def only_wanted(images: Iterable[ImageRow], shard: Shard) -> Iterator[ImageRow]:

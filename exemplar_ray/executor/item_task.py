@@ -93,8 +93,9 @@ def do_piece(
 
 def join_item(
     task: ItemTask, settings: Any, given: tuple[int, Item, Sequence[PieceDone]], pieces: Iterator[Any]
-) -> CompletionRecord:
-    """Put the pieces of an item together; return its completion record, as stored.
+) -> CompletionRecord | tuple[CompletionRecord, Any]:
+    """Put the pieces of an item together; return its completion record, as stored; and what the job's join has left,
+    if it does so.
 
     Args:
         given: the item's position, the item, and how its pieces went.
@@ -104,12 +105,13 @@ def join_item(
     position, item, done = given
     folder = RunFolder(task.run_folder)
     if (record := folder.committed(position, item, task.fingerprint)) is not None:
-        return record
+        return (record, None) if task.leaves else record
     made = _function(task.join)(settings, (position, item), pieces)
     facts = {**made.facts, "pieces": [{"seconds": one.seconds, "host": one.host} for one in done]}
     record = _record(task, item, facts, sum(one.seconds for one in done) + time.perf_counter() - started)
     peaks = [one for one in (record.peak_memory, *(piece.peak_memory for piece in done)) if one is not None]
-    return folder.commit(position, made.files, replace(record, peak_memory=max(peaks, default=None)))
+    committed = folder.commit(position, made.files, replace(record, peak_memory=max(peaks, default=None)))
+    return (committed, made.left) if task.leaves else committed
 
 
 def _function(name: str | None) -> Callable[..., Any]:

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from exemplar_ray.executor.progress import IMAGES
 from exemplar_ray.runs.manifest import Item, Manifest
 from exemplar_ray.runs.records import CompletionRecord
 from exemplar_ray.runs.run_folder import RunFolder, whole_record
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from exemplar_ray.executor.cluster import Cluster
 
 

@@ -12,10 +12,12 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+# Workers import what a job is, and show nothing.
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 IMAGES = "images"
 """What most jobs count."""
@@ -53,6 +55,8 @@ class ProgressDisplay:
 
     def __enter__(self) -> ProgressDisplay:
         if self._console.is_terminal:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
             self._live = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -176,6 +180,8 @@ def rate_of(per_second: float, counted: str) -> str:
 
 def console_here() -> Console:
     """Return a console for where this runs. A notebook's kernel calls itself a terminal, but shows lines only."""
+    from rich.console import Console
+
     return Console(force_jupyter=False, force_terminal=False if _in_notebook() else None)
 
 

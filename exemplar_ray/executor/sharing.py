@@ -96,7 +96,16 @@ class Sharing:
         done, left = zip(*(shared.done.pop(piece) for piece in range(shared.pieces)), strict=True)
         given = (step.position, item, done)
         name = f"{item.name} (its {shared.pieces} pieces together)"
-        return Order(step, f"{_TASKS}:join_item", given, name, of=step.position, left=left, retries=shared.retries)
+        return Order(
+            key=step,
+            function=f"{_TASKS}:join_item",
+            item=given,
+            name=name,
+            of=step.position,
+            leaves=self._leaves,
+            left=left,
+            retries=shared.retries,
+        )
 
     def _next_whole(self) -> Order[Step] | None:
         while self._whole:

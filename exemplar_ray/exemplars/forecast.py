@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from exemplar_ray.data.labels import ClassLabels
-from exemplar_ray.data.shard import ReadingCost, Shard, pieces_to_share
+from exemplar_ray.data.shard import ReadingCost, Shard
 from exemplar_ray.data.shards import discover, inspect
 from exemplar_ray.data.subset import choose
 from exemplar_ray.errors import UsageError
@@ -15,8 +15,8 @@ from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars.job import resolve_spec
 from exemplar_ray.exemplars.plan import images_wanted
-from exemplar_ray.exemplars.scan_job import TASKS, scan_settings
-from exemplar_ray.exemplars.settings import Probed
+from exemplar_ray.exemplars.scan_job import TASKS, pieces_of, scan_settings
+from exemplar_ray.exemplars.settings import Probed, ScanSettings
 from exemplar_ray.exemplars.spec import ExemplarsSpec, RunSpec, columns_chosen
 from exemplar_ray.storage.hub_uri import is_on_hub
 
@@ -133,11 +133,12 @@ def measure(spec: RunSpec, data: Sequence[str], resources: Resources) -> Forecas
         resolved = resolve_spec(cluster, spec, shards).spec
         at_once = max(min(cluster.slots, len(shards)), 1)
         shards_tried = readable[: min(at_once, _MOST_PROBES)]
-        probed = _probe(cluster, resolved, readable, shards_tried)
+        settings = scan_settings(resolved, shards, cluster, PROBED_IMAGES)
+        probed = _probe(cluster, replace(settings, most_rows=PROBED_IMAGES), shards_tried)
         return Forecast(
             spec=resolved,
             shards=len(shards),
-            pieces=sum(pieces_to_share(shard) for shard in shards),
+            pieces=sum(pieces_of(shard, settings) for shard in shards),
             unreadable=sum(not shard.expected_rows for shard in shards),
             images=sum(shard.images for shard in readable),
             counted=all(shard.rows is not None for shard in readable),
@@ -157,16 +158,12 @@ def measure(spec: RunSpec, data: Sequence[str], resources: Resources) -> Forecas
         )
 
 
-def _probe(cluster: Cluster, spec: ExemplarsSpec, shards: Sequence[Shard], tried: Sequence[Shard]) -> list[Probed]:
+def _probe(cluster: Cluster, settings: ScanSettings, tried: Sequence[Shard]) -> list[Probed]:
     """Scan the first rows of some shards, all at the same time if that can be.
-
-    Args:
-        shards: the whole data set.
 
     Raises:
         UsageError: a probe fails.
     """
-    settings = replace(scan_settings(spec, shards, cluster, PROBED_IMAGES), most_rows=PROBED_IMAGES)
     outcomes = list(
         cluster.map(
             f"{TASKS}:probe", enumerate(tried), settings, demand=cluster.demand, named=lambda place: tried[place].name

@@ -36,7 +36,7 @@ class ScannedPiece:
     collected: Collected
     read: RowsRead
     answers: dict[Key, Answer] | None = None
-    """See `ScanResult`; None of pieces that were put together."""
+    """See `ScanResult`."""
 
 
 def scan_shard(trunk: Trunk | CompiledTrunk, settings: ScanSettings, shard: Shard, position: int) -> ScanResult:
@@ -66,7 +66,14 @@ def scan_piece(
             cannot be decoded, which `join` does.
     """
     spec, answers = settings.spec, Answers(settings.spec.network) if settings.by_reference else None
-    reading = ReadOptions(settings.batch_size, settings.threads, settings.max_skipped, spec.decode, settings.most_rows)
+    reading = ReadOptions(
+        batch_size=settings.batch_size,
+        threads=settings.threads,
+        max_skipped=settings.max_skipped,
+        decode=spec.decode,
+        most_rows=settings.most_rows,
+        small_pieces=settings.by_reference,
+    )
     spectrum = RunningSpectrum(spec.network.preprocess, trunk.device)
     with (
         ShardImages(spec.network, shard, reading, trunk.device, piece) as images,
@@ -99,7 +106,8 @@ def join(pieces: Iterable[ScannedPiece], settings: ScanSettings, shard: Shard) -
     whole = next(following)
     for piece in following:
         collected = whole.collected.joined(piece.collected, settings.spec)
-        whole = ScannedPiece(collected, whole.read.joined(piece.read, shard))
+        answers = None if whole.answers is None else {**whole.answers, **(piece.answers or {})}
+        whole = ScannedPiece(collected, whole.read.joined(piece.read, shard), answers)
     whole.read.refuse(shard, settings.max_skipped)
     not_finite = whole.collected.of_channels_not_finite(settings.spec)
     return ScanResult(whole.collected.part, whole.read, not_finite, whole.answers)

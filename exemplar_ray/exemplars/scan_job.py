@@ -7,7 +7,7 @@ from typing import Any
 
 from exemplar_ray.data.contents import why_done_anew
 from exemplar_ray.data.formats.registry import describe
-from exemplar_ray.data.shard import Shard, pieces_to_share
+from exemplar_ray.data.shard import Shard, pieces_to_share, small_pieces
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.job import Context, Job, Reduced
 from exemplar_ray.exemplars.left_answers import MOST_BYTES, bytes_of_answer
@@ -19,6 +19,7 @@ from exemplar_ray.network.layers import NCHW, VECTOR
 from exemplar_ray.runs.manifest import Manifest
 from exemplar_ray.runs.records import CompletionRecord
 from exemplar_ray.runs.run_folder import RunFolder
+from exemplar_ray.storage.hub import is_on_disk
 
 TASKS = "exemplar_ray.exemplars.tasks"
 
@@ -49,6 +50,13 @@ def scan_settings(spec: ExemplarsSpec, shards: Sequence[Shard], cluster: Cluster
         max_skipped=max_skipped,
         sample_rate=sample_rate(at_least, spec.top_k),
     )
+
+
+def pieces_of(shard: Shard, settings: ScanSettings) -> int:
+    """Return how many pieces a shard is scanned in where several workers do so, see `data.pieces`: small ones where
+    reading the whole shard for each takes little, beside the reference computation of its rows."""
+    small = small_pieces(shard) if settings.by_reference and is_on_disk(shard.uri) else []
+    return 1 + len(small) if small else pieces_to_share(shard)
 
 
 def _nearly_all_are_exemplars(spec: ExemplarsSpec, images: int) -> bool:
@@ -84,7 +92,7 @@ class ScanJob(Job):
 
     def pieces(self, item: Shard) -> int:
         """Return how many pieces a shard is scanned in where several workers do so, see `data.pieces`."""
-        return pieces_to_share(item)
+        return pieces_of(item, self.settings)
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the result."""

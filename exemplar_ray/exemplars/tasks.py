@@ -17,9 +17,9 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
+from exemplar_ray.arrow_without_pandas import leave_pandas_out
 from exemplar_ray.data.decode import UndecodableImageError, decode_and_crop
 from exemplar_ray.data.formats.registry import open_shard
 from exemplar_ray.data.shard import Shard
@@ -41,6 +41,7 @@ from exemplar_ray.network.loading import LoadedTrunk, counts, device, import_lib
 
 __all__ = ["gather", "get_ready", "join_pieces", "probe", "resolve", "scan", "scan_a_piece"]
 
+leave_pandas_out()
 # Broken EXIF, palettes with transparency, large images: images like any other, no news.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -56,7 +57,6 @@ def get_ready(named: tuple[str, str]) -> None:
     """
     import_library(named)
     perceptual_hash(np.zeros((1, 1, 3), np.uint8))
-    pa.array([])
 
 
 def scan(settings: ScanSettings, given: tuple[int, Shard]) -> Made:

@@ -15,7 +15,7 @@ from torch import Tensor
 from exemplar_ray.data.batches import Batch, batches
 from exemplar_ray.data.formats.registry import open_shard
 from exemplar_ray.data.preprocess import DECODERS
-from exemplar_ray.data.shard import ImageRow, Shard, row_of_skipped
+from exemplar_ray.data.shard import ImageRow, Shard, row_of_skipped, small_pieces
 from exemplar_ray.errors import ShardError
 from exemplar_ray.network.inputs import labels_for
 from exemplar_ray.network.spec import NetworkSpec
@@ -42,6 +42,8 @@ class ReadOptions:
     """See `preprocess.DECODERS`."""
     most_rows: int | None = None
     """Read only so many."""
+    small_pieces: bool = False
+    """Of a shard that has no other pieces there are small ones, see `data.pieces`."""
 
 
 @dataclass
@@ -53,11 +55,13 @@ class RowsRead:
     skipped_images: list[dict[str, object]] = field(default_factory=list)
     """[{"row": int, "reason": str}], in order; with the "path" where the reader knows it."""
     contents: list[str] | None = None
-    """What the bytes were, see `ShardReader.contents`."""
+    """What the bytes were that were read, see `ShardReader.contents`."""
     places: Sequence[int] | None = None
     """Where rows are, see `ShardReader.places`."""
     footer: str | None = None
     """Of the file that was read, see `ShardReader.footer`."""
+    of_small_piece: bool = False
+    """It was read in the whole shard, which `contents` are of."""
 
     def joined(self, following: RowsRead, shard: Shard) -> RowsRead:
         """Return what reading a piece came to, and the one that follows.
@@ -65,15 +69,21 @@ class RowsRead:
         Raises:
             ShardError: they are of different files.
         """
-        if self.footer != following.footer:
+        is_same = self.footer == following.footer
+        if self.of_small_piece:
+            is_same, contents = is_same and self.contents == following.contents, self.contents
+        else:
+            known = self.contents is not None and following.contents is not None
+            contents = [*(self.contents or []), *(following.contents or [])] if known else None
+        if not is_same:
             raise ShardError(f"{shard.name} changed while it was read; run the same command again")
-        known = self.contents is not None and following.contents is not None
         return RowsRead(
             rows=self.rows + following.rows,
             scored=self.scored + following.scored,
             skipped_images=[*self.skipped_images, *following.skipped_images],
-            contents=[*(self.contents or []), *(following.contents or [])] if known else None,
+            contents=contents,
             footer=self.footer,
+            of_small_piece=self.of_small_piece,
         )
 
     def refuse(self, shard: Shard, max_skipped: int) -> None:
@@ -116,18 +126,27 @@ class ShardImages:
         piece: int | None = None,
     ) -> None:
         self._network, self._shard, self._reading, self._device, self._piece = network, shard, reading, device, piece
+        self._small = small_pieces(shard) if reading.small_pieces and reading.most_rows is None else []
         self._skipped: list[dict[str, object]] = []
         self._scored = 0
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
-        self._reader = self._open.enter_context(open_shard(self._shard, self._piece))
+        self._reader = self._open.enter_context(open_shard(self._shard, None if self._small else self._piece))
         return self
 
     @property
     def cuts(self) -> Sequence[int]:
         """Return the rows that a batch begins with, as a piece does: see `ShardReader.cuts`."""
-        return self._reader.cuts if self._reading.most_rows is None else ()
+        return self._small or (self._reader.cuts if self._reading.most_rows is None else ())
+
+    @property
+    def _small_piece(self) -> range | None:
+        """The rows of the small piece that is wanted; None where it is no such piece."""
+        if self._piece is None or not self._small:
+            return None
+        edges = [0, *self._small, self._shard.expected_rows]
+        return range(edges[self._piece], edges[self._piece + 1])
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
@@ -142,7 +161,10 @@ class ShardImages:
             ShardError: the file is not the listed one, or an image lacks a label that the network is to be given.
         """
         shard, reading = self._shard, self._reading
-        images = prepare(islice(self._reader.images(), reading.most_rows))
+        read: Iterable[ImageRow] = islice(self._reader.images(), reading.most_rows)
+        if (small := self._small_piece) is not None:
+            read = (image for image in read if image.row in small)
+        images = prepare(read)
         preprocess = self._network.preprocess
         decoded = batches(
             images, preprocess, reading.batch_size, reading.threads, self._device, reading.decode, self.cuts
@@ -166,9 +188,13 @@ class ShardImages:
             ShardError: more than `max_skipped` images cannot be decoded, or the rows do not add up. Of a piece, its
                 shard is judged by, see `RowsRead.refuse`.
         """
-        reader, most = self._reader, self._reading.most_rows
+        reader, most, small = self._reader, self._reading.most_rows, self._small_piece
         rows = reader.rows if most is None else min(reader.rows, most)
-        read = RowsRead(rows, self._scored, self._skipped, reader.contents, reader.places, reader.footer)
+        if small is not None:
+            rows = sum(row in small for row in self._shard.chosen_rows.tolist())
+        read = RowsRead(
+            rows, self._scored, self._skipped, reader.contents, reader.places, reader.footer, small is not None
+        )
         if self._piece is None:
             read.refuse(self._shard, self._reading.max_skipped)
         return read

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from exemplar_ray.storage.chained import is_chained
 from exemplar_ray.storage.hub_uri import PROTOCOL, is_on_hub, parse, repository_of
@@ -27,6 +28,11 @@ def file_system(uri: str) -> tuple[Any, str]:
     from exemplar_ray.storage.hub_files import HubFileSystem
 
     return HubFileSystem(), uri.removeprefix(PROTOCOL)
+
+
+def is_on_disk(uri: str) -> bool:
+    """Whether a URI stands for something in this machine's own file system."""
+    return isinstance(file_system(uri)[0], LocalFileSystem)
 
 
 def resolve_revisions(uris: Sequence[str], already: Mapping[str, str] | None = None) -> dict[str, str]:
