@@ -123,7 +123,8 @@ import sys
 import exemplar_ray.exemplars.tasks
 import pyarrow
 table = pyarrow.table({"row": pyarrow.array([1, None])})
-assert not {"pandas", "rich.console"} & sys.modules.keys(), sorted(sys.modules)
+unwanted = {"pandas", "rich.console"} & sys.modules.keys()
+assert not unwanted, unwanted
 assert table.to_pandas()["row"].isna().tolist() == [False, True]
 import pandas
 assert pyarrow.array(pandas.Series([1.0, float("nan")])).null_count == 1
