@@ -8,6 +8,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+_something_stays = False
+"""Whether this process has imported something so that no garbage is looked for in it."""
+
 
 def named_function(name: str) -> Callable[..., Any]:
     """Import and return what `module:function` names."""
@@ -21,14 +24,16 @@ def _imported(module: str) -> Any:
     torch alone makes half a million objects that stay. The collector would go through them again and again, which is
     a fifth of the time that importing takes.
     """
+    global _something_stays  # gc.get_freeze_count() goes through all that stays, which takes as long as importing
     was_on = gc.isenabled()
-    if gc.get_freeze_count():
+    if _something_stays:
         # What is garbage by now would stay for good.
         gc.collect()
     gc.disable()
     try:
         imported = importlib.import_module(module)
         gc.freeze()
+        _something_stays = True
         return imported
     finally:
         if was_on:
