@@ -102,13 +102,14 @@ class _WithGradient(torch.autograd.Function):
 
 def _over_neighbours(values: Tensor, before: int, after: int) -> Tensor:
     """Return each channel's sum over itself and so many channels before and after it, in the order of the channels."""
-    most = values.shape[1] - 1
+    channels = values.shape[1]
     total = torch.zeros_like(values)
-    for offset in range(min(before, most), 0, -1):
-        total[:, offset:] += values[:, :-offset]
-    total += values
-    for offset in range(1, min(after, most) + 1):
-        total[:, :-offset] += values[:, offset:]
+    # Not by slices: Python would write back what has been added up in place.
+    for offset in range(min(before, channels - 1), 0, -1):
+        total.narrow(1, offset, channels - offset).add_(values.narrow(1, 0, channels - offset))
+    total.add_(values)
+    for offset in range(1, min(after, channels - 1) + 1):
+        total.narrow(1, 0, channels - offset).add_(values.narrow(1, offset, channels - offset))
     return total
 
 
