@@ -129,6 +129,28 @@ def test_what_a_ray_lacks_is_not_replaced_and_all_else_is_put_back(monkeypatch):
     assert [dict(vars(owner)) for owner in owners] == before
 
 
+STARTING = """
+import sys, threading
+import ray
+from exemplar_ray.executor.connection import connect, disconnect
+from exemplar_ray.executor.ray_token import RayToken
+done = []
+connect(None, RayToken(ray._raylet), lambda: done.append((threading.current_thread().daemon, ray.is_initialized())))
+print(*done)
+sys.stdout.flush()
+disconnect()
+"""
+
+
+def test_while_a_ray_of_its_own_gets_ready_something_else_is_done(ray_cluster):
+    started = subprocess.run([sys.executable, "-c", STARTING], capture_output=True, text=True, timeout=60)
+    assert started.stdout.split("\n")[0] == "(True, False)", started.stderr
+    # A Ray that is joined needs no time.
+    joining = STARTING.replace("connect(None", f"connect({ray_cluster['address']!r}")
+    joined = subprocess.run([sys.executable, "-c", joining], capture_output=True, text=True, timeout=60)
+    assert joined.stdout.split("\n")[0] == "", joined.stderr
+
+
 @pytest.mark.parametrize("set_before", [None, "ACTIVE"])
 def test_a_ray_of_its_own_has_threads_that_sleep_where_they_wait(monkeypatch, set_before):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)

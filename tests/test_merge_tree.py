@@ -24,7 +24,7 @@ from exemplar_ray.executor.repair import reduced_without_wrong
 from exemplar_ray.executor.resources import Resources
 from exemplar_ray.exemplars import answer, parts
 from exemplar_ray.exemplars import merge as folding
-from exemplar_ray.exemplars.job import ExemplarsJob
+from exemplar_ray.exemplars.exemplars_job import ExemplarsJob
 from exemplar_ray.exemplars.merge import fold, fold_all
 from exemplar_ray.exemplars.parts import Part, candidates_kept
 from exemplar_ray.exemplars.plan import Plan, ScannedShard

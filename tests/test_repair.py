@@ -292,10 +292,10 @@ def test_a_run_that_ends_while_it_repairs_is_not_answered(data, whole, undisturb
     command = ["run", "--data", data, "--out", tmp_path / "run", *FLAGS]
     assert cli(*command)[0] == 0
     (data / name).write_bytes(whole[name])
-    from exemplar_ray.exemplars import job
+    from exemplar_ray.exemplars import exemplars_job
 
     with monkeypatch.context() as patch:
-        patch.setattr(job, "answer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(exemplars_job, "answer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert cli(*command)[0] == 130
     status, text = cli(*command)
     assert (status, "nothing to do" in text) == (0, False), text

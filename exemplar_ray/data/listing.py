@@ -20,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from exemplar_ray.data import hub_data_sets
 from exemplar_ray.data.disk_files import OnDisk
 from exemplar_ray.data.listed import (
+    PARQUET_ENDING,
     TAR_ENDING,
     ImageFile,
     ImageFolder,
@@ -37,7 +38,7 @@ from exemplar_ray.storage import chained, hub
 from exemplar_ray.storage.hub_uri import PROTOCOL, AccessError, is_on_hub, without_revision
 from exemplar_ray.storage.transient import ATTEMPTS, is_transient, patiently
 
-_PARQUET, _TAR, _IMAGES, _OTHER = ".parquet", TAR_ENDING, "images", "other"
+_PARQUET, _TAR, _IMAGES, _OTHER = PARQUET_ENDING, TAR_ENDING, "images", "other"
 _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 
 

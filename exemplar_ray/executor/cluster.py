@@ -6,8 +6,10 @@ the driver needs neither torch nor the job's code.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
 
@@ -34,6 +36,9 @@ _ONE_CPU = Demand()
 
 _NODE = "ray.io/node-id"
 
+# Ray imports it when it hands the first task over.
+_FOR_FIRST_TASK = "ray._common.pydantic_compat"
+
 
 class Cluster:
     """A connection to Ray, started here or joined, for the time of a `with` block.
@@ -45,10 +50,15 @@ class Cluster:
         resources: what the user asks for.
         log_level: what tasks log from, by name, see `logging`.
         tell: what to say a line with, on what happens meanwhile.
+        later: a module that the driver needs when tasks are done: it is imported while a Ray of our own starts.
     """
 
     def __init__(
-        self, resources: Resources, log_level: str = "warning", tell: Callable[[str], None] | None = None
+        self,
+        resources: Resources,
+        log_level: str = "warning",
+        tell: Callable[[str], None] | None = None,
+        later: str | None = None,
     ) -> None:
         self.resources = resources
         self._log_level = log_level.upper()
@@ -59,6 +69,7 @@ class Cluster:
         self.waits_for: str | None = None
         self.on_line = tell
         self._blame = Blame(self.tell)
+        self._later = later
 
     def __enter__(self) -> Cluster:
         """Connect.
@@ -71,7 +82,7 @@ class Cluster:
         if self._joined:
             self._refuse_another()
         else:
-            self._folders = connect(self._address, self._token)
+            self._folders = connect(self._address, self._token, partial(_import, _FOR_FIRST_TASK, self._later))
         try:
             self._watch = Watch(ray.get_runtime_context().gcs_address, raylet())
             self._size_tasks(ray.cluster_resources())
@@ -257,3 +268,10 @@ class Cluster:
         # that cancels a task at the moment when its result arrives (ray-project/ray#54527). So enough that no slot
         # waits, and that an autoscaler doubles what there is.
         return min(2 * max(self.slots_now(), 1), _MOST_IN_FLIGHT)
+
+
+def _import(*modules: str | None) -> None:
+    """Import modules before they are needed; one that cannot be imported says so then."""
+    for module in filter(None, modules):
+        with suppress(Exception):
+            importlib.import_module(module)

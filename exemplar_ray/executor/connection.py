@@ -7,6 +7,7 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -24,12 +25,13 @@ _AUTOSCALER = "__autoscaling_status"
 _LOOKS_FOR_AUTOSCALER = 10
 
 
-def connect(address: str | None, token: RayToken) -> tuple[str, ...]:
+def connect(address: str | None, token: RayToken, meanwhile: Callable[[], None] | None = None) -> tuple[str, ...]:
     """Connect.
 
     Args:
         address: of the Ray to join; None to start one on this machine.
         token: shown to the one that is joined, and made for one of our own.
+        meanwhile: what there is to do while one of our own gets ready: called in a thread of its own.
 
     Returns:
         The folders that Ray would have workers look for modules in first, and that they look in last.
@@ -48,7 +50,7 @@ def connect(address: str | None, token: RayToken) -> tuple[str, ...]:
     config._py_driver_sys_path = path
     options: dict[str, Any] = {} if place.startswith(CLIENT) else {"job_config": config}
     try:
-        with nullcontext() if address else own_processes(config):
+        with nullcontext() if address else own_processes(config, meanwhile):
             ray.init(
                 # "local" starts a Ray of our own; without it ray.init would join whatever
                 # cluster it finds on this machine.

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from functools import partial, partialmethod
 from typing import Any
 
 import ray
@@ -42,7 +43,7 @@ _PORTS_OF_AGENTS = {
 
 
 @contextmanager
-def own_processes(config: ray.job_config.JobConfig) -> Iterator[None]:
+def own_processes(config: ray.job_config.JobConfig, meanwhile: Callable[[], None] | None = None) -> Iterator[None]:
     """While inside, a Ray that starts has the processes that a run needs, as they should be.
 
     It has no autoscaler, no process that brings workers' output here, and no dashboard. Where none is wanted
@@ -52,6 +53,7 @@ def own_processes(config: ray.job_config.JobConfig) -> Iterator[None]:
 
     Args:
         config: what `ray.init` is given; it adds the environment.
+        meanwhile: what there is to do while the processes, once started, get ready: called in a thread of its own.
     """
     private: Any = ray._private
     fewer = {"no_monitor": True, "include_log_monitor": False}
@@ -65,6 +67,7 @@ def own_processes(config: ray.job_config.JobConfig) -> Iterator[None]:
             (private.utils, "get_dashboard_dependency_error", lambda _: _no_dashboard),
             (private.services, "get_node", lambda before: partial(_soon, before)),
             (private.services, "start_ray_process", lambda before: partial(_without_agents, before, config)),
+            (private.node.Node, "start_raylet", lambda before: partialmethod(_started, before, meanwhile)),
         ):
             replaced.enter_context(_replaced(owner, name, instead_of))
         yield
@@ -76,6 +79,14 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 def _no_dashboard() -> ImportError:
     return ImportError("no dashboard is wanted")
+
+
+def _started(node: Any, start_raylet: Callable[..., Any], meanwhile: Callable[[], None] | None, *args: Any) -> Any:
+    """Start the raylet, which is the last process, and do something else while it gets ready."""
+    started = start_raylet(node, *args)
+    if meanwhile is not None:
+        threading.Thread(target=meanwhile, daemon=True).start()
+    return started
 
 
 def _without_agents(

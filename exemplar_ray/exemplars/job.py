@@ -16,16 +16,11 @@ from exemplar_ray.data.shard import Shard, to_question_with
 from exemplar_ray.errors import UsageError
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.driver import JobOutcome, reduce_job, run_job
-from exemplar_ray.executor.job import Context, Reduced
 from exemplar_ray.executor.progress import say
 from exemplar_ray.executor.resources import Resources
-from exemplar_ray.exemplars.answer import answer
 from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, Plan, images_wanted
-from exemplar_ray.exemplars.rescan import rescan_exactly
-from exemplar_ray.exemplars.room_for_maps import refuse_more_maps_than_room
-from exemplar_ray.exemplars.scan_job import TASKS, ScanJob
+from exemplar_ray.exemplars.scan_job import TASKS
 from exemplar_ray.exemplars.spec import RunOptions, RunSpec, columns_chosen
-from exemplar_ray.exemplars.summary import labels_digest
 from exemplar_ray.exemplars.to_resolve import Resolved, ToResolve
 from exemplar_ray.network.questions import KnownNetwork
 from exemplar_ray.runs.manifest import RUN
@@ -33,24 +28,8 @@ from exemplar_ray.runs.run_folder import RunFolder
 from exemplar_ray.runs.versions import versions
 from exemplar_ray.storage.hub_uri import refuse_writing
 
-
-class ExemplarsJob(ScanJob):
-    """Scans shards, and answers from the parts."""
-
-    def __init__(self, plan: Plan, cluster: Cluster, max_skipped: int = 0, settle: bool = True) -> None:
-        super().__init__(plan, cluster, max_skipped)
-        self._settle = settle
-
-    def reduce(self, context: Context) -> Reduced:
-        """Merge the parts, gather the candidates, write exemplars and tables."""
-        return answer(self.plan, context, partial(rescan_exactly, self.plan) if self._settle else None)
-
-    def is_answered(self, summary: Mapping[str, Any]) -> bool:
-        """Whether a complete result has these class names, and no doubt that this run would settle."""
-        in_doubt = self.plan.spec.screened and summary.get("unsettled") and summary.get("settled_anew") is None
-        return summary.get("class_labels_sha256") == labels_digest(self.plan.class_labels) and not (
-            self._settle and in_doubt
-        )
+# What answers from the parts takes a tenth of a second to import, which a Ray of our own takes longer to start.
+_WITH_ANSWER = "exemplar_ray.exemplars.exemplars_job"
 
 
 def run(
@@ -83,8 +62,11 @@ def run(
     images, notes = planned_images(data, columns_chosen(spec), images_wanted(spec), options.class_labels, before)
     for line in notes:
         say(console, line)
-    with Cluster(resources, options.log_level, partial(say, console)) as cluster:
+    with Cluster(resources, options.log_level, partial(say, console), _WITH_ANSWER) as cluster:
         resolved = resolve_spec(cluster, spec, images.shards, _known_network(before))
+        from exemplar_ray.exemplars.exemplars_job import ExemplarsJob
+        from exemplar_ray.exemplars.room_for_maps import refuse_more_maps_than_room
+
         plan = Plan(
             resolved.spec,
             images.shards,
@@ -122,7 +104,9 @@ def merge(
     options = options or RunOptions()
     refuse_writing(out)
     plan = Plan.read(RunFolder(out))
-    with Cluster(resources, options.log_level, partial(say, console)) as cluster:
+    with Cluster(resources, options.log_level, partial(say, console), _WITH_ANSWER) as cluster:
+        from exemplar_ray.exemplars.exemplars_job import ExemplarsJob
+
         job = ExemplarsJob(plan, cluster, settle=options.settle)
         return reduce_job(job, out, cluster, console, allow_partial, started)
 
