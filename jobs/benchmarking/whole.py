@@ -22,7 +22,8 @@ NOTEBOOK, RAY_DATA = "notebook's loop", "Ray Data pipeline, start to end"
 
 
 def whole(shards: Sequence[str], work: Path, options: Namespace) -> None:
-    """Measure everything `--repeats` times, in turns; write whole.json."""
+    """Measure everything `--repeats` times, in turns; write whole.json. A job is held against what the notebook's loop
+    made before and after it, on average."""
     machine = reference_machine(allowed_cores())
     print_table(("reference machine", ""), list(machine.items()))
     sizes = sorted({1, options.copies, 4 * options.copies})
@@ -35,10 +36,17 @@ def whole(shards: Sequence[str], work: Path, options: Namespace) -> None:
         rates.setdefault(name, []).append(rate)
         print(f"  {name}: {rate.per_second:.1f} images/s", flush=True)
 
+    def loop() -> float:
+        rate = in_own_process(rivals.notebook, shards, options.notebook_images)
+        add(NOTEBOOK, rate)
+        return rate.per_second
+
+    over_loop: dict[str, list[float]] = {}
     for number in range(options.repeats):
         print(f"repetition {number + 1} of {options.repeats}", flush=True)
-        add(NOTEBOOK, in_own_process(rivals.notebook, shards, options.notebook_images))
         add(RAY_DATA, rivals.ray_data(shards, options.ray_data_images)["start to end"])
+        # A machine gets faster and slower within a repetition, which takes minutes.
+        before = loop()
         for size in sizes:
             for kind, flags in KINDS.items():
                 parts, summary = job(copies[:size], flags)
@@ -46,18 +54,30 @@ def whole(shards: Sequence[str], work: Path, options: Namespace) -> None:
                 gathered[name] = summary["images_gathered"]
                 for part, rate in parts.items():
                     add(f"{name}, {part}", rate)
+                after = loop()
+                over_loop.setdefault(name, []).append(2 * parts["start to end"].per_second / (before + after))
+                before = after
     print()
     per_second = {name: [rate.per_second for rate in found] for name, found in rates.items()}
-    _print(per_second, gathered)
-    contents = {"machine": machine, "options": vars(options), "images_per_second": per_second, "gathered": gathered}
+    _print(per_second, over_loop, gathered)
+    contents = {
+        "machine": machine,
+        "options": vars(options),
+        "images_per_second": per_second,
+        "over_loop": over_loop,
+        "gathered": gathered,
+    }
     write_figures(options.out, "whole", contents)
 
 
-def _print(per_second: Mapping[str, list[float]], gathered: Mapping[str, int]) -> None:
+def _print(
+    per_second: Mapping[str, list[float]], over_loop: Mapping[str, list[float]], gathered: Mapping[str, int]
+) -> None:
     rows = []
     for name, images in gathered.items():
         start_to_end, scan = (per_second[f"{name}, {part}"] for part in ("start to end", "scan"))
-        over = [spread(ratios(start_to_end, per_second[rival])) for rival in (NOTEBOOK, RAY_DATA)]
-        rows.append((name, spread(start_to_end), *over, spread(ratios(start_to_end, scan), 2), str(images)))
+        over_ray_data = spread(ratios(start_to_end, per_second[RAY_DATA]))
+        of_scan = spread(ratios(start_to_end, scan), 2)
+        rows.append((name, spread(start_to_end), spread(over_loop[name]), over_ray_data, of_scan, str(images)))
     print_table(("start to end", "images/s", "x loop", "x Ray Data", "of its scan", "gathered"), rows)
     print(*(f"{name}: {spread(per_second[name])} images/s" for name in (NOTEBOOK, RAY_DATA)), sep="\n", flush=True)
