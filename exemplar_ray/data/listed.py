@@ -13,7 +13,7 @@ from PIL import Image
 
 from exemplar_ray.errors import UsageError
 
-PARQUET_ENDING, TAR_ENDING = ".parquet", ".tar"
+SHARD_ENDINGS = PARQUET_ENDING, TAR_ENDING = ".parquet", ".tar"
 _MACS = "__MACOSX"
 # Pillow has an ending for these, and only writes them, or reads none of them without another program or package.
 _NEVER_READ = {"PALM", "PDF"} | {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -135,7 +135,7 @@ def is_image(path: str) -> bool:
     """Whether a file's name ends as those of images do that Pillow reads."""
     ending = os.path.splitext(path)[1].lower()
     # Asking Pillow makes it import all that it can read.
-    return ending not in (PARQUET_ENDING, TAR_ENDING) and ending in _endings()
+    return ending not in SHARD_ENDINGS and ending in _endings()
 
 
 @cache

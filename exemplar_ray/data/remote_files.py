@@ -7,7 +7,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from exemplar_ray.data.listed import ImageFile, ImageFolder, LeftOut, Listed, Place, in_order, is_hidden, is_image
+from exemplar_ray.data.listed import (
+    SHARD_ENDINGS,
+    ImageFile,
+    ImageFolder,
+    LeftOut,
+    Listed,
+    Place,
+    in_order,
+    is_hidden,
+    is_image,
+)
 from exemplar_ray.storage import chained
 from exemplar_ray.storage.hub_uri import without_revision
 
@@ -46,7 +56,7 @@ class InStorage(Place):
         """Whether there is a folder; unlike fsspec's `isdir`, does not say no where it could not look."""
         if _is_web(self._fs):
             # The web has no folders, but pages with links; to look for them in a file is to download it.
-            is_file = any(self._root.endswith(ending) for ending in (".parquet", ".tar")) or is_image(self._root)
+            is_file = self._root.endswith(SHARD_ENDINGS) or is_image(self._root)
             return not is_file and self._fs.isdir(self._root)
         return self._fs.info(self._root)["type"] == "directory"
 

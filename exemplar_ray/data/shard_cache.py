@@ -16,16 +16,14 @@ from contextlib import contextmanager, suppress
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from exemplar_ray.data.listed import SHARD_ENDINGS
 from exemplar_ray.storage import hub
 
 FOLDER = "EXEMPLAR_RAY_SHARD_CACHE"
 
 
-_ENDINGS = (".parquet", ".tar")
-
-
 def _ending(path: str) -> str:
-    return next((ending for ending in _ENDINGS if path.endswith(ending)), _ENDINGS[0])
+    return next((ending for ending in SHARD_ENDINGS if path.endswith(ending)), SHARD_ENDINGS[0])
 
 
 def place_of(uri: str, size: int, stamp: str | None) -> str:
