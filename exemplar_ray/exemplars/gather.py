@@ -102,22 +102,22 @@ class _Rescoring:
         self._readouts = spec.readouts
         self._candidates = candidates
         self._activation = candidates.activation.copy()
-        self._by_row = np.argsort(candidates.row, kind="stable")
-        self._sorted_rows = candidates.row[self._by_row]
+        by_row = np.argsort(candidates.row, kind="stable")
+        rows, firsts, counts = np.unique(candidates.row[by_row], return_index=True, return_counts=True)
+        # {row: where its candidates are}
+        self._of_image = {
+            row: by_row[first : first + count] for row, first, count in zip(rows.tolist(), firsts, counts, strict=True)
+        }
         self.largest = np.zeros((2, len(self._readouts)), np.float32)
         self.maps = _Maps(spec, candidates)
 
-    def _of_image(self, row: int) -> np.ndarray:
-        start, end = np.searchsorted(self._sorted_rows, [row, row + 1])
-        return self._by_row[start:end]
-
     def wants_pre_relu(self, row: int) -> bool:
         """Whether any candidate of an image is wanted as it is before its ReLU."""
-        return bool((self._candidates.ranking[self._of_image(row)] == NEAR_ZERO).any())
+        return bool((self._candidates.ranking[self._of_image[row]] == NEAR_ZERO).any())
 
     def add(self, row: int, answer: Answer) -> None:
         """Take all candidates of one image."""
-        of_image = self._of_image(row)
+        of_image = self._of_image[row]
         near_zero = self._candidates.ranking[of_image] == NEAR_ZERO
         wanted = (answer.activations, of_image[~near_zero]), (answer.pre_relu, of_image[near_zero])
         for is_pre_relu, (of_readouts, which) in enumerate(wanted):

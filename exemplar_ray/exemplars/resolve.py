@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
-
 from exemplar_ray.data.first_images import two_images
-from exemplar_ray.executor.machine import cpus
 from exemplar_ray.exemplars.spec import ExemplarsSpec, margin_of
 from exemplar_ray.exemplars.to_resolve import Resolved, ToResolve
 from exemplar_ray.network.resolve import NetworkRequest, resolve_network
@@ -21,8 +18,6 @@ def resolve(given: ToResolve) -> Resolved:
         UsageError: the model, its weights, a layer, a channel, a statistic or the preprocessing cannot be had, or the
             network is no function of the image.
     """
-    # Nothing else of the run computes meanwhile.
-    torch.set_num_threads(cpus())
     spec = given.spec
     check_statistics(spec.statistic)
     request = NetworkRequest(spec.model, spec.weights, spec.layer, spec.channels, spec.preprocess, spec.layout)

@@ -24,6 +24,7 @@ from exemplar_ray.data.decode import UndecodableImageError, decode_and_crop
 from exemplar_ray.data.formats.registry import open_shard
 from exemplar_ray.data.shard import Shard
 from exemplar_ray.executor.job import Made
+from exemplar_ray.executor.machine import cpus
 from exemplar_ray.executor.malloc import keep_freed_memory
 from exemplar_ray.exemplars import parts
 from exemplar_ray.exemplars.gather import gather_shard
@@ -31,10 +32,11 @@ from exemplar_ray.exemplars.gathered import GatheredShard, NotAsScanned, ToGathe
 from exemplar_ray.exemplars.mix_up import NotAsScannedError
 from exemplar_ray.exemplars.near_duplicates import perceptual_hash
 from exemplar_ray.exemplars.reference import REFERENCE_THREADS, Answer, Key, Reference
-from exemplar_ray.exemplars.resolve import resolve
+from exemplar_ray.exemplars.resolve import resolve as resolve_asked
 from exemplar_ray.exemplars.scan import ScannedPiece, ScanResult, join, scan_piece, scan_shard
 from exemplar_ray.exemplars.settings import Probed, ScanSettings
 from exemplar_ray.exemplars.spec import ExemplarsSpec
+from exemplar_ray.exemplars.to_resolve import Resolved, ToResolve
 from exemplar_ray.network.compiled_trunk import CompiledForm, CompiledTrunk
 from exemplar_ray.network.inputs import labels_for
 from exemplar_ray.network.loading import LoadedTrunk, counts, device, import_library, scanning_trunk, trunk_of
@@ -57,6 +59,17 @@ def get_ready(named: tuple[str, str]) -> None:
     """
     import_library(named)
     perceptual_hash(np.zeros((1, 1, 3), np.uint8))
+
+
+def resolve(given: ToResolve) -> Resolved:
+    """Settle everything that decides the numbers.
+
+    Raises:
+        UsageError: see `resolve.resolve`.
+    """
+    # Nothing else of the run computes meanwhile.
+    torch.set_num_threads(cpus())
+    return resolve_asked(given)
 
 
 def scan(settings: ScanSettings, given: tuple[int, Shard]) -> Made:

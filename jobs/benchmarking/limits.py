@@ -19,6 +19,7 @@ from benchmarking.data import first_images
 from benchmarking.measuring import Rate, allowed_cores
 from exemplar_ray.data import decode as images
 from exemplar_ray.executor.malloc import keep_freed_memory
+from exemplar_ray.executor.resources import Demand, Resources, batch_size_of
 from exemplar_ray.exemplars.resolve import resolve
 from exemplar_ray.exemplars.spec import ExemplarsSpec, RunSpec
 from exemplar_ray.exemplars.to_resolve import ToResolve
@@ -26,7 +27,9 @@ from exemplar_ray.network.compiled_trunk import CompiledForm, CompiledTrunk, com
 from exemplar_ray.network.loading import trunk_of
 from exemplar_ray.network.models import find_architecture
 
-MODEL, WEIGHTS, BATCH = "inceptionv1", "random:0", 8
+MODEL, WEIGHTS = "inceptionv1", "random:0"
+# As a worker of one core scans them.
+BATCH = batch_size_of(Resources(), Demand())
 # How many different images a decoding process goes through.
 _IMAGES = 200
 
