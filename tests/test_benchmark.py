@@ -18,7 +18,7 @@ sys.path.insert(0, str(PROJECT / "jobs"))
 
 from benchmark import MODES
 from benchmarking.data import copies_of, first_images, first_shards, row_groups, shards_of_rows
-from benchmarking.limits import bound
+from benchmarking.limits import bound, spec_of
 from benchmarking.measuring import Rate, ratios, spread
 
 
@@ -60,6 +60,18 @@ def test_shards_of_another_size_go_through_the_images_over_and_over(shards, tmp_
 def test_what_is_done_in_turns_is_slower_than_either():
     assert bound(100, 100) == 50
     assert bound(1e12, 40) == pytest.approx(40)
+
+
+def test_finding_out_what_a_network_is_leaves_torchs_threads_as_they_are():
+    """The limits are of one thread a core, and find out what they run after they have said so."""
+    before = torch.get_num_threads()
+    other = before + 1
+    torch.set_num_threads(other)
+    try:
+        spec_of.__wrapped__("float32")
+        assert torch.get_num_threads() == other
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_ratios_are_of_the_same_repetition():
