@@ -62,12 +62,6 @@ def test_squashed_images_equal_torchvisions_bit_for_bit(width, height, sides, cu
     assert framing.resized == (sides[1], sides[0])
 
 
-def test_nearest_neighbours_are_those_of_the_reference_however_fast_the_decoder():
-    preprocess = Preprocess((0, 0, 0), resize=90, crop=64, interpolation="nearest")
-    data = encode(random_picture(3, 333, 251), "JPEG", quality=95)
-    np.testing.assert_array_equal(decode_and_crop(data, preprocess, "fast"), decode_and_crop(data, preprocess))
-
-
 @pytest.mark.parametrize("name", scored_images())
 @pytest.mark.parametrize("preprocess", [DEFAULT, BICUBIC], ids=["default", "bicubic"])
 def test_awkward_images_are_seen_as_the_reference_sees_them(name, preprocess):

@@ -1,5 +1,6 @@
 """Scans in half precision or from faster pixels: the exemplars are the reference's, or doubt is said aloud."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,10 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 from awkward_images import broken_images, scored_images
 from conftest import BVLC, SAMPLE, TINY_FLAGS, encode, needs_shared, random_picture, write_tiny_data
+from PIL import Image
 
 from exemplar_ray.cli import main
 from exemplar_ray.data.decode import UndecodableImageError, decode_and_crop
-from exemplar_ray.data.preprocess import Preprocess
+from exemplar_ray.data.preprocess import INTERPOLATIONS, Preprocess
 
 FLAGS = [*TINY_FLAGS, "--sample", "bottom"]
 PREPROCESS = Preprocess(mean=(0, 0, 0), resize=36, crop=32)
@@ -29,12 +31,27 @@ def summary(run):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_fast_pixels_are_off_by_a_level_at_most(mode):
-    for seed, (width, height) in enumerate([(48, 40), (200, 90), (37, 300), (31, 33), (640, 481)]):
-        data = encode(random_picture(seed, width, height).convert(mode), "JPEG", quality=80)
-        exact, fast = (decode_and_crop(data, PREPROCESS, decoder) for decoder in ("reference", "fast"))
-        assert fast.shape == exact.shape
-        assert np.abs(fast.astype(int) - exact).max() <= 1
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_fast_pixels_are_off_by_two_levels_at_most_and_hardly_any_by_two(interpolation, mode):
+    preprocess = dataclasses.replace(PREPROCESS, interpolation=interpolation)
+    off = []
+    for seed, (width, height) in enumerate([(48, 40), (200, 90), (37, 300), (31, 33), (640, 481), (238, 456)]):
+        # Black and white squares: what a resizing overshoots most at.
+        squares = np.kron(
+            np.random.default_rng(seed).integers(0, 2, (height // 4 + 1, width // 4 + 1)), np.ones((4, 4))
+        )
+        squares = Image.fromarray((squares[:height, :width] * 255).astype(np.uint8))
+        for picture in (random_picture(seed, width, height), squares):
+            data = encode(picture.convert(mode), "JPEG", quality=80)
+            exact, fast = (decode_and_crop(data, preprocess, decoder) for decoder in ("reference", "fast"))
+            assert fast.shape == exact.shape
+            off.append(np.abs(fast.astype(int) - exact).ravel())
+    off = np.concatenate(off)
+    if interpolation == "bilinear":
+        assert 0 < off.max() <= 2
+        assert (off > 1).mean() < 1e-4
+    else:
+        assert not off.any()
 
 
 def test_what_the_fast_decoder_does_not_take_goes_the_references_way():

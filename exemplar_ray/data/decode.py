@@ -1,8 +1,8 @@
 """Image bytes to the pixels that a network sees: the reference preprocessing, and its fast twin.
 
 The reference is bit for bit torchvision's pipeline on Pillow images: convert to RGB (or `Grayscale`), `Resize`,
-`CenterCrop`. EXIF orientation is ignored, as torchvision ignores it. The twin takes two thirds of the time, and its
-pixels differ by at most one level of 255.
+`CenterCrop`. EXIF orientation is ignored, as torchvision ignores it. The twin takes half of the time where colours are
+resized bilinearly; its pixels then differ by at most two levels of 255, hardly any by two. Others do not differ.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ _JPEG = b"\xff\xd8"
 _PLAIN_COLOURS = ("YCbCr", "Gray")
 
 # Resizing a 1 x 4000 image to a shorter side of 256 makes 256 x 1,024,000 pixels. Above this
-# many, only the crop is computed; Pillow's rounding may then differ by one level of 255.
+# many, only the crop is computed; Pillow's rounding may then differ by one level of 255, or by more where it resizes
+# bicubically, and rows and columns in the other order.
 _LARGEST_RESIZED = 1 << 26
 
 
@@ -84,11 +85,15 @@ def crop(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
         uint8 [crop, crop, channels].
     """
     framing = Framing.of(*image.size, preprocess)
-    if framing.resized[0] * framing.resized[1] > _LARGEST_RESIZED:
+    if _is_too_large(framing):
         return _resize_crop_only(image, preprocess)
     right, bottom = framing.left + framing.crop, framing.top + framing.crop
     resized = image.resize(framing.resized, _RESAMPLING[preprocess.interpolation])
     return _pixels_of(resized.crop((framing.left, framing.top, right, bottom)))
+
+
+def _is_too_large(framing: Framing) -> bool:
+    return framing.resized[0] * framing.resized[1] > _LARGEST_RESIZED
 
 
 def mode_of(preprocess: Preprocess) -> str:
@@ -124,19 +129,37 @@ def decode_and_crop(data: bytes | None, preprocess: Preprocess, decoder: str = "
     """Do `decode`, then `crop`: uint8 [crop, crop, channels].
 
     Args:
-        decoder: `reference`, or `fast`: JPEGs are decoded by libjpeg-turbo without Pillow between, and only the
-            crop's pixels are resized. What it does not take, or finds fault with, goes the reference's way.
+        decoder: `reference`, or `fast`: JPEGs are decoded by libjpeg-turbo without Pillow between, and resized by torch
+            where that is bilinear. What it does not take, or finds fault with, goes the reference's way.
 
     Raises:
         UndecodableImageError, MemoryError: as `decode`.
     """
-    # Nearest neighbours of a crop alone may be other pixels than those of the whole.
-    pixels = _decode_plain_jpeg(data) if decoder == "fast" and preprocess.interpolation != "nearest" else None
     mode = mode_of(preprocess)
-    if pixels is not None:
-        image = Image.fromarray(pixels)
-        return _resize_crop_only(image if image.mode == mode else image.convert(mode), preprocess)
-    return crop(decode(data, mode), preprocess)
+    pixels = _decode_plain_jpeg(data) if decoder == "fast" else None
+    if pixels is None:
+        return crop(decode(data, mode), preprocess)
+    framing = Framing.of(pixels.shape[1], pixels.shape[0], preprocess)
+    if mode == "RGB" and preprocess.interpolation == "bilinear" and not _is_too_large(framing):
+        return _crop_by_torch(pixels, framing)
+    return crop(Image.fromarray(pixels).convert(mode), preprocess)
+
+
+def _crop_by_torch(pixels: np.ndarray, framing: Framing) -> np.ndarray:
+    """Do `crop` bilinearly, in less than half of Pillow's time: uint8 [height, width, 3].
+
+    Not bicubically: there it matters whether rows or columns come first, as what overshoots is clipped between, and
+    Pillow decides by the sizes.
+    """
+    # Who wants no more than a header does not wait for torch.
+    from torch import from_numpy
+    from torch.nn.functional import interpolate
+
+    width, height = framing.resized
+    image = from_numpy(pixels).permute(2, 0, 1)[None]
+    [resized] = interpolate(image, (height, width), mode="bilinear", antialias=True)
+    rows, columns = (slice(start, start + framing.crop) for start in (framing.top, framing.left))
+    return resized[:, rows, columns].permute(1, 2, 0).numpy()
 
 
 def size_of_plain_jpeg(data: bytes | None) -> tuple[int, int] | None:

@@ -99,7 +99,7 @@ class RunSpec:
         f"of the scan: {PRECISIONS[0]} (default), {', '.join(PRECISIONS[1:])}; exemplars are exact all the same",
     )
     decode: str = key(
-        DECODERS[0], "HOW", "in the scan: reference (default), fast: off by a level of 255 at most, or gpu"
+        DECODERS[0], "HOW", "in the scan: reference (default), fast: off by two levels of 255 at most, or gpu"
     )
     margin: int | None = key(
         None, "N", "candidates a channel that the scan keeps beyond K (default: as many as K; 3 K if screened)"
