@@ -8,7 +8,7 @@ from awkward_images import broken_images, scored_images
 from conftest import SAMPLE, encode, needs_shared, random_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 from torchvision import transforms
 
 from exemplar_ray.data import decode as images
@@ -102,10 +102,10 @@ OUT_OF_MEMORY = [MemoryError(), OSError("out of memory error when reading image 
 def test_an_image_is_not_broken_because_this_machine_is_short_of_memory(monkeypatch, error, decoder):
     data = encode(random_picture(1))
 
-    def convert(*_):
+    def load(*_):
         raise error
 
-    monkeypatch.setattr(Image.Image, "convert", convert)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
     with pytest.raises(MemoryError) as caught:
         decode_and_crop(data, DEFAULT, decoder)
     assert is_transient(caught.value)

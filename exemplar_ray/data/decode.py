@@ -64,7 +64,9 @@ def decode(data: bytes | None, mode: str = "RGB") -> Image.Image:
         raise UndecodableImageError("no image bytes" if data is None else "empty image bytes")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.convert(mode)
+            image.load()
+            # Converted into what it is, it would be copied.
+            return image if image.mode == mode else image.convert(mode)
     except UnidentifiedImageError as error:
         # Pillow's own message names a place in memory.
         raise UndecodableImageError("not an image of any known format") from error
