@@ -25,8 +25,8 @@ _WHILE_IT_STARTS = {
     # A process that looks for Ray's socket before it is there looks again after 20 ms, not after 1 s; for 10 s, too.
     "RAY_raylet_client_connect_timeout_milliseconds": "20",
     "RAY_raylet_client_num_connect_attempts": "500",
-    # What became of each task is told to Ray's dashboard alone, and a driver that ends waits up to a quarter of a second
-    # for the thread that tells it.
+    # What became of each task is told to Ray's dashboard alone, and a driver that ends waits up to a quarter of a
+    # second for the thread that tells it.
     "RAY_task_events_report_interval_ms": "0",
 }
 _SECONDS_BETWEEN_LOOKS = 0.01
