@@ -17,15 +17,11 @@ RELATIVE = 1e-4
 OF_STRONGEST = 1e-6
 NETWORKS = {
     "inceptionv1": ["--model", "inceptionv1", "--weights", "random:0", "--layer", "mixed4a"],
-    "bvlc": [
-        "--model",
-        f"{BVLC}:load",
-        "--preprocess",
-        "{mean: [123, 117, 104]}",
-    ],
+    "bvlc": ["--model", f"{BVLC}:load", "--preprocess", "{mean: [123, 117, 104]}"],
 }
 # In batches, as large data are scanned; the other is scanned by the reference, as so few images are by themselves.
-NETWORKS["bvlc"] += ["--layer", "mixed4a", "mixed5b", "classifier", "--batch-size", "8"]
+NETWORKS["inceptionv1"] += ["--batch-size", "8"]
+NETWORKS["bvlc"] += ["--layer", "mixed4a", "mixed5b", "classifier"]
 ORACLES = {"inceptionv1": "inceptionv1-random-0.npz", "bvlc": "bvlc-googlenet.npz"}
 CHANNELS = {"inceptionv1": 508, "bvlc": 512}
 

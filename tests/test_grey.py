@@ -19,7 +19,7 @@ from torchvision import transforms
 
 from exemplar_ray.check.usual import IN_USE, usual_preprocessings
 from exemplar_ray.cli import main
-from exemplar_ray.data import decode_gpu
+from exemplar_ray.data import decode_fast, decode_gpu
 from exemplar_ray.data.decode import decode_and_crop, picture_of
 from exemplar_ray.data.preprocess import INTERPOLATIONS, Preprocess
 from exemplar_ray.data.write_shards import LabelledImage, write_images
@@ -77,7 +77,7 @@ def test_awkward_images_are_made_grey_as_torchvision_does_it(name):
     data = scored_images()[name]
     expected = np.asarray(torchvisions(data, GREY)).astype(int)
     np.testing.assert_array_equal(decode_and_crop(data, GREY)[:, :, 0], expected)
-    fast = decode_and_crop(data, GREY, "fast")
+    fast = decode_fast.decode_and_crop(data, GREY)
     assert np.abs(fast[:, :, 0] - expected).max() <= 1
     [on_device] = decode_gpu.decode_and_crop([data], GREY, torch.device("cpu"))
     assert on_device.shape == GREY.crop_shape

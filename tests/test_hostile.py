@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import SAMPLE, TINY_FLAGS, TINY_NETWORK, encode, random_picture
 
-from exemplar_ray.data.decode import UndecodableImageError, decode_and_crop
+from exemplar_ray.data.decode import UndecodableImageError
+from exemplar_ray.data.decode_fast import decoder_of
 from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.executor.malloc import keep_freed_memory
 
@@ -71,7 +72,7 @@ def decode_mutations(first, count, decoder):
     pixels = reasons = 0
     for seed in range(first, first + count):
         try:
-            crop = decode_and_crop(mutated(jpegs, seed), PREPROCESS, decoder)
+            crop = decoder_of(decoder)(mutated(jpegs, seed), PREPROCESS)
             assert (crop.shape, crop.dtype) == ((32, 32, 3), np.uint8)
             pixels += 1
         except UndecodableImageError as error:

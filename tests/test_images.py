@@ -13,6 +13,7 @@ from torchvision import transforms
 
 from exemplar_ray.data import decode as images
 from exemplar_ray.data.decode import UndecodableImageError, crop, decode, decode_and_crop
+from exemplar_ray.data.decode_fast import decoder_of
 from exemplar_ray.data.framing import Framing
 from exemplar_ray.data.preprocess import INTERPOLATIONS, Preprocess
 from exemplar_ray.data.shards import discover, open_shard
@@ -107,5 +108,5 @@ def test_an_image_is_not_broken_because_this_machine_is_short_of_memory(monkeypa
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
     with pytest.raises(MemoryError) as caught:
-        decode_and_crop(data, DEFAULT, decoder)
+        decoder_of(decoder)(data, DEFAULT)
     assert is_transient(caught.value)

@@ -11,7 +11,9 @@ from conftest import BVLC, SAMPLE, TINY_FLAGS, encode, needs_shared, random_pict
 from PIL import Image
 
 from exemplar_ray.cli import main
+from exemplar_ray.data import decode_fast
 from exemplar_ray.data.decode import UndecodableImageError, decode_and_crop
+from exemplar_ray.data.decode_fast import decoder_of
 from exemplar_ray.data.preprocess import INTERPOLATIONS, Preprocess
 
 FLAGS = [*TINY_FLAGS, "--sample", "bottom"]
@@ -43,7 +45,7 @@ def test_fast_pixels_are_off_by_two_levels_at_most_and_hardly_any_by_two(interpo
         squares = Image.fromarray((squares[:height, :width] * 255).astype(np.uint8))
         for picture in (random_picture(seed, width, height), squares):
             data = encode(picture.convert(mode), "JPEG", quality=80)
-            exact, fast = (decode_and_crop(data, preprocess, decoder) for decoder in ("reference", "fast"))
+            exact, fast = (decoder_of(decoder)(data, preprocess) for decoder in ("reference", "fast"))
             assert fast.shape == exact.shape
             off.append(np.abs(fast.astype(int) - exact).ravel())
     off = np.concatenate(off)
@@ -56,21 +58,21 @@ def test_fast_pixels_are_off_by_two_levels_at_most_and_hardly_any_by_two(interpo
 
 def test_what_the_fast_decoder_does_not_take_goes_the_references_way():
     for name, data in scored_images().items():
-        exact, fast = (decode_and_crop(data, PREPROCESS, decoder) for decoder in ("reference", "fast"))
+        exact, fast = (decoder_of(decoder)(data, PREPROCESS) for decoder in ("reference", "fast"))
         assert np.abs(fast.astype(int) - exact).max() <= 1, name
     for name, data in broken_images().items():
         with pytest.raises(UndecodableImageError):
-            decode_and_crop(data, PREPROCESS, "fast")
+            decode_fast.decode_and_crop(data, PREPROCESS)
         assert name
     cmyk = encode(random_picture(3).convert("CMYK"), "JPEG")
-    assert (decode_and_crop(cmyk, PREPROCESS, "fast") == decode_and_crop(cmyk, PREPROCESS)).all()
+    assert (decode_fast.decode_and_crop(cmyk, PREPROCESS) == decode_and_crop(cmyk, PREPROCESS)).all()
 
 
 def test_a_cut_jpeg_is_skipped_by_both():
     whole = encode(random_picture(1, 300, 200), "JPEG")
     for decoder in ("reference", "fast"):
         with pytest.raises(UndecodableImageError):
-            decode_and_crop(whole[: len(whole) // 2], PREPROCESS, decoder)
+            decoder_of(decoder)(whole[: len(whole) // 2], PREPROCESS)
 
 
 # In a run ----------------------------------------------------------------------------------

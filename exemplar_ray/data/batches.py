@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exemplar_ray.data.decode import UndecodableImageError, decode_and_crop
+from exemplar_ray.data.decode import UndecodableImageError
+from exemplar_ray.data.decode_fast import decoder_of
 from exemplar_ray.data.preprocess import GPU_DECODER, Preprocess
 from exemplar_ray.data.shard import ImageRow
 from exemplar_ray.prefetch import map_ahead
@@ -94,9 +95,11 @@ def decode_ahead(
         reason why it has none.
     """
 
+    decode_and_crop = decoder_of(decoder)
+
     def decoded(image: ImageRow) -> tuple[ImageRow, np.ndarray | UndecodableImageError]:
         try:
-            return image._replace(data=None), decode_and_crop(image.data, preprocess, decoder)
+            return image._replace(data=None), decode_and_crop(image.data, preprocess)
         except UndecodableImageError as error:
             return image._replace(data=None), error
 

@@ -1,8 +1,7 @@
-"""Image bytes to the pixels that a network sees: the reference preprocessing, and its fast twin.
+"""Image bytes to the pixels that a network sees: the reference preprocessing.
 
-The reference is bit for bit torchvision's pipeline on Pillow images: convert to RGB (or `Grayscale`), `Resize`,
-`CenterCrop`. EXIF orientation is ignored, as torchvision ignores it. The twin takes half of the time where colours are
-resized bilinearly; its pixels then differ by at most two levels of 255, hardly any by two. Others do not differ.
+It is bit for bit torchvision's pipeline on Pillow images: convert to RGB (or `Grayscale`), `Resize`, `CenterCrop`. EXIF
+orientation is ignored, as torchvision ignores it.
 """
 
 from __future__ import annotations
@@ -87,14 +86,15 @@ def crop(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
         uint8 [crop, crop, channels].
     """
     framing = Framing.of(*image.size, preprocess)
-    if _is_too_large(framing):
+    if is_too_large(framing):
         return _resize_crop_only(image, preprocess)
     right, bottom = framing.left + framing.crop, framing.top + framing.crop
     resized = image.resize(framing.resized, _RESAMPLING[preprocess.interpolation])
     return _pixels_of(resized.crop((framing.left, framing.top, right, bottom)))
 
 
-def _is_too_large(framing: Framing) -> bool:
+def is_too_large(framing: Framing) -> bool:
+    """Return whether only the crop is computed of an image, not all that it is resized to."""
     return framing.resized[0] * framing.resized[1] > _LARGEST_RESIZED
 
 
@@ -127,41 +127,13 @@ def size_of(data: bytes) -> tuple[int, int]:
         return image.size
 
 
-def decode_and_crop(data: bytes | None, preprocess: Preprocess, decoder: str = "reference") -> np.ndarray:
+def decode_and_crop(data: bytes | None, preprocess: Preprocess) -> np.ndarray:
     """Do `decode`, then `crop`: uint8 [crop, crop, channels].
-
-    Args:
-        decoder: `reference`, or `fast`: JPEGs are decoded by libjpeg-turbo without Pillow between, and resized by torch
-            where that is bilinear. What it does not take, or finds fault with, goes the reference's way.
 
     Raises:
         UndecodableImageError, MemoryError: as `decode`.
     """
-    mode = mode_of(preprocess)
-    pixels = _decode_plain_jpeg(data) if decoder == "fast" else None
-    if pixels is None:
-        return crop(decode(data, mode), preprocess)
-    framing = Framing.of(pixels.shape[1], pixels.shape[0], preprocess)
-    if mode == "RGB" and preprocess.interpolation == "bilinear" and not _is_too_large(framing):
-        return _crop_by_torch(pixels, framing)
-    return crop(Image.fromarray(pixels).convert(mode), preprocess)
-
-
-def _crop_by_torch(pixels: np.ndarray, framing: Framing) -> np.ndarray:
-    """Do `crop` bilinearly, in less than half of Pillow's time: uint8 [height, width, 3].
-
-    Not bicubically: there it matters whether rows or columns come first, as what overshoots is clipped between, and
-    Pillow decides by the sizes.
-    """
-    # Who wants no more than a header does not wait for torch.
-    from torch import from_numpy
-    from torch.nn.functional import interpolate
-
-    width, height = framing.resized
-    image = from_numpy(pixels).permute(2, 0, 1)[None]
-    [resized] = interpolate(image, (height, width), mode="bilinear", antialias=True)
-    rows, columns = (slice(start, start + framing.crop) for start in (framing.top, framing.left))
-    return resized[:, rows, columns].permute(1, 2, 0).numpy()
+    return crop(decode(data, mode_of(preprocess)), preprocess)
 
 
 def size_of_plain_jpeg(data: bytes | None) -> tuple[int, int] | None:
@@ -173,13 +145,3 @@ def size_of_plain_jpeg(data: bytes | None) -> tuple[int, int] | None:
     except ValueError:
         return None
     return (width, height) if colours in _PLAIN_COLOURS and height * width <= Image.MAX_IMAGE_PIXELS else None
-
-
-def _decode_plain_jpeg(data: bytes | None) -> np.ndarray | None:
-    """Decode an ordinary JPEG: uint8 [height, width, 3]; None if it is anything else, or not whole."""
-    if size_of_plain_jpeg(data) is None:
-        return None
-    try:
-        return simplejpeg.decode_jpeg(data, "RGB")
-    except ValueError:
-        return None

@@ -20,11 +20,8 @@ ORDERS = (RGB, BGR, GREY)
 ROUNDED, FLOORED = "rounded", "floored"
 CENTRES = (ROUNDED, FLOORED)
 
-
-GPU_DECODER = "gpu"
-
-
-DECODERS = ("reference", "fast", GPU_DECODER)
+FAST_DECODER, GPU_DECODER = "fast", "gpu"
+DECODERS = ("reference", FAST_DECODER, GPU_DECODER)
 
 
 @dataclass(frozen=True)

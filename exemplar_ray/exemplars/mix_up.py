@@ -20,7 +20,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from exemplar_ray.data.decode import decode_and_crop
+from exemplar_ray.data.decode_fast import decoder_of
 from exemplar_ray.data.shard import ImageRow, Shard
 from exemplar_ray.errors import ShardError, UsageError
 from exemplar_ray.exemplars.spec import ExemplarsSpec
@@ -202,7 +202,7 @@ class _Network:
 
     def _image(self, row: int, decoder: str) -> _Asked:
         image = self._images[row]
-        return _Asked(decode_and_crop(image.data, self._spec.network.preprocess, decoder), image)
+        return _Asked(decoder_of(decoder)(image.data, self._spec.network.preprocess), image)
 
     def _another(self, image: _Asked) -> _Asked:
         """Return another image; the image's negative if there is no other."""

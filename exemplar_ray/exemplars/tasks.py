@@ -21,6 +21,7 @@ import torch
 
 from exemplar_ray.arrow_without_pandas import leave_pandas_out
 from exemplar_ray.data.decode import UndecodableImageError, decode_and_crop
+from exemplar_ray.data.decode_fast import decoder_of
 from exemplar_ray.data.formats.registry import open_shard
 from exemplar_ray.data.shard import Shard
 from exemplar_ray.executor.job import Made
@@ -169,7 +170,7 @@ def _decoding_seconds(spec: ExemplarsSpec, shard: Shard) -> float:
         images = list(islice(reader.images(), _DECODED_TO_MEASURE))
         for image in images:
             with suppress(UndecodableImageError):
-                decode_and_crop(image.data, spec.network.preprocess, spec.decode)
+                decoder_of(spec.decode)(image.data, spec.network.preprocess)
         return (time.perf_counter() - started) / len(images)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from benchmarking.data import first_images
 from benchmarking.measuring import Rate, allowed_cores
-from exemplar_ray.data import decode as images
+from exemplar_ray.data.decode_fast import decoder_of
 from exemplar_ray.executor.malloc import keep_freed_memory
 from exemplar_ray.executor.resources import Demand, Resources, batch_size_of
 from exemplar_ray.exemplars.resolve import resolve
@@ -50,7 +50,7 @@ def spec_of(precision: str, decode: str = "reference", **wanted: Any) -> Exempla
 
 def crop_of(data: bytes, decode: str) -> np.ndarray:
     """Turn bytes into pixels as `--decode` does."""
-    return images.decode_and_crop(data, find_architecture(MODEL).preprocess, decode)
+    return decoder_of(decode)(data, find_architecture(MODEL).preprocess)
 
 
 def scanning_trunk(spec: ExemplarsSpec) -> CompiledTrunk:
