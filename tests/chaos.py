@@ -498,7 +498,7 @@ def ground():
         fault_proxy(url) as proxy,
     ):
         NETWORK_FILE.parent.mkdir(exist_ok=True)
-        NETWORK_FILE.write_text(NETWORK.format(tests=str(Path(__file__).parent), bad=BAD))
+        NETWORK_FILE.write_text(NETWORK.format(tests=str(Path(__file__).parent), bad=BAD, faults=None))
         os.environ.update({k: v for k, v in environment(proxy.url).items() if k.startswith("AWS_")})
         machines = Machines()
         try:
