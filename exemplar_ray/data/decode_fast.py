@@ -45,7 +45,7 @@ def decode_and_crop(data: bytes | None, preprocess: Preprocess) -> np.ndarray:
 
 def _decode_plain_jpeg(data: bytes | None) -> np.ndarray | None:
     """Decode an ordinary JPEG: uint8 [height, width, 3]; None if it is anything else, or not whole."""
-    if data is None or reference.size_of_plain_jpeg(data) is None:
+    if reference.size_of_plain_jpeg(data) is None:
         return None
     try:
         return simplejpeg.decode_jpeg(data, "RGB")

@@ -128,7 +128,10 @@ def _grey(pixels: Tensor) -> Tensor:
 
 
 def _crop(pixels: Tensor, preprocess: Preprocess) -> Tensor:
-    """Resize the shorter side and cut out the centre, as `images.crop` does up to a level of 255."""
+    """Resize the shorter side and cut out the centre, as `images.crop` does up to a level of 255, if bilinearly.
+
+    Bicubically, what overshoots is clipped at the end only, not between columns and rows, too.
+    """
     framing = Framing.of(pixels.shape[2], pixels.shape[1], preprocess)
     width, height = framing.resized
     resized = nn.functional.interpolate(
