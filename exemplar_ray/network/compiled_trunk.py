@@ -32,6 +32,7 @@ from exemplar_ray.network.rounded_weights import noise, round_weights
 from exemplar_ray.network.spec import TrunkSpec
 from exemplar_ray.network.traced_graph import simplify
 from exemplar_ray.network.trunk import Pooled, Trunk
+from exemplar_ray.network.winograd import use_winograd
 
 # How far compiled and plain activations may differ, as a share of the largest one.
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05, "float16": 0.01}
@@ -160,7 +161,9 @@ def _compile(build: Callable[[TrunkSpec], Trunk], form: CompiledForm, library: P
         with tempfile.TemporaryDirectory(prefix=".", dir=library.parent) as folder:
             made = os.path.join(folder, library.name)
             graph = _traced(trunk, form.trunk, examples[0])
-            if form.trunk.precision != PRECISIONS[0]:
+            if form.trunk.precision == PRECISIONS[0]:
+                use_winograd(graph)
+            else:
                 in_float32 = {tensor.data_ptr(): exact.tensors[name] for name, tensor in trunk.tensors.items()}
                 round_weights(graph, in_float32, form.like_photographs())
             _make_library(graph, examples[0], made)
