@@ -4,6 +4,8 @@ The oracle's numbers over all 800 images are in `tests/oracle` (`make exactness`
 them anew); over some of the images the loop runs here and now.
 """
 
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,8 +21,8 @@ NETWORKS = {
     "inceptionv1": ["--model", "inceptionv1", "--weights", "random:0", "--layer", "mixed4a"],
     "bvlc": ["--model", f"{BVLC}:load", "--preprocess", "{mean: [123, 117, 104]}"],
 }
-# In batches, as large data are scanned; the other is scanned by the reference, as so few images are by themselves.
-NETWORKS["inceptionv1"] += ["--batch-size", "8"]
+# Compiled, as large data are scanned; the other is scanned by the reference, as so few images are by themselves.
+NETWORKS["inceptionv1"] += ["--compile", "always"] if shutil.which("g++") else ["--batch-size", "8"]
 NETWORKS["bvlc"] += ["--layer", "mixed4a", "mixed5b", "classifier"]
 ORACLES = {"inceptionv1": "inceptionv1-random-0.npz", "bvlc": "bvlc-googlenet.npz"}
 CHANNELS = {"inceptionv1": 508, "bvlc": 512}
