@@ -41,7 +41,7 @@ def test_it_is_a_convolution_nearly_as_exact_as_a_plain_one(shape, outputs, padd
     for relu in (False, True):
         for parts in (1, 2):
             found = WinogradConvolution(weight, of_bias, padding, relu, parts)(x)
-            assert found.stride(1) == 1
+            assert found.is_contiguous(memory_format=torch.channels_last)
             assert off(found, exact.relu() if relu else exact) < 8 * max(plain, 3e-7)
 
 
@@ -55,7 +55,7 @@ def replaced(compute, x):
         return graph(x), sum(node.op == "call_module" for node in graph.graph.nodes), names
 
 
-X = random(2, 32, 20, 20)
+X = random(2, 32, 20, 20).contiguous(memory_format=torch.channels_last)
 WEIGHT, BIAS = random(32, 32, 3, 3), random(32)
 
 
@@ -92,6 +92,7 @@ def test_what_it_is_not_for_is_left_as_it_is():
         "few tiles": lambda x: F.conv2d(x[..., :14], WEIGHT),
         "tiles over the edge": lambda x: F.conv2d(torch.cat([x, x])[..., :7], WEIGHT),
         "weights that depend on the image": lambda x: F.conv2d(x, WEIGHT * x.mean()),
+        "channels first in memory": lambda x: F.conv2d(x.contiguous(), WEIGHT).relu().view(2, -1),
         "a bias that does": lambda x: F.conv2d(x, WEIGHT, x.mean(dim=(0, 2, 3))),
     }
     for name, way in ways.items():
@@ -101,13 +102,15 @@ def test_what_it_is_not_for_is_left_as_it_is():
 
 
 def test_maps_too_large_for_a_worker_to_keep_are_computed_in_parts():
-    large = random(4, 32, 200, 200)
+    large = random(4, 32, 200, 200).contiguous(memory_format=torch.channels_last)
     for images, count in ((2, 1), (4, 1)):
         found, replacements, _ = replaced(lambda x: F.conv2d(x, WEIGHT), large[:images])
         assert replacements == count
         assert off(found, F.conv2d(large[:images], WEIGHT)) < SHARE
     # Each alone is too large.
-    assert not replaced(lambda x: F.conv2d(x, WEIGHT), random(1, 32, 400, 400))[1]
+    assert not replaced(
+        lambda x: F.conv2d(x, WEIGHT), random(1, 32, 400, 400).contiguous(memory_format=torch.channels_last)
+    )[1]
 
 
 def test_normalisations_are_multiplied_into_it_and_the_networks_weights_stay():
