@@ -26,6 +26,7 @@ from exemplar_ray.network.trunk import Trunk
 NETWORKS = {
     "inceptionv1": "mixed4a",
     "torchvision:resnet50": "layer3",
+    "torchvision:vgg16": "features.29",
     "torchvision:convnext_tiny": "features.5",
     "torchvision:vit_b_16": "encoder.layers.encoder_layer_6.mlp.0",
     "torchvision:swin_t": "features.5",
