@@ -97,7 +97,7 @@ class WinogradConvolution(nn.Module):
         """Filter maps [images, height, width, channels]."""
         images, *size, inputs = x.shape
         height, width = (length + 2 * by - _WINDOW + 1 for length, by in zip(size, self._padding, strict=True))
-        rows, columns = tiles(height), tiles(width)
+        rows, columns = _tiles(height), _tiles(width)
         (top, left), (given_height, given_width) = self._padding, size
         bottom = _OUTPUTS * rows + _WINDOW - 1 - top - given_height
         right = _OUTPUTS * columns + _WINDOW - 1 - left - given_width
@@ -108,8 +108,8 @@ class WinogradConvolution(nn.Module):
         products = torch.bmm(both.reshape(_TILE**2, -1, inputs), self._windows)
         products = products.reshape(_TILE, _TILE, images, rows, columns, -1)
         # [6, images, rows, columns, 4, outputs]
-        wide = _stacked(_mapped(_OF_OUTPUT, list(products.unbind(1))), 4)
-        y = _stacked([self._ended(row) for row in _mapped(_OF_OUTPUT, list(wide))], 2)
+        wide = _stacked(_mapped(_OF_OUTPUT, products.unbind(1)), 4)
+        y = _stacked([self._ended(row) for row in _mapped(_OF_OUTPUT, wide.unbind())], 2)
         # What follows may want to see them as another shape, which it can of maps without gaps.
         return y.reshape(images, _OUTPUTS * rows, _OUTPUTS * columns, -1)[:, :height, :width].contiguous()
 
@@ -128,13 +128,12 @@ def use_winograd(graph: fx.GraphModule) -> None:
         graph: of aten's operations, in float32, traced with its values.
     """
     known = [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
-    multiply_normalisations(graph, {one.data_ptr(): one for one in known})
+    constants = multiply_normalisations(graph, {one.data_ptr(): one for one in known})
     for number, node in enumerate(graph.graph.nodes):
-        if node.target is not _aten.convolution.default:
+        if node.target is not _aten.convolution.default or not all(map(constants.is_known, node.args[1:3])):
             continue
-        constants = [None if arg is None else _constant(graph, arg) for arg in node.args[1:3]]
-        weight, bias = constants
-        if weight is None or (bias is None) != (node.args[2] is None) or not (parts := _parts(node, weight)):
+        weight, bias = (constant and constants.of(constant) for constant in node.args[1:3])
+        if not (parts := _parts(node, weight)):
             continue
         name, users = f"winograd_{number}", list(node.users)
         # Computed with the convolution: stacked by it, its maps are written before anything else may see them.
@@ -147,14 +146,9 @@ def use_winograd(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
-def tiles(length: int) -> int:
+def _tiles(length: int) -> int:
     """Return how many tiles cover a map's height or width."""
     return -(-length // _OUTPUTS)
-
-
-def _constant(graph: fx.GraphModule, node: Any) -> Tensor | None:
-    """Return what a node stands for, if the graph knows it by itself."""
-    return getattr(graph, str(node.target)) if node.op == "get_attr" else None
 
 
 def _parts(node: Any, weight: Tensor) -> int:
@@ -167,7 +161,7 @@ def _parts(node: Any, weight: Tensor) -> int:
     if not maps.is_contiguous(memory_format=torch.channels_last):
         return 0
     images, _, height, width = maps.shape
-    count = tiles(height) * tiles(width)
+    count = _tiles(height) * _tiles(width)
     if count * _OUTPUTS**2 > _MOST_OVER_THE_EDGE * height * width or images * count < _FEWEST_TILES:
         return 0
     if min(weight.shape[:2]) < _FEWEST_CHANNELS:
