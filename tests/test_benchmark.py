@@ -17,9 +17,12 @@ from tiny_network import trained
 sys.path.insert(0, str(PROJECT / "jobs"))
 
 from benchmark import MODES
+from benchmarking import stages
 from benchmarking.data import copies_of, first_images, first_shards, row_groups, shards_of_rows
-from benchmarking.limits import bound, spec_of
+from benchmarking.limits import BATCH, bound, spec_of
 from benchmarking.measuring import Rate, ratios, spread
+
+from exemplar_ray.network.loading import trunk_of
 
 
 @pytest.fixture
@@ -72,6 +75,13 @@ def test_finding_out_what_a_network_is_leaves_torchs_threads_as_they_are():
         assert torch.get_num_threads() == other
     finally:
         torch.set_num_threads(before)
+
+
+def test_every_stage_of_a_scan_is_timed(shards):
+    spec = spec_of("float32")
+    taken = stages._time_stages(shards, BATCH, spec, trunk_of(spec.scan_trunk, device="cpu"))
+    assert taken.keys() == stages.STAGES.keys()
+    assert taken["trunk"] > max(taken["read parquet"], taken["top K and tallies"]) > 0
 
 
 def test_ratios_are_of_the_same_repetition():

@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from benchmarking.limits import BATCH, crop_of, scanning_trunk, spec_of
 from benchmarking.measuring import UNTRAINED
 from exemplar_ray.data import decode as images
-from exemplar_ray.data.shards import ImageRow, ShardReader, discover
+from exemplar_ray.data.formats.registry import open_shard
+from exemplar_ray.data.shards import ImageRow, discover
 from exemplar_ray.executor.malloc import keep_freed_memory
 from exemplar_ray.exemplars.parts import Part, candidates_kept
 from exemplar_ray.exemplars.running_topk import RunningTopK
@@ -78,7 +79,7 @@ def _decoded(data: bytes, decode: str) -> Any:
 
 
 def _read(shards: Sequence[str], count: int) -> list[ImageRow]:
-    return list(islice(chain.from_iterable(ShardReader(shard).images() for shard in discover(shards)), count))
+    return list(islice(chain.from_iterable(open_shard(shard).images() for shard in discover(shards)), count))
 
 
 def _rank_and_tally(spec: ExemplarsSpec, activations: torch.Tensor, labels: np.ndarray) -> None:
