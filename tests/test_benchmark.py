@@ -81,6 +81,7 @@ def test_every_stage_of_a_scan_is_timed(shards):
     spec = spec_of("float32")
     taken = stages._time_stages(shards, BATCH, spec, trunk_of(spec.scan_trunk, device="cpu"))
     assert taken.keys() == stages.STAGES.keys()
+    assert [row.data for row in stages._read(shards, 17)] == stored(shards)[:17]
     assert taken["trunk"] > max(taken["read parquet"], taken["top K and tallies"]) > 0
 
 
