@@ -19,8 +19,8 @@ from exemplar_ray.exemplars import answer, left_answers, tasks
 from exemplar_ray.exemplars import reference as reference_module
 from exemplar_ray.exemplars.gather import gather_shard
 from exemplar_ray.exemplars.gather_tasks import Task, likely_originals, split
-from exemplar_ray.exemplars.gathered import IMAGES_SCHEMA, NotAsScanned, OfShard, ToGather
-from exemplar_ray.exemplars.left_answers import LeftAnswers, bytes_of_answer
+from exemplar_ray.exemplars.gathered import IMAGES_SCHEMA, NotAsScanned, OfShard, ToGather, bytes_of_answer
+from exemplar_ray.exemplars.left_answers import LeftAnswers
 from exemplar_ray.exemplars.reference import Reference, key_of
 from exemplar_ray.exemplars.tasks import gather
 from exemplar_ray.exemplars.topk import image_numbers
@@ -108,7 +108,7 @@ def test_a_network_is_asked_once_about_copies_of_an_image(copies, monkeypatch):
 
 def test_what_has_been_forgotten_is_asked_again(copies, monkeypatch):
     spec, trunk, shards, scanned = copies
-    monkeypatch.setattr(reference_module, "_MOST_BYTES", 1)
+    monkeypatch.setattr(reference_module, "MOST_REMEMBERED_BYTES", 1)
     [task] = split(spec, dict(enumerate(shards)), scanned)
     asked = forward_passes(trunk, monkeypatch)
     few = gathered(copies, task.candidates, Reference(trunk, spec.network))

@@ -222,9 +222,6 @@ def test_a_lost_worker_costs_the_piece_that_it_had_and_the_rest_is_shared(cli, t
     assert parts_are_those_of_one_go(tmp_path / "run")
 
 
-_MOST_ANSWERS = 300
-
-
 @ray.remote(num_cpus=0)
 class Lost:
     """Who has what Ray cannot find any more once it is gone."""
@@ -233,16 +230,21 @@ class Lost:
         return [ray.put(np.ones(100_000))]
 
 
+def ask_until_it_is_gone(owner):
+    """It may answer once more after it was killed."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        ray.get(owner.put.remote())
+        time.sleep(0.1)
+
+
 def gone():
     """Return what Ray cannot find any more."""
     owner = Lost.remote()
     [lost] = ray.get(owner.put.remote())
     ray.kill(owner)
-    # It may answer once more before it is gone.
     with pytest.raises(ray.exceptions.RayActorError):
-        for _ in range(_MOST_ANSWERS):
-            ray.get(owner.put.remote())
-            time.sleep(0.1)
+        ask_until_it_is_gone(owner)
     # Workers hear of it a little later.
     time.sleep(1)
     return lost

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -74,7 +74,7 @@ class _Gathering:
     def run(self, tasks: list[Task]) -> list[Task]:
         """Run tasks, see `gather_tasks.split`; return those of several shards that failed."""
         of_several = []
-        named = [self._plan.shards[min(task.candidates)].name for task in tasks]
+        names = self._names(tasks)
         waiting = deque(range(len(tasks)))
         retries: dict[int, int] = {}
 
@@ -87,12 +87,13 @@ class _Gathering:
             # Where it is tried again, what others had left is gone with its machine.
             left = () if number in retries else self._left.of(task)
             item = ToGather(given, leave=self._left.wants_more)
-            return Order(number, _GATHER, item, named[number], leaves=True, left=left, retries=retries.get(number, 0))
+            of, tried = _home(task), retries.get(number, 0)
+            return Order(number, _GATHER, item, names[number], of=of, leaves=True, left=left, retries=tried)
 
         run = self._context.cluster.do(following, self._plan.spec, demand=Demand(), imports=_GATHER)
-        with ProgressDisplay(self._context.console, "gather", len(tasks)) as display:
+        with ProgressDisplay(self._context.console, "gather", len(tasks), "tasks") as display:
             for outcome in run:
-                task, name = tasks[outcome.key], named[outcome.key]
+                task, name = tasks[outcome.key], names[outcome.key]
                 if outcome.again is not None:
                     retries[outcome.key] = outcome.again
                     waiting.append(outcome.key)
@@ -102,9 +103,27 @@ class _Gathering:
                 elif len(task.candidates) > 1:
                     of_several.append(task)
                 else:
-                    self.failed[name] = outcome.error
-                    display.failed(name, outcome.error)
+                    self._fail(_home(task), name, outcome.error, display)
         return of_several
+
+    def _names(self, tasks: list[Task]) -> list[str]:
+        """Return what people call each task: its shard, and which piece where there are several of it."""
+        of = [_home(task) for task in tasks]
+        pieces, seen, names = Counter(of), Counter[int](), []
+        for position in of:
+            seen[position] += 1
+            piece = f" (piece {seen[position]} of {pieces[position]})" if pieces[position] > 1 else ""
+            names.append(f"{self._plan.shards[position].name}{piece}")
+        return names
+
+    def _fail(self, position: int, task: str, reason: str, display: ProgressDisplay) -> None:
+        """Note that a shard failed; of several of its tasks the first to fail says why."""
+        shard = self._plan.shards[position].name
+        if shard in self.failed:
+            display.finished(task, None, "failed as well")
+            return
+        self.failed[shard] = reason
+        display.failed(shard, reason)
 
     def _of_shard(self, position: int, which: np.ndarray) -> OfShard:
         candidates = self._wanted[position].take(which)
@@ -114,22 +133,30 @@ class _Gathering:
 
     def _take(self, task: Task, name: str, outcome: Outcome[Any], display: ProgressDisplay) -> None:
         """Keep what came of a task, but for its images' bytes and maps, which are spooled."""
-        count = 0
+        count, changed = 0, []
         for (position, which), gathered in zip(task.candidates.items(), outcome.value, strict=True):
             if isinstance(gathered, NotAsScanned):
-                self.again[position] = gathered.reason
+                # Another task may have found it, too.
+                if position not in self.again:
+                    self.again[position] = gathered.reason
+                    changed.append(position)
                 continue
             self._images.add(position, gathered.images)
             without_bytes, maps = gathered.images.drop_columns(["bytes"]), self._images.add_maps(gathered.maps)
             self._come[position].append((which, replace(gathered, images=without_bytes, maps=maps)))
             count += len(gathered.images)
         display.finished(name, count, host=outcome.host)
-        for position in set(task.candidates) & set(self.again):
+        for position in changed:
             display.failed(self._plan.shards[position].name, self.again[position], steps=0)
 
     def result(self) -> dict[int, GatheredShard]:
         """Return what was gathered, by shard position."""
         return {p: joined(*zip(*pieces, strict=True)) for p, pieces in self._come.items() if pieces}
+
+
+def _home(task: Task) -> int:
+    """Return the position of the first of a task's shards, which it is named by."""
+    return min(task.candidates)
 
 
 def _as_scanned(shard: Shard, scanned: ScannedShard) -> Shard:

@@ -1,8 +1,9 @@
 """Which candidates each task of gather recomputes. Numpy only.
 
-A task has a shard's candidates, as it opens the shard once. Images that the scan could not tell apart, copies of one
-another most likely, go to the task of the first of them: it recomputes an image once, whatever shards have copies. Of
-one that was recomputed earlier it is handed what was left of that.
+A task has candidates of one shard, few enough that no worker is left with much when the others are done. Images that
+the scan could not tell apart, copies of one another most likely, go to the task of the first of them: it recomputes an
+image once, whatever shards have copies. Of one that was recomputed earlier it is handed what was left of that. Which
+tasks there are does not depend on the cluster.
 """
 
 from __future__ import annotations
@@ -13,12 +14,19 @@ from typing import NamedTuple
 import numpy as np
 
 from exemplar_ray.data.shard import Shard
-from exemplar_ray.exemplars.gathered import BYTES_OF_A_UNIT, units_of_maps
+from exemplar_ray.exemplars.gathered import (
+    BYTES_OF_A_UNIT,
+    MOST_REMEMBERED_BYTES,
+    bytes_of_answer,
+    units_of_maps,
+)
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.exemplars.topk import NEAR_ZERO, Scores, concatenate, image_numbers
 
 # A task has about so much in memory, images and maps together.
 _BYTES_PER_TASK = 512 << 20
+# About a second's work of a core: beside it, opening the shard takes little.
+_ORIGINALS_PER_TASK = 32
 
 # Numbers of few digits, as a screened scan's may be, are alike by chance, but not so many of an image's. A float16 as
 # float32 has none of these bits set, and a bfloat16 neither.
@@ -40,7 +48,8 @@ class Task(NamedTuple):
 def split(
     spec: ExemplarsSpec, shards: Mapping[int, Shard], wanted: Mapping[int, Scores], before: Scores | None = None
 ) -> list[Task]:
-    """Split candidates for tasks whose images and maps fit into a task's memory.
+    """Split candidates for tasks that take about as long as one another, and whose images and maps fit into a task's
+    memory.
 
     Args:
         shards: by position.
@@ -61,7 +70,8 @@ def split(
     # Copies one behind the other: a task's end does not come between them, but for the largest of tasks.
     order = np.lexsort((images, original, home))
     task = np.empty(len(images), np.int64)
-    task[order] = _numbered(home[order], sizes[order])
+    is_first = np.diff(original[order], prepend=-1) != 0
+    task[order] = _numbered(home[order], (sizes[order], _BYTES_PER_TASK), (is_first, _most_originals(spec)))
     within = np.concatenate([np.arange(len(wanted[position].row)) for position in sorted(wanted)])
     candidates: list[dict[int, np.ndarray]] = [{} for _ in range(int(task.max()) + 1)]
     key = task[image] * (int(everything.shard.max()) + 1) + everything.shard
@@ -118,12 +128,24 @@ def likely_originals(candidates: Scores, images: np.ndarray, image: np.ndarray) 
     return original
 
 
-def _numbered(home: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Number the tasks of images, sorted by home: another one for each home, and where one would be too large."""
+def _most_originals(spec: ExemplarsSpec) -> int:
+    """Return how many originals a task has at most: what it hears of each is remembered until its last copy."""
+    return max(min(_ORIGINALS_PER_TASK, MOST_REMEMBERED_BYTES // bytes_of_answer(spec)), 1)
+
+
+def _numbered(home: np.ndarray, *limits: tuple[np.ndarray, int]) -> np.ndarray:
+    """Number the tasks of images, sorted by home: one for each home, or several that are about equally large.
+
+    Args:
+        limits: how large each image is, and how much a task has of that; there may be several measures.
+    """
     starts = np.ones(len(home), bool)
     starts[1:] = home[1:] != home[:-1]
-    behind = np.cumsum(sizes)
-    before_home = (behind - sizes)[np.maximum.accumulate(np.where(starts, np.arange(len(home)), 0))]
-    piece = (behind - before_home) // _BYTES_PER_TASK
-    starts[1:] |= piece[1:] != piece[:-1]
+    number = np.cumsum(starts) - 1
+    for sizes, most in limits:
+        behind = np.cumsum(sizes)
+        of_home = np.bincount(number, sizes)
+        within = behind - (np.cumsum(of_home) - of_home)[number]
+        piece = (within - 1) * np.ceil(of_home / most)[number] // of_home[number]
+        starts[1:] |= piece[1:] != piece[:-1]
     return np.cumsum(starts) - 1

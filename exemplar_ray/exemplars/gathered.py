@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -17,6 +18,9 @@ from exemplar_ray.exemplars.topk import NEAR_ZERO, Scores, concatenate
 
 BYTES_OF_A_UNIT = np.dtype(np.float16).itemsize
 """What a unit of a kept map takes."""
+
+MOST_REMEMBERED_BYTES = 64 << 20
+"""Of what the network says of images, a task remembers so much for copies of them."""
 
 # A row an image.
 IMAGES_SCHEMA = pa.schema(
@@ -101,6 +105,11 @@ class NotAsScanned:
     """What gather found out where a shard's part is not what the shard gives."""
 
     reason: str
+
+
+def bytes_of_answer(spec: ExemplarsSpec) -> int:
+    """Return how much memory it takes, about, what the network says of an image."""
+    return 4 * sum(len(layer.channels) * math.prod(layer.map_size or (1,)) for layer in spec.layers)
 
 
 def units_of_maps(spec: ExemplarsSpec, candidates: Scores) -> np.ndarray:

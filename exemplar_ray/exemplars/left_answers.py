@@ -5,21 +5,16 @@ A later round of gather asks of the same images about other channels, and of cop
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from exemplar_ray.exemplars.gather_tasks import Task
+from exemplar_ray.exemplars.gathered import bytes_of_answer
 from exemplar_ray.exemplars.spec import ExemplarsSpec
 from exemplar_ray.exemplars.topk import Scores, concatenate
 
 MOST_BYTES = 512 << 20
 """Of Ray's memory, for what the network says of images."""
-
-
-def bytes_of_answer(spec: ExemplarsSpec) -> int:
-    """Return how much memory it takes, about, what the network says of an image."""
-    return 4 * sum(len(layer.channels) * math.prod(layer.map_size or (1,)) for layer in spec.layers)
 
 
 class LeftAnswers:

@@ -15,6 +15,7 @@ from torch import Tensor
 from exemplar_ray.data.batches import Batch
 from exemplar_ray.data.decode import UndecodableImageError, decode_and_crop
 from exemplar_ray.data.shard import ImageRow
+from exemplar_ray.exemplars.gathered import MOST_REMEMBERED_BYTES
 from exemplar_ray.exemplars.near_duplicates import perceptual_hash
 from exemplar_ray.network.inputs import labels_for
 from exemplar_ray.network.shard_images import Prepare
@@ -25,10 +26,6 @@ from exemplar_ray.network.trunk import Pooled, Trunk
 # fixing them makes the result the same on a laptop and on a cluster, whatever the scan ran on. Batches would gain a
 # twentieth.
 REFERENCE_THREADS = 1
-
-# What is remembered of images, for their copies.
-_MOST_BYTES = 64 << 20
-
 
 OfReadouts = dict[tuple[str, str], np.ndarray]
 """{(layer, statistic): float32 [wanted channels]}"""
@@ -150,7 +147,7 @@ class Reference:
             self._bytes -= self._known.pop(key).size
         self._known[key] = answer
         self._bytes += answer.size
-        while self._bytes > _MOST_BYTES and len(self._known) > 1:
+        while self._bytes > MOST_REMEMBERED_BYTES and len(self._known) > 1:
             self._bytes -= self._known.popitem(last=False)[1].size
 
 

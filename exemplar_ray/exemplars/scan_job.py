@@ -10,7 +10,8 @@ from exemplar_ray.data.formats.registry import describe
 from exemplar_ray.data.shard import Shard, pieces_to_share, small_pieces
 from exemplar_ray.executor.cluster import Cluster
 from exemplar_ray.executor.job import Context, Job, Reduced
-from exemplar_ray.exemplars.left_answers import MOST_BYTES, bytes_of_answer
+from exemplar_ray.exemplars.gathered import bytes_of_answer
+from exemplar_ray.exemplars.left_answers import MOST_BYTES
 from exemplar_ray.exemplars.plan import EXEMPLARS, JOB, RESCAN, Plan, ScannedShard
 from exemplar_ray.exemplars.samples import sample_rate
 from exemplar_ray.exemplars.settings import ScanSettings
