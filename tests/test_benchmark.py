@@ -82,7 +82,8 @@ def test_every_stage_of_a_scan_is_timed(shards):
     taken = stages._time_stages(shards, BATCH, spec, trunk_of(spec.scan_trunk, device="cpu"))
     assert taken.keys() == stages.STAGES.keys()
     assert [row.data for row in stages._read(shards, 17)] == stored(shards)[:17]
-    assert taken["trunk"] > max(taken["read parquet"], taken["top K and tallies"]) > 0
+    # Cropping is what decoding and cropping take together, less decoding: of tiny images next to nothing.
+    assert min(taken[stage] for stage in stages.STAGES if stage != "crop") > 0
 
 
 def test_ratios_are_of_the_same_repetition():

@@ -4,6 +4,7 @@ import shutil
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from exemplar_ray.activations.spec import ActivationsSpec
 from exemplar_ray.activations.store_shard import store_shard
 from exemplar_ray.data.chosen import Chosen
 from exemplar_ray.data.labels import ClassLabels
+from exemplar_ray.data.shard import Shard
 from exemplar_ray.data.shards import discover, inspect
 from exemplar_ray.network.loading import trunk_of
 from exemplar_ray.network.resolve import resolve_network
@@ -53,13 +55,13 @@ def _storing(shards: list[str], repeats: int) -> list[float]:
     settings = StoreSettings(spec, ClassLabels(names), threads=1, max_skipped=10**9)
     trunk = trunk_of(spec.trunk, "cpu")
 
-    def look(shard) -> None:
+    def look(shard: Shard) -> None:
         reading = ReadOptions(settings.batch_size, settings.threads, settings.max_skipped)
         with ShardImages(network, shard, reading, trunk.device) as images:
             for batch, labels in images.batches():
                 trunk(batch.crops, labels)
 
-    def store(shard) -> None:
+    def store(shard: Shard) -> None:
         for content in store_shard(trunk, settings, shard).files.values():
             if isinstance(content, Path):
                 content.unlink()
@@ -71,7 +73,7 @@ def _storing(shards: list[str], repeats: int) -> list[float]:
         for place, shard in enumerate(listed):
             # In turns, so that what the machine does meanwhile falls on both.
             for one in (look, store) if (place + number) % 2 else (store, look):
-                seconds[one] += _seconds(lambda one=one, shard=shard: one(shard), time.process_time)
+                seconds[one] += _seconds(partial(one, shard), time.process_time)
         found.append(seconds[store] / seconds[look])
         print(f"storing: {found[-1]:.3f} times the pass without", flush=True)
     return found

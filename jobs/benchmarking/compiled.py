@@ -54,8 +54,8 @@ def compiled(shards: Sequence[str], work: Path, options: Namespace) -> None:
             began = time.perf_counter()
             machine_code = compiled_trunk(form, partial(trunk_of, device="cpu"))[0]
             seconds = time.perf_counter() - began
-            trunks = {"torch": trunk_of(spec, "cpu"), "compiled": machine_code}
-            times = {name: [] for name in trunks}
+            trunks: dict[str, Trunk | CompiledTrunk] = {"torch": trunk_of(spec, "cpu"), "compiled": machine_code}
+            times: dict[str, list[float]] = {name: [] for name in trunks}
             for _ in range(options.repeats):
                 for name, trunk in trunks.items():
                     times[name].append(_milliseconds(trunk, crops))

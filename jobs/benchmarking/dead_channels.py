@@ -78,7 +78,7 @@ def _dead_network(shards: Sequence[str], work: Path) -> list[str]:
     with torch.no_grad():
         module(to_input(torch.from_numpy(crops), preprocess))
         for convolution in convolutions:
-            bias, of_images = convolution.bias, strongest[convolution]
+            bias, of_images = convolution.get_parameter("bias"), strongest[convolution]
             bias[0::3] -= (10 * of_images.abs().amax(0) + 1)[0::3]
             # What the strongest of these images just about excites.
             bias[1::3] -= (of_images.amax(0) - 0.02 * of_images.abs().mean(0))[1::3]

@@ -41,7 +41,8 @@ def every_job(shards: Sequence[str], work: Path, options: Namespace) -> None:
     print()
     rows = []
     for job, measured in seconds.items():
-        whole, worked = ([one[i] for one in measured] for i in range(2))
-        rows.append((job, spread(whole), spread(worked), spread([a - b for a, b in zip(whole, worked, strict=True)])))
+        all_of_it, of_tasks = ([one[i] for one in measured] for i in range(2))
+        beside = [a - b for a, b in measured]
+        rows.append((job, spread(all_of_it), spread(of_tasks), spread(beside)))
     print_table(("seconds", "whole", "its tasks, on all cores", "beside them"), rows)
     write_figures(options.out, "every_job", seconds)

@@ -50,7 +50,9 @@ def spec_of(precision: str, decode: str = "reference", **wanted: Any) -> Exempla
 
 def crop_of(data: bytes, decode: str) -> np.ndarray:
     """Turn bytes into pixels as `--decode` does."""
-    return decoder_of(decode)(data, find_architecture(MODEL).preprocess)
+    preprocess = find_architecture(MODEL).preprocess
+    assert preprocess is not None, f"{MODEL} says how its images are prepared"
+    return decoder_of(decode)(data, preprocess)
 
 
 def scanning_trunk(spec: ExemplarsSpec) -> CompiledTrunk:

@@ -88,7 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     # Ray Data's own steps take whole CPUs: next to an actor's half of a single one they would wait forever.
     cpus = max(options.cores, 2)
-    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     started = time.perf_counter()

@@ -66,6 +66,7 @@ class ShardImages(IterableDataset):
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         worker = get_worker_info()
+        assert worker is not None, "a DataLoader's workers read, each its share"
         for group in self._groups[worker.id :: worker.num_workers]:
             for number, image in enumerate(images_of(group), start=group.first):
                 yield pixels_of(image), number

@@ -3,13 +3,14 @@
 import os
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -36,6 +37,7 @@ from exemplar_ray.exemplars.samples import sample_rate
 from exemplar_ray.exemplars.scan import scan_shard
 from exemplar_ray.exemplars.scan_job import TASKS
 from exemplar_ray.exemplars.settings import ScanSettings
+from exemplar_ray.runs.records import CompletionRecord
 
 # What is scanned by turns, and how it differs from a run as usual.
 WANTED: dict[str, dict[str, Any]] = {
@@ -121,27 +123,29 @@ def plain_processes(shards: Sequence[str], keep_memory: bool = True) -> Rate:
         keep_memory: whether freed memory is kept for the next batch, as it is in workers.
     """
     spec, (several, _) = spec_of("float32"), inspect(discover(shards))
-    processes = {"max_workers": len(allowed_cores()), "mp_context": get_context("spawn")}
+    cores, spawned = len(allowed_cores()), get_context("spawn")
     with (
         TemporaryDirectory() as folder,
-        ProcessPoolExecutor(**processes, initializer=_prepare, initargs=(keep_memory,)) as pool,
+        ProcessPoolExecutor(cores, spawned, initializer=_prepare, initargs=(keep_memory,)) as pool,
     ):
         settings = ScanSettings(
             spec,
             BATCH,
             threads=1,
             compile="always",
-            sample_rate=sample_rate(sum(shard.rows for shard in several), spec.top_k),
+            sample_rate=sample_rate(sum(shard.expected_rows for shard in several), spec.top_k),
         )
         # One each: all of them are there before the clock starts.
-        list(pool.map(time.sleep, [2] * len(allowed_cores())))
+        list(pool.map(time.sleep, [2] * cores))
         os.sync()
         started = time.perf_counter()
         task = ItemTask(f"{TASKS}:scan", folder, "without Ray")
-        records = pool.map(item_task.do_item, repeat(task), repeat(settings), enumerate(several))
+        done = pool.map(item_task.do_item, repeat(task), repeat(settings), enumerate(several))
+        # The task leaves nothing for others, so that there is a record alone.
+        records = cast("Iterator[CompletionRecord]", done)
         return Rate(sum(record.facts["scored"] for record in records), time.perf_counter() - started)
 
 
 def _prepare(keep_memory: bool) -> None:
     if not keep_memory:
-        item_task.keep_freed_memory = lambda: None
+        item_task.keep_freed_memory = lru_cache(lambda: None)

@@ -120,7 +120,7 @@ def draw_stages(stages: dict[str, dict[str, float]], title: str) -> Image.Image:
 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, y: int) -> None:
-    x = _MARGIN
+    x = float(_MARGIN)
     for stage, colour in STAGES.items():
         draw.rectangle((x, y + 2, x + 16, y + 18), colour)
         draw.text((x + 24, y), stage, _INK, _font(16))
@@ -154,7 +154,7 @@ def _draw_axis(draw: ImageDraw.ImageDraw, y: int, longest: float, scale: float) 
         draw.text((x, y + 10), f"{tick * step:g} ms", _FAINT, _font(14), anchor="ma")
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
