@@ -27,7 +27,7 @@ def of_shards(rows_and_activations):
 
 
 def shards_for(wanted):
-    return dict.fromkeys(wanted, type("Shard", (), {"size": 1000, "expected_rows": 1000})())
+    return dict.fromkeys(wanted, type("Shard", (), {"size": 0, "expected_rows": 0})())
 
 
 def test_a_shard_of_which_much_is_recomputed_is_several_tasks_of_a_size(monkeypatch):

@@ -64,8 +64,9 @@ def split(
     image = image.reshape(-1)
     original = _originals(everything, images, before)
     maps = np.bincount(image, units_of_maps(spec, everything), minlength=len(images))
-    rows = {p: shard.size / max(shard.expected_rows, 1) for p, shard in shards.items()}
-    sizes = maps * BYTES_OF_A_UNIT + np.array([rows[p] for p in (images >> 32).tolist()])
+    # Of a file whose size is not known, too.
+    an_image = {p: shard.size // max(shard.expected_rows, 1) + 1 for p, shard in shards.items()}
+    sizes = maps * BYTES_OF_A_UNIT + np.array([an_image[p] for p in (images >> 32).tolist()])
     home = original >> 32
     # Copies one behind the other: a task's end does not come between them, but for the largest of tasks.
     order = np.lexsort((images, original, home))
@@ -137,7 +138,8 @@ def _numbered(home: np.ndarray, *limits: tuple[np.ndarray, int]) -> np.ndarray:
     """Number the tasks of images, sorted by home: one for each home, or several that are about equally large.
 
     Args:
-        limits: how large each image is, and how much a task has of that; there may be several measures.
+        limits: how large each image is, whole numbers, of a home's first image from 1, and how much a task has of that;
+            there may be several measures.
     """
     starts = np.ones(len(home), bool)
     starts[1:] = home[1:] != home[:-1]
