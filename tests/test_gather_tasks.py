@@ -32,7 +32,8 @@ def shards_for(wanted):
 
 def test_a_shard_of_which_much_is_recomputed_is_several_tasks_of_a_size(monkeypatch):
     monkeypatch.setattr(gather_tasks, "_ORIGINALS_PER_TASK", 3)
-    spec, _ = tiny()
+    # Without maps, and of files whose size is not known.
+    spec, _ = tiny(layer=("classifier",))
     # The second shard has copies of four of the first's seven images, and two of its own.
     first = {row: 1.1 + row for row in range(7)}
     second = {**{10 + row: first[row] for row in (0, 2, 3, 6)}, 20: 0.3, 21: 0.4}
