@@ -87,7 +87,7 @@ class _Gathering:
             # Where it is tried again, what others had left is gone with its machine.
             left = () if number in retries else self._left.of(task)
             item = ToGather(given, leave=self._left.wants_more)
-            of, tried = _home(task), retries.get(number, 0)
+            of, tried = _first_shard(task), retries.get(number, 0)
             return Order(number, _GATHER, item, names[number], of=of, leaves=True, left=left, retries=tried)
 
         run = self._context.cluster.do(following, self._plan.spec, demand=Demand(), imports=_GATHER)
@@ -103,12 +103,12 @@ class _Gathering:
                 elif len(task.candidates) > 1:
                     of_several.append(task)
                 else:
-                    self._fail(_home(task), name, outcome.error, display)
+                    self._fail(_first_shard(task), name, outcome.error, display)
         return of_several
 
     def _names(self, tasks: list[Task]) -> list[str]:
         """Return what people call each task: its shard, and which piece where there are several of it."""
-        of = [_home(task) for task in tasks]
+        of = [_first_shard(task) for task in tasks]
         pieces, seen, names = Counter(of), Counter[int](), []
         for position in of:
             seen[position] += 1
@@ -154,7 +154,7 @@ class _Gathering:
         return {p: joined(*zip(*pieces, strict=True)) for p, pieces in self._come.items() if pieces}
 
 
-def _home(task: Task) -> int:
+def _first_shard(task: Task) -> int:
     """Return the position of the first of a task's shards, which it is named by."""
     return min(task.candidates)
 

@@ -64,7 +64,7 @@ def split(
     image = image.reshape(-1)
     original = _originals(everything, images, before)
     maps = np.bincount(image, units_of_maps(spec, everything), minlength=len(images))
-    # Of a file whose size is not known, too.
+    # Never 0, also where a file's size is not known.
     an_image = {p: shard.size // max(shard.expected_rows, 1) + 1 for p, shard in shards.items()}
     sizes = maps * BYTES_OF_A_UNIT + np.array([an_image[p] for p in (images >> 32).tolist()])
     home = original >> 32

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from benchmarking.data import copies_of, first_images
-from benchmarking.limits import MODEL, WEIGHTS, crop_of
+from benchmarking.limits import MODEL, WEIGHTS, crop_of, preprocess_of_model
 from benchmarking.measuring import Rate, print_table, ratios, spread, write_figures
 from benchmarking.own_job import INCEPTIONV1, KINDS, first_runs, job
-from exemplar_ray.network.models import find_architecture, load_network
+from exemplar_ray.network.models import load_network
 from exemplar_ray.network.trunk import to_input
 
 ORDINARY, DEAD = "as it is", "of dead channels"
@@ -64,8 +64,7 @@ def dead_channels(shards: Sequence[str], work: Path, options: Namespace) -> None
 
 def _dead_network(shards: Sequence[str], work: Path) -> list[str]:
     """Write such a network's file and weights; return the flags that name it."""
-    module, preprocess = load_network(MODEL, WEIGHTS).module, find_architecture(MODEL).preprocess
-    assert preprocess is not None
+    module, preprocess = load_network(MODEL, WEIGHTS).module, preprocess_of_model()
     crops = np.stack([crop_of(data, "reference") for data in first_images(shards, _IMAGES)])
     convolutions = [module.get_submodule(f"mixed4a_{branch}_pre_relu_conv") for branch in _BRANCHES]
     strongest: dict[Any, torch.Tensor] = {}

@@ -18,6 +18,7 @@ import torch
 from benchmarking.data import first_images
 from benchmarking.measuring import Rate, allowed_cores
 from exemplar_ray.data.decode_fast import decoder_of
+from exemplar_ray.data.preprocess import Preprocess
 from exemplar_ray.executor.malloc import keep_freed_memory
 from exemplar_ray.executor.resources import Demand, Resources, batch_size_of
 from exemplar_ray.exemplars.resolve import resolve
@@ -48,11 +49,16 @@ def spec_of(precision: str, decode: str = "reference", **wanted: Any) -> Exempla
     return resolve(ToResolve(asked)).spec
 
 
-def crop_of(data: bytes, decode: str) -> np.ndarray:
-    """Turn bytes into pixels as `--decode` does."""
+def preprocess_of_model() -> Preprocess:
+    """Return how the model's images are prepared."""
     preprocess = find_architecture(MODEL).preprocess
     assert preprocess is not None, f"{MODEL} says how its images are prepared"
-    return decoder_of(decode)(data, preprocess)
+    return preprocess
+
+
+def crop_of(data: bytes, decode: str) -> np.ndarray:
+    """Turn bytes into pixels as `--decode` does."""
+    return decoder_of(decode)(data, preprocess_of_model())
 
 
 def scanning_trunk(spec: ExemplarsSpec) -> CompiledTrunk:

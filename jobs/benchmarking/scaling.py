@@ -133,7 +133,7 @@ def plain_processes(shards: Sequence[str], keep_memory: bool = True) -> Rate:
             BATCH,
             threads=1,
             compile="always",
-            sample_rate=sample_rate(sum(shard.expected_rows for shard in several), spec.top_k),
+            sample_rate=sample_rate(sum(shard.images for shard in several), spec.top_k),
         )
         # One each: all of them are there before the clock starts.
         list(pool.map(time.sleep, [2] * cores))
